@@ -1,0 +1,38 @@
+// Time in shared memory is CLOCK_MONOTONIC in nanoseconds, never a process's own TSC calibration:
+// two processes would drift apart. The coarse clock (4 ms steps on most kernels) costs a fifth of
+// the precise one; it lags by at most one step and never runs ahead.
+#pragma once
+
+#include <time.h>
+
+#include <cstdint>
+
+namespace sluice::shm {
+
+inline uint64_t ToNs(const timespec& ts) {
+  return static_cast<uint64_t>(ts.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(ts.tv_nsec);
+}
+
+// The production clock of checks. Tests and the simulation pass their own type with these members.
+struct MonotonicClock {
+  static uint64_t PreciseNs() {
+    timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ToNs(ts);
+  }
+  static uint64_t CoarseNs() {
+    timespec ts;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+    return ToNs(ts);
+  }
+  static uint64_t CoarseStepNs() {
+    timespec ts;
+    return clock_getres(CLOCK_MONOTONIC_COARSE, &ts) == 0 ? ToNs(ts) : 10'000'000u;
+  }
+};
+
+// The coarse clock may serve where its lag admits at most 1 % of the burst: rate * 2 * step, that
+// is 2 * step / T tokens, against burst = tau / T.
+inline bool CoarseServes(uint64_t tau_ns, uint64_t step_ns) { return tau_ns >= 200 * step_ns; }
+
+}  // namespace sluice::shm

@@ -1,0 +1,104 @@
+// GCRA, the generic cell rate algorithm (ITU-T I.371, virtual scheduling form), as pure arithmetic
+// on one 64-bit word: the theoretical arrival time (TAT) in nanoseconds. No state, no clock.
+//
+// Two bounds, not one. Admission ends at now + tau; debt may stand up to now + tau + debt_max.
+// With debt cut off at now + tau, what other hosts used is forgotten just when a key is at its
+// limit, and two hosts admit nearly twice the limit.
+//
+// All times are CLOCK_MONOTONIC ns below 2^62; spans are below kMaxSpanNs, so no sum overflows.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "shm/layout.h"
+
+namespace sluice::shm {
+
+inline constexpr uint64_t kNever = ~0ull;              // retry_after of a cost that can never fit
+inline constexpr uint64_t kMinDebtNs = 1'000'000'000;  // debt_max = max(tau, 1 s)
+
+// Round-up multiplication n * period / limit in 128 bits; kNever when it leaves 62 bits.
+inline uint64_t CostNs(uint64_t n, uint64_t period_ns, uint64_t limit) {
+  const unsigned __int128 product = static_cast<unsigned __int128>(n) * period_ns;
+  const unsigned __int128 cost = (product + limit - 1) / limit;
+  return cost >> 62 ? kNever : static_cast<uint64_t>(cost);
+}
+
+// A limit in the form that checks use. All fields in ns but `limit` and `burst` (tokens).
+struct Limit {
+  uint64_t limit = 0;        // tokens per period, 1..10^9
+  uint64_t period_ns = 0;    // 1 ms..400 days
+  uint64_t burst = 0;        // tokens, 1..10^9
+  uint64_t interval_ns = 0;  // emission interval T, rounded up: the cost of one token
+  uint64_t tau_ns = 0;       // burst tolerance
+  uint64_t debt_max_ns = 0;  // how far beyond tau the TAT may stand
+};
+
+// tau = burst * T. Single tokens cost ceil(T) each, so tau is widened by the rounding of `burst`
+// single costs, yet by less than one T: a whole burst fits at once, one token more never does.
+inline Limit MakeLimit(uint64_t limit, uint64_t period_ns, uint64_t burst) {
+  Limit l{.limit = limit, .period_ns = period_ns, .burst = burst};
+  l.interval_ns = CostNs(1, period_ns, limit);
+  const uint64_t exact = CostNs(burst, period_ns, limit);
+  l.tau_ns = std::min(burst * l.interval_ns, exact + l.interval_ns - 1);
+  l.debt_max_ns = std::max(l.tau_ns, kMinDebtNs);
+  return l;
+}
+
+struct Verdict {
+  bool allowed = false;
+  uint64_t base_ns = 0;  // max(TAT, now)
+  uint64_t new_ns = 0;   // the TAT after this cost, stored when allowed
+};
+
+// The decision itself. `word_ns` is a live word; `cost_ns` <= 2^62.
+inline Verdict Decide(uint64_t word_ns, uint64_t now_ns, uint64_t cost_ns, uint64_t tau_ns) {
+  Verdict v;
+  v.base_ns = std::max(word_ns, now_ns);
+  v.new_ns = v.base_ns + cost_ns;
+  v.allowed = v.new_ns - now_ns <= tau_ns;
+  return v;
+}
+
+// Tokens left when the TAT stands at `tat_ns`; 0 in debt.
+inline uint64_t Remaining(uint64_t tat_ns, uint64_t now_ns, uint64_t interval_ns, uint64_t tau_ns) {
+  const uint64_t ahead = tat_ns > now_ns ? tat_ns - now_ns : 0;
+  return ahead >= tau_ns ? 0 : (tau_ns - ahead) / interval_ns;
+}
+
+// How long until this very cost fits, if nothing else is admitted meanwhile.
+inline uint64_t RetryAfterNs(const Verdict& v, uint64_t now_ns, uint64_t cost_ns, uint64_t tau_ns) {
+  if (v.allowed) return 0;
+  if (cost_ns > tau_ns) return kNever;
+  return v.new_ns - tau_ns - now_ns;
+}
+
+// How long until the bucket is full again.
+inline uint64_t ResetAfterNs(uint64_t tat_ns, uint64_t now_ns) {
+  return tat_ns > now_ns ? tat_ns - now_ns : 0;
+}
+
+// A word beyond now + tau + debt_max was written by nobody in order (or under an older, larger
+// limit), and a deny writes nothing: it is healed to now + tau.
+inline bool NeedsHeal(uint64_t word_ns, uint64_t now_ns, uint64_t tau_ns, uint64_t debt_max_ns) {
+  return word_ns > now_ns + tau_ns + debt_max_ns;
+}
+
+// What a decision's cost may give back: nothing once its TAT has passed, and never more than is
+// left of it. Giving back the whole cost late over-admits.
+inline uint64_t RefundNs(uint64_t decision_new_ns, uint64_t decision_cost_ns,
+                         uint64_t fresh_now_ns) {
+  if (decision_new_ns <= fresh_now_ns) return 0;
+  return std::min(decision_cost_ns, decision_new_ns - fresh_now_ns);
+}
+
+// A host's private cost: cost / share, as fixed point `inv_share` with 16 fraction bits, 0 = none.
+// A cost that fits the whole bucket still fits a share of it: a share never rejects everything.
+inline uint64_t SharedCostNs(uint64_t cost_ns, uint32_t inv_share, uint64_t tau_ns) {
+  if (inv_share <= aux::kShareOne || cost_ns > tau_ns) return cost_ns;
+  const unsigned __int128 scaled = (static_cast<unsigned __int128>(cost_ns) * inv_share) >> 16;
+  return scaled > tau_ns ? tau_ns : static_cast<uint64_t>(scaled);
+}
+
+}  // namespace sluice::shm

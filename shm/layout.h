@@ -1,0 +1,281 @@
+// Every byte that processes share, in one place.
+//
+// Two segments, both memfds made by the daemon and handed to clients over its attach socket:
+//
+//   control (clients map it read-only)             buckets (clients write; trusted by nobody)
+//   +--------------------------------+ 0           +--------------------------------+ 0
+//   | ControlHeader        4096 B    |             | slots        capacity * 32 B   |
+//   +--------------------------------+ 4096        +--------------------------------+ denied_offset
+//   | shard states  4096 * 8 B       |             | denied cells capacity *  8 B   |
+//   +--------------------------------+ 36864       +--------------------------------+ second_offset
+//   | policy buffers                 |             | second words capacity *  8 B   |
+//   |   kPolicyBuffers * 256 KiB     |             +--------------------------------+ dirty_offset
+//   +--------------------------------+ 2134016     | dirty bitmap capacity /  8 B   |
+//   | zeros                 64 KiB   |             +--------------------------------+
+//   overflow_offset
+//   +--------------------------------+             | overflow     kMaxRules * 32 B  |
+//                                                  +--------------------------------+ text_offset
+//                                                  | key texts    capacity * 128 B  |
+//                                                  +--------------------------------+ bytes
+//
+// Version rule: kAbiMajor rises when an old client would misread or damage a segment; kAbiMinor
+// when something was added that an old client may ignore. kLayoutHash covers sizes and offsets and
+// must match to the bit: a daemon that finds another hash makes a new generation of segments.
+//
+// The bucket segment holds no offsets, lengths or pointers: any bit pattern in it is harmless.
+// Geometry is computed from the capacity alone, copied into private memory once and never re-read.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace sluice::shm {
+
+static_assert(std::atomic<uint64_t>::is_always_lock_free, "shared words need 64-bit atomics");
+static_assert(sizeof(std::atomic<uint64_t>) == 8 && alignof(std::atomic<uint64_t>) == 8);
+
+inline constexpr uint64_t kMagic = 0x3145'4349'554c'5331;  // "1SLUICE1" in memory order
+inline constexpr uint32_t kAbiMajor = 1;
+inline constexpr uint32_t kAbiMinor = 0;
+
+// Bounds. Each is a promise to the readers that copy nothing.
+inline constexpr uint64_t kMinCapacity = 64;          // one dirty word
+inline constexpr uint64_t kMaxCapacity = 1ull << 26;  // 64 M buckets: 11.5 GiB
+inline constexpr uint32_t kMaxShards = 4096;          // 12 bits in aux
+inline constexpr uint32_t kMaxRules = 4096;           // compiled rules (a tier counts as one)
+inline constexpr uint32_t kPolicyBuffers = 8;         // so a superseded one rests >= 10 s
+inline constexpr uint32_t kPolicyBufferBytes = 256 * 1024;
+inline constexpr uint32_t kKeyTextBytes = 120;                       // longer texts: prefix + hash
+inline constexpr uint64_t kMaxSpanNs = 400ull * 86'400'000'000'000;  // tau, period: 400 days
+inline constexpr uint64_t kHugePageBytes = 2ull << 20;
+
+// --- the bucket segment -------------------------------------------------------------------------
+
+// One bucket. Two to a cache line, two groups of four are a key's neighbourhood.
+//
+//   word   live  0 | time and payload:63    (token bucket: TAT, CLOCK_MONOTONIC ns)
+//          dead  1 | gen:16 | time_us:47    (being reused; see slot_table.h)
+//   key    fingerprint:45 | kind:3 | gen:16 (fingerprint 0: never used or emptied)
+//   used   gen:16 | count:48                (tokens since the daemon's last take, biased)
+//   aux    1/share:32 | shard:12 | flags:4 | rule:16
+//
+// `Cell` is std::atomic<uint64_t> in production; the model checker puts its own type there.
+template <class Cell>
+struct alignas(32) BasicSlot {
+  Cell word;
+  Cell key;
+  Cell used;
+  Cell aux;
+};
+using Slot = BasicSlot<std::atomic<uint64_t>>;
+static_assert(sizeof(Slot) == 32 && alignof(Slot) == 32);
+static_assert(offsetof(Slot, word) == 0 && offsetof(Slot, key) == 8);
+static_assert(offsetof(Slot, used) == 16 && offsetof(Slot, aux) == 24);
+
+inline constexpr uint32_t kGroupSlots = 4;
+
+// The text of a bucket's name, for Redis and for people: `tag` is the key word it was written for
+// (fingerprint, kind, gen), stored last with release; `text` is NUL-padded. Untrusted like all
+// else here: the daemon believes a text only if it hashes to the fingerprint of its slot.
+struct KeyText {
+  std::atomic<uint64_t> tag;
+  char text[kKeyTextBytes];
+};
+static_assert(sizeof(KeyText) == 128 && offsetof(KeyText, text) == 8);
+
+// Kinds of word (3 bits of the key word). Every word answers "expired?" with word + grace <= now.
+enum class Kind : uint8_t {
+  kTokenBucket = 0,    // GCRA: the word is the TAT in ns
+  kFixedWindow = 1,    // reserved: window end:40 (2^23 ns) | count:23
+  kSlidingWindow = 2,  // reserved: the same, the closed window in the second word
+  kLease = 3,          // reserved: expiry:40 (2^23 ns) | credits:23
+  kSlidingLog = 4,     // reserved
+};
+
+namespace word {
+inline constexpr uint64_t kDeadBit = 1ull << 63;
+inline constexpr uint64_t kDeadTimeMask = (1ull << 47) - 1;
+inline constexpr bool IsDead(uint64_t w) { return (w & kDeadBit) != 0; }
+inline constexpr uint64_t Dead(uint16_t gen, uint64_t time_us) {
+  return kDeadBit | (uint64_t{gen} << 47) | (time_us & kDeadTimeMask);
+}
+inline constexpr uint16_t DeadGen(uint64_t w) { return static_cast<uint16_t>(w >> 47); }
+inline constexpr uint64_t DeadTimeUs(uint64_t w) { return w & kDeadTimeMask; }
+}  // namespace word
+
+namespace key {
+inline constexpr uint64_t kFpMask = (1ull << 45) - 1;
+inline constexpr uint64_t Make(uint64_t fp, Kind kind, uint16_t gen) {
+  return (fp << 19) | (uint64_t{static_cast<uint8_t>(kind)} << 16) | gen;
+}
+inline constexpr uint64_t Fp(uint64_t k) { return k >> 19; }
+inline constexpr Kind KindOf(uint64_t k) { return static_cast<Kind>((k >> 16) & 7); }
+inline constexpr uint16_t Gen(uint64_t k) { return static_cast<uint16_t>(k); }
+}  // namespace key
+
+// `used` counts around a bias, so that a refund (a subtraction) never borrows from the gen.
+namespace used {
+inline constexpr uint64_t kCountMask = (1ull << 48) - 1;
+inline constexpr uint64_t kBias = 1ull << 47;
+inline constexpr uint64_t Make(uint16_t gen, int64_t count) {
+  return (uint64_t{gen} << 48) | ((kBias + static_cast<uint64_t>(count)) & kCountMask);
+}
+inline constexpr uint16_t Gen(uint64_t u) { return static_cast<uint16_t>(u >> 48); }
+inline constexpr int64_t Count(uint64_t u) {
+  return static_cast<int64_t>(u & kCountMask) - static_cast<int64_t>(kBias);
+}
+}  // namespace used
+
+// Denied cells carry the gen too, so that a tenant is never shown its predecessor's denials.
+namespace denied {
+inline constexpr uint64_t kCountMask = (1ull << 48) - 1;
+inline constexpr uint64_t Make(uint16_t gen, uint64_t count) {
+  return (uint64_t{gen} << 48) | (count & kCountMask);
+}
+inline constexpr uint16_t Gen(uint64_t d) { return static_cast<uint16_t>(d >> 48); }
+inline constexpr uint64_t Count(uint64_t d) { return d & kCountMask; }
+}  // namespace denied
+
+namespace aux {
+// 1/share is fixed point with 16 fraction bits; 0 means "no view yet": a share of 1.
+inline constexpr uint32_t kShareOne = 1u << 16;
+inline constexpr uint64_t kDirty = 1ull << 16;       // first thing a check looks at
+inline constexpr uint64_t kTextWanted = 1ull << 17;  // the daemon has no valid text for this slot
+inline constexpr uint64_t kFlagsMask = 0xfull << 16;
+inline constexpr uint64_t Make(uint32_t inv_share, uint32_t shard, uint16_t rule) {
+  return (uint64_t{inv_share} << 32) | (uint64_t{shard & 0xfff} << 20) | rule;
+}
+inline constexpr uint32_t InvShare(uint64_t a) { return static_cast<uint32_t>(a >> 32); }
+inline constexpr uint32_t Shard(uint64_t a) { return static_cast<uint32_t>(a >> 20) & 0xfff; }
+inline constexpr uint16_t Rule(uint64_t a) { return static_cast<uint16_t>(a); }
+inline constexpr uint64_t WithInvShare(uint64_t a, uint32_t inv_share) {
+  return (a & 0xffff'ffffull) | (uint64_t{inv_share} << 32);
+}
+}  // namespace aux
+
+// Where each array of the bucket segment stands, from the capacity alone.
+struct BucketGeometry {
+  uint64_t capacity = 0;  // slots, a power of two
+  uint64_t denied_offset = 0;
+  uint64_t second_offset = 0;
+  uint64_t dirty_offset = 0;
+  uint64_t overflow_offset = 0;
+  uint64_t text_offset = 0;
+  uint64_t bytes = 0;  // whole segment, a multiple of 2 MiB
+};
+
+// Precondition: IsValidCapacity(capacity).
+inline constexpr BucketGeometry GeometryFor(uint64_t capacity) {
+  BucketGeometry g;
+  g.capacity = capacity;
+  g.denied_offset = capacity * sizeof(Slot);
+  g.second_offset = g.denied_offset + capacity * 8;
+  g.dirty_offset = g.second_offset + capacity * 8;
+  g.overflow_offset = g.dirty_offset + (capacity / 8 + 63) / 64 * 64;
+  g.text_offset = g.overflow_offset + uint64_t{kMaxRules} * sizeof(Slot);
+  g.bytes = (g.text_offset + capacity * sizeof(KeyText) + kHugePageBytes - 1) / kHugePageBytes *
+            kHugePageBytes;
+  return g;
+}
+inline constexpr bool IsValidCapacity(uint64_t capacity) {
+  return capacity >= kMinCapacity && capacity <= kMaxCapacity && (capacity & (capacity - 1)) == 0;
+}
+static_assert(GeometryFor(1 << 17).dirty_offset % 64 == 0);
+static_assert(GeometryFor(kMinCapacity).overflow_offset % 64 == 0);
+static_assert(GeometryFor(1 << 20).bytes < (1ull << 28), "about 176 bytes a bucket");
+
+// --- the control segment ------------------------------------------------------------------------
+
+enum class ShardMode : uint8_t {
+  kHealthy = 0,    // reconciled within three flush intervals
+  kStale = 1,      // older than that: decisions go on unchanged, operators see it
+  kEmergency = 2,  // each rule follows its when_degraded word
+};
+
+// shard_state word: mode:2 low | since_ns << 2 (CLOCK_MONOTONIC). One store switches a shard.
+namespace shard_state {
+inline constexpr uint64_t Make(ShardMode mode, uint64_t since_ns) {
+  return (since_ns << 2) | static_cast<uint64_t>(mode);
+}
+inline constexpr ShardMode Mode(uint64_t s) {
+  return (s & 3) >= 2 ? ShardMode::kEmergency : static_cast<ShardMode>(s & 3);
+}
+inline constexpr uint64_t SinceNs(uint64_t s) { return s >> 2; }
+}  // namespace shard_state
+
+// policy word: seq:48 | buffer:16. seq only grows; 0 means that no policy was published yet.
+namespace policy_word {
+inline constexpr uint64_t Make(uint64_t seq, uint32_t buffer) { return (seq << 16) | buffer; }
+inline constexpr uint64_t Seq(uint64_t w) { return w >> 16; }
+inline constexpr uint32_t Buffer(uint64_t w) { return static_cast<uint32_t>(w & 0xffff); }
+}  // namespace policy_word
+
+// The first page of the control segment. All fields but the atomics are written once, before the
+// magic (release); the atomics of the second line are what a check reads.
+struct alignas(64) ControlHeader {
+  // line 0: who made this, and how it is laid out
+  std::atomic<uint64_t> magic;  // kMagic; stored last
+  uint32_t abi_major;
+  uint32_t abi_minor;
+  uint64_t layout_hash;  // kLayoutHash
+  uint8_t boot_id[16];   // /proc/sys/kernel/random/boot_id: CLOCK_MONOTONIC is per boot
+  uint64_t generation;   // random; names this pair of segments
+  uint64_t capacity;     // slots of the bucket segment
+  uint32_t shard_count;  // 1..kMaxShards
+  uint32_t reserved0;
+
+  // line 1: read by every check, written rarely (heartbeat: 10 times a second)
+  std::atomic<uint64_t> policy;        // policy_word
+  std::atomic<uint64_t> heartbeat_ns;  // CLOCK_MONOTONIC of the daemon's last beat
+  std::atomic<uint64_t> max_debt_ns;   // monotone: largest tau + debt_max ever published
+  std::atomic<uint64_t> grace_ns;      // a slot is reusable this long after its word's time
+  std::atomic<uint64_t> reconciling;   // 1: a Redis is configured, so a dead daemon means emergency
+  std::atomic<uint64_t> stopped;       // 1: the daemon ended in order (set on SIGTERM)
+  uint64_t reserved1[2];
+
+  // line 2: secrets and identity, read at attach
+  uint64_t hash_salt[2];  // random per generation; keys the bucket hash against flooding
+  uint64_t daemon_pid;    // for people; never used to decide anything
+  uint64_t daemon_uid;
+  uint64_t created_ns;
+  uint64_t reserved2[3];
+
+  uint8_t padding[4096 - 3 * 64];
+};
+static_assert(sizeof(ControlHeader) == 4096);
+static_assert(offsetof(ControlHeader, layout_hash) == 16);
+static_assert(offsetof(ControlHeader, boot_id) == 24);
+static_assert(offsetof(ControlHeader, capacity) == 48);
+static_assert(offsetof(ControlHeader, policy) == 64);
+static_assert(offsetof(ControlHeader, hash_salt) == 128);
+
+inline constexpr uint64_t kShardStatesOffset = sizeof(ControlHeader);
+inline constexpr uint64_t kPolicyOffset = kShardStatesOffset + uint64_t{kMaxShards} * 8;
+// The tail is never written: a reader of a torn policy may run this far past a masked offset.
+inline constexpr uint64_t kControlTailBytes = 64 * 1024;
+inline constexpr uint64_t kControlBytes =
+    kPolicyOffset + uint64_t{kPolicyBuffers} * kPolicyBufferBytes + kControlTailBytes;
+static_assert(kPolicyOffset == 36864 &&
+              kPolicyOffset + kPolicyBuffers * kPolicyBufferBytes == 2134016);
+static_assert(kPolicyOffset % 4096 == 0 && kControlBytes % 4096 == 0);
+
+// FNV-1a over every size and offset above: two builds agree on it or do not share memory.
+inline constexpr uint64_t LayoutHash() {
+  const BucketGeometry g = GeometryFor(1 << 20);
+  const uint64_t parts[] = {
+      kAbiMajor,       sizeof(Slot),   sizeof(KeyText),   kGroupSlots,        g.denied_offset,
+      g.second_offset, g.dirty_offset, g.overflow_offset, g.text_offset,      g.bytes,
+      kMaxShards,      kMaxRules,      kPolicyBuffers,    kPolicyBufferBytes, kPolicyOffset,
+      kControlBytes,   aux::kDirty,    used::kBias,       kKeyTextBytes,      1 /* policy form */};
+  uint64_t h = 0xcbf29ce484222325;
+  for (const uint64_t part : parts) {
+    for (int i = 0; i < 8; ++i) {
+      h = (h ^ ((part >> (8 * i)) & 0xff)) * 0x100000001b3;
+    }
+  }
+  return h;
+}
+inline constexpr uint64_t kLayoutHash = LayoutHash();
+
+}  // namespace sluice::shm

@@ -1,0 +1,196 @@
+// Compiled rules, read in place from a policy buffer of the control segment.
+//
+// The daemon writes a whole policy into a buffer that was superseded at least kPolicyRestNs ago,
+// then release-stores the policy word {seq | buffer}. A reader loads the word (acquire), matches in
+// place, and loads the word again: equal means that all it read belonged together. A reader that
+// stood still for longer than the rest may read torn bytes, so every offset and count is masked to
+// a bound here, and nothing read in place is used as a pointer.
+//
+//   buffer:  PolicyHeader | GroupView[group_count] | RuleView[rule_count] | ConditionView[] |
+//            KeyPartView[] | StringRef[] (one-of lists) | string bytes
+//
+// A *group* is one rule of the configuration: its conditions and key. A *rule* is a group at one
+// tier: a limit. The group without tiers has one rule, its base. Rule ids index RuleView[] and are
+// valid within one policy only; across policies a rule is known by its label, "name" or
+// "name@tier".
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "shm/gcra.h"
+#include "shm/layout.h"
+
+namespace sluice::shm {
+
+inline constexpr uint32_t kPolicyMagic = 0x59434c50;  // "PLCY"
+inline constexpr uint64_t kPolicyRestNs = 10'000'000'000;
+inline constexpr uint32_t kMaxGroups = 1024;
+inline constexpr uint32_t kMaxNames = 64;           // distinct descriptor names, one mask bit each
+inline constexpr uint32_t kNameSlots = 128;         // open-addressed index of names
+inline constexpr uint32_t kMaxConditions = 16;      // of one group
+inline constexpr uint32_t kMaxKeyParts = 8;         // of one group
+inline constexpr uint32_t kMaxOneOf = 256;          // values of one one-of condition
+inline constexpr uint32_t kMaxLabelBytes = 64;      // "name@tier"
+inline constexpr uint32_t kMaxPatternBytes = 1024;  // one match value
+inline constexpr uint16_t kNoRule = 0xffff;
+inline constexpr uint8_t kNoName = 0xff;
+
+struct StringRef {
+  uint32_t offset;
+  uint32_t length;
+};
+
+struct PolicyHeader {
+  uint32_t magic;
+  uint32_t bytes;  // whole policy, header included
+  uint32_t crc32;  // IEEE, over [sizeof(PolicyHeader), bytes); checked by the daemon on adoption
+  uint32_t name_count;
+  uint64_t seq;
+  uint32_t group_count;
+  uint32_t groups_offset;
+  uint32_t rule_count;
+  uint32_t rules_offset;
+  uint64_t version_hash;           // of the configuration's text: equal on hosts with equal limits
+  uint8_t name_slots[kNameSlots];  // NameSlot() -> name id, kNoName: empty; linear probing
+  StringRef names[kMaxNames];
+};
+static_assert(sizeof(PolicyHeader) == 48 + kNameSlots + kMaxNames * 8);
+
+enum class MatchOp : uint8_t { kExact = 0, kPrefix = 1, kGlob = 2, kOneOf = 3 };
+
+struct ConditionView {
+  uint8_t name;  // name id
+  MatchOp op;
+  uint16_t count;   // kOneOf: how many StringRefs stand at value.offset
+  StringRef value;  // kPrefix: without the trailing '*'
+};
+static_assert(sizeof(ConditionView) == 12);
+
+enum class KeyForm : uint8_t {
+  kRaw = 0,
+  kIp = 1,  // canonical network address with v4_bits / v6_bits kept; not an address: kept raw
+};
+
+struct KeyPartView {
+  uint8_t name;
+  KeyForm form;
+  uint8_t v4_bits;
+  uint8_t v6_bits;
+};
+static_assert(sizeof(KeyPartView) == 4);
+
+struct GroupView {
+  uint64_t needed;  // bit per name id that must be present (conditions and key)
+  uint32_t conditions_offset;
+  uint32_t key_offset;
+  uint16_t condition_count;
+  uint16_t key_count;
+  uint16_t first_rule;  // tiers: rules [first_rule, first_rule + tier_count), matched by `tier`
+  uint16_t tier_count;
+  uint16_t base_rule;  // no tier matched, or no tiers; kNoRule: then the group does not apply
+  uint8_t tier_name;   // name id of the descriptor that selects the tier; kNoName: none
+  uint8_t flags;
+  uint32_t reserved;
+};
+static_assert(sizeof(GroupView) == 32);
+
+enum class DegradedMode : uint8_t {
+  kOpen = 0,     // admit all, go on counting
+  kClosed = 1,   // deny all
+  kDegrade = 2,  // the host's share of the limit, times factor
+  kNormal = 3,   // go on as if healthy (local decisions at the last share)
+};
+
+struct RuleView {
+  Limit limit;          // 48 bytes
+  uint64_t hash_seed;   // HashValue(salt, label, 0): heads the chain over the key's values
+  uint64_t for_ns;      // the first mode holds this long in an emergency, then `then`; 0: for good
+  StringRef label;      // "name" or "name@tier"
+  StringRef tier;       // the tier's value
+  uint32_t cost;        // tokens per unit of the request's cost, 1..10^6
+  uint32_t factor_q16;  // kDegrade: 1/factor with 16 fraction bits (factor 0.25 -> 4 << 16)
+  uint32_t then_factor_q16;
+  uint16_t group;
+  DegradedMode mode;
+  DegradedMode then_mode;
+  uint8_t strict;  // consistency: strict (decides as approximate for now)
+  uint8_t alert;   // raise an alert when this rule degrades
+  uint8_t shadow;  // count, never deny
+  uint8_t reserved[5];
+};
+static_assert(sizeof(RuleView) == 104);
+
+// Cheap index of descriptor names; not a defence, names come from the configuration.
+inline uint32_t NameSlot(std::string_view name) {
+  const uint32_t n = static_cast<uint32_t>(name.size());
+  const uint32_t first = n ? static_cast<uint8_t>(name.front()) : 0;
+  const uint32_t last = n ? static_cast<uint8_t>(name.back()) : 0;
+  const uint32_t mid = n ? static_cast<uint8_t>(name[n / 2]) : 0;
+  return (n * 37 + first * 5 + last * 17 + mid * 3) % kNameSlots;
+}
+
+// Bounds-masking accessors over one buffer. Valid as long as the segment is mapped; what they
+// return is meaningful only if the policy word is unchanged afterwards.
+class PolicyView {
+ public:
+  explicit PolicyView(const char* buffer) : buffer_(buffer) {}
+
+  const PolicyHeader& header() const { return *reinterpret_cast<const PolicyHeader*>(buffer_); }
+  uint32_t group_count() const { return std::min(header().group_count, kMaxGroups); }
+  uint32_t rule_count() const { return std::min(header().rule_count, kMaxRules); }
+  uint32_t name_count() const { return std::min(header().name_count, kMaxNames); }
+
+  const GroupView& group(uint32_t i) const {
+    return *At<GroupView>(header().groups_offset, i % kMaxGroups);
+  }
+  const RuleView& rule(uint32_t i) const {
+    return *At<RuleView>(header().rules_offset, i % kMaxRules);
+  }
+  const ConditionView& condition(const GroupView& g, uint32_t i) const {
+    return *At<ConditionView>(g.conditions_offset, i);
+  }
+  const KeyPartView& key_part(const GroupView& g, uint32_t i) const {
+    return *At<KeyPartView>(g.key_offset, i);
+  }
+  std::string_view one_of(const ConditionView& c, uint32_t i) const {
+    return text(*At<StringRef>(c.value.offset, i));
+  }
+  std::string_view text(StringRef ref) const {
+    return {buffer_ + Mask(ref.offset), std::min(ref.length, kMaxPatternBytes)};
+  }
+
+  // The id of a descriptor name, or kNoName when no rule speaks of it.
+  uint8_t FindName(std::string_view name) const {
+    const PolicyHeader& h = header();
+    uint32_t slot = NameSlot(name);
+    for (uint32_t probe = 0; probe < kNameSlots; ++probe, slot = (slot + 1) % kNameSlots) {
+      const uint8_t id = h.name_slots[slot];
+      if (id >= kMaxNames) return kNoName;
+      const std::string_view candidate = text(h.names[id]);
+      if (candidate.size() == name.size() &&
+          std::memcmp(candidate.data(), name.data(), name.size()) == 0) {
+        return id;
+      }
+    }
+    return kNoName;
+  }
+
+ private:
+  // Offsets are multiples of 4 at least; the tail of the control segment covers what a masked
+  // offset plus a bounded index can reach beyond the last buffer.
+  static uint32_t Mask(uint32_t offset) { return offset & (kPolicyBufferBytes - 1); }
+  template <class T>
+  const T* At(uint32_t offset, uint64_t index) const {
+    const uint64_t at = Mask(offset) + index * sizeof(T);
+    const uint64_t bounded = at + sizeof(T) <= kPolicyBufferBytes ? at : 0;
+    return reinterpret_cast<const T*>(buffer_ + (bounded & ~3ull));
+  }
+
+  const char* buffer_;
+};
+static_assert(kMaxPatternBytes <= kControlTailBytes);
+
+}  // namespace sluice::shm
