@@ -1,0 +1,197 @@
+/* libsluice: rate limit checks in shared memory, in nanoseconds.
+ *
+ * A process opens one client and checks requests against the rules that the local sluiced has
+ * published. A check makes no system call, takes no lock, allocates nothing and never blocks. No
+ * function throws, aborts, or changes signal masks or handlers.
+ *
+ * Threads: a client, its handles and its rule handles may be used from any number of threads at
+ * once; close or free them only when no other thread is in a call on them. After fork() the child
+ * may go on using the client.
+ * Time: all durations are nanoseconds unless the name says otherwise.
+ * Text: names and values are byte strings with a length, any byte may occur; no NUL is needed. */
+#ifndef SLUICE_H
+#define SLUICE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define SLUICE_API __attribute__((visibility("default")))
+#else
+#define SLUICE_API
+#endif
+
+#define SLUICE_VERSION_MAJOR 0
+#define SLUICE_VERSION_MINOR 1
+
+/* Bounds. Beyond them a call answers an error code and the client's default; it never crashes. */
+#define SLUICE_MAX_DESCRIPTORS 64u       /* per request */
+#define SLUICE_MAX_NAME_BYTES 255u       /* a descriptor's name */
+#define SLUICE_MAX_VALUE_BYTES 65536u    /* a descriptor's value */
+#define SLUICE_MAX_RULES_PER_REQUEST 16u /* rules that match one request */
+#define SLUICE_MAX_COST 1000000000u      /* cost of one request */
+#define SLUICE_NEVER UINT64_MAX          /* retry_after_ns of a cost that can never fit */
+
+/* Negative results. */
+enum sluice_error {
+  SLUICE_E_ARGUMENT = -1,    /* a NULL that must not be, or cost above SLUICE_MAX_COST */
+  SLUICE_E_DESCRIPTORS = -2, /* more than SLUICE_MAX_DESCRIPTORS, or one is too long or nameless */
+  SLUICE_E_RULES = -3,       /* more rules match than SLUICE_MAX_RULES_PER_REQUEST */
+  SLUICE_E_NO_RULE = -4,     /* no rule of that name, or its key is not a single value */
+  SLUICE_E_MEMORY = -5,      /* out of memory (open and bind only) */
+  SLUICE_E_BUFFER = -6,      /* the buffer is too small */
+  SLUICE_E_STALE = -7        /* the decision belongs to an earlier generation of buckets */
+};
+
+/* Where an answer came from. */
+enum sluice_source {
+  SLUICE_SOURCE_RULES = 0,     /* the rules decided in the normal way */
+  SLUICE_SOURCE_NO_MATCH = 1,  /* no rule matches: allowed */
+  SLUICE_SOURCE_DEFAULT = 2,   /* not attached, or an error: the client's default */
+  SLUICE_SOURCE_EMERGENCY = 3, /* the deciding rule is degraded (see when_degraded) */
+  SLUICE_SOURCE_OVERFLOW = 4   /* no slot was free near the key: the rule's overflow bucket */
+};
+
+typedef struct sluice sluice_t;
+typedef struct sluice_handle sluice_handle_t;
+typedef struct sluice_rule sluice_rule_t;
+
+typedef struct sluice_descriptor {
+  const char* name;
+  size_t name_len;
+  const char* value;
+  size_t value_len;
+} sluice_descriptor_t;
+
+/* One matched rule in a decision. For sluice_refund and sluice_http_fields; opaque otherwise. */
+typedef struct sluice_spend {
+  uint64_t new_ns;  /* TAT after this cost (spent) or before it (not spent) */
+  uint64_t cost_ns; /* as charged */
+  uint32_t slot;
+  uint32_t tokens;
+  uint16_t gen;
+  uint16_t rule;
+  uint16_t flags;
+  uint16_t reserved;
+} sluice_spend_t;
+
+typedef struct sluice_decision {
+  int32_t allowed; /* 1 or 0; the same as the function's result unless that is negative */
+  uint16_t source; /* enum sluice_source */
+  uint16_t shadow; /* 1: a shadow rule would have denied; `allowed` is not changed by it */
+  uint64_t limit;  /* of the deciding rule: tokens per period; 0 when no rule decided */
+  uint64_t period_ns;
+  uint64_t burst;
+  uint64_t remaining;      /* tokens left under the deciding rule after this decision */
+  uint64_t retry_after_ns; /* 0 when allowed; until this very cost fits; SLUICE_NEVER: it cannot */
+  uint64_t reset_after_ns; /* until the deciding rule's bucket is full again */
+  uint64_t delay_ns;       /* reserved for leaky buckets: wait this long before going on; now 0 */
+  /* what follows serves the functions below */
+  uint64_t now_ns;
+  uint64_t policy;
+  uint64_t generation;
+  uint16_t rule; /* index of the deciding rule; 0xffff: none */
+  uint16_t spend_count;
+  uint32_t reserved;
+  sluice_spend_t spends[SLUICE_MAX_RULES_PER_REQUEST];
+} sluice_decision_t;
+
+typedef struct sluice_options {
+  uint32_t struct_size;    /* sizeof(sluice_options_t) */
+  int32_t default_allowed; /* the answer while not attached: 1 (default) or 0 */
+  const char* runtime_dir; /* NULL: $SLUICE_RUNTIME_DIR, else /run/sluice */
+  const char* label;       /* shown to operators; NULL: the program's name; at most 31 bytes */
+} sluice_options_t;
+
+typedef struct sluice_info {
+  int32_t attached;          /* 1: decisions come from the rules */
+  int32_t daemon_alive;      /* 1: the daemon's heartbeat is fresh */
+  int32_t same_user;         /* 1: this process runs as the daemon's user and could harm it */
+  uint32_t shards_emergency; /* shards that are in emergency */
+  uint64_t generation;
+  uint64_t policy_seq;   /* rises with each change of the rules */
+  uint64_t attach_count; /* how often this client attached */
+  char message[160];     /* why it is not attached, and the mend */
+} sluice_info_t;
+
+/* Opens a client. Never blocks: without a daemon it answers by `default_allowed` and attaches by
+ * itself when the daemon comes. `options` may be NULL. Returns 0, or SLUICE_E_MEMORY /
+ * SLUICE_E_ARGUMENT. */
+SLUICE_API int sluice_open(const sluice_options_t* options, sluice_t** client);
+
+/* Frees the client. Its handles must be freed before. NULL is ignored. */
+SLUICE_API void sluice_close(sluice_t* client);
+
+/* Waits until attached, at most `timeout_ms`. Returns 1 when attached, 0 when not. This one may
+ * block; checks never need it. */
+SLUICE_API int sluice_wait(sluice_t* client, uint32_t timeout_ms);
+
+/* Checks one request: all rules that match apply, the strictest decides, and a rejected request
+ * spends nothing anywhere. Returns 1 allowed, 0 denied, or a negative error (then *decision holds
+ * the client's default). `cost` 0 only looks: it is allowed when the bucket is not in debt beyond
+ * its burst, and writes nothing. `decision` may be NULL. */
+SLUICE_API int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
+                            uint32_t cost, sluice_decision_t* decision);
+
+/* Binds a list of descriptors once, for the shortest path. Values are copied. The handle follows
+ * changes of the rules and re-attachments by itself. */
+SLUICE_API int sluice_handle_bind(sluice_t* client, const sluice_descriptor_t* descriptors,
+                                  size_t count, sluice_handle_t** handle);
+SLUICE_API int sluice_handle_check(sluice_handle_t* handle, uint32_t cost,
+                                   sluice_decision_t* decision);
+SLUICE_API void sluice_handle_free(sluice_handle_t* handle);
+
+/* Binds one rule by its label ("name", or "name@tier") whose key is at most one value, for checks
+ * with a changing key and no matching. */
+SLUICE_API int sluice_rule_bind(sluice_t* client, const char* label, sluice_rule_t** rule);
+SLUICE_API int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len,
+                                 uint32_t cost, sluice_decision_t* decision);
+SLUICE_API void sluice_rule_free(sluice_rule_t* rule);
+
+/* Checks many at once, each on its own (one may be denied while others are not); memory latency
+ * overlaps. results[i] is what the single call would return; decisions may be NULL, else holds
+ * `count` items. Returns how many were allowed, or a negative error that applies to all. */
+typedef struct sluice_request {
+  const sluice_descriptor_t* descriptors;
+  size_t count;
+  uint32_t cost;
+} sluice_request_t;
+SLUICE_API int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t count,
+                                 int* results, sluice_decision_t* decisions);
+typedef struct sluice_key {
+  const char* key;
+  size_t len;
+} sluice_key_t;
+SLUICE_API int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* keys, size_t count,
+                                      uint32_t cost, int* results, sluice_decision_t* decisions);
+
+/* Gives back what an allowed decision spent, as far as it still stands: nothing once its time has
+ * passed. A decision is refunded at most once (it is marked). Returns the number of rules that got
+ * something back, or SLUICE_E_STALE / SLUICE_E_ARGUMENT. */
+SLUICE_API int sluice_refund(sluice_t* client, sluice_decision_t* decision);
+
+/* The label of the deciding rule, NUL-terminated. Returns its length, 0 when no rule decided or
+ * the rules have changed since, or SLUICE_E_BUFFER. */
+SLUICE_API int sluice_decision_rule(sluice_t* client, const sluice_decision_t* decision,
+                                    char* buffer, size_t size);
+
+/* HTTP fields for a decision, each line ended by CRLF, the whole NUL-terminated:
+ *   Retry-After (when denied and it can ever fit), RateLimit-Policy and RateLimit
+ * (draft-ietf-httpapi-ratelimit-headers-10, structured fields of RFC 9651).
+ * Returns the bytes written without the NUL, or SLUICE_E_BUFFER (1 KiB suffices for 8 rules). */
+SLUICE_API int sluice_http_fields(sluice_t* client, const sluice_decision_t* decision, char* buffer,
+                                  size_t size);
+
+SLUICE_API void sluice_get_info(sluice_t* client, sluice_info_t* info);
+
+/* One sentence for an error code; never NULL. */
+SLUICE_API const char* sluice_strerror(int code);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
