@@ -1,0 +1,1 @@
+"""Real processes for the tests: Redis Clusters, daemons, tools. Standard library only."""
