@@ -154,12 +154,27 @@ inline constexpr uint64_t WithInvShare(uint64_t a, uint32_t inv_share) {
 }
 }  // namespace aux
 
+// Rare events, counted by whoever meets them (relaxed; for operators, nothing decides by them).
+enum class Counter : uint32_t {
+  kClaims,        // slots taken for a new key
+  kEvictions,     // of those, slots that had held another key
+  kAbandonedUse,  // tokens found unharvested in a slot at its reuse
+  kOverflows,     // checks answered by a rule's overflow bucket
+  kGaveUp,        // checks that met kMaxRestarts changes and answered by the rule's fail mode
+  kHeals,         // wild or outdated words set back to now + tau
+  kDuplicates,    // slots emptied because their key stood in two
+  kRepairs,       // dead words whose gen fitted nothing (hostile or random memory)
+  kEmergency,     // checks decided in emergency
+};
+inline constexpr uint32_t kCounters = 64;
+
 // Where each array of the bucket segment stands, from the capacity alone.
 struct BucketGeometry {
   uint64_t capacity = 0;  // slots, a power of two
   uint64_t denied_offset = 0;
   uint64_t second_offset = 0;
   uint64_t dirty_offset = 0;
+  uint64_t counters_offset = 0;
   uint64_t overflow_offset = 0;
   uint64_t text_offset = 0;
   uint64_t bytes = 0;  // whole segment, a multiple of 2 MiB
@@ -172,7 +187,8 @@ inline constexpr BucketGeometry GeometryFor(uint64_t capacity) {
   g.denied_offset = capacity * sizeof(Slot);
   g.second_offset = g.denied_offset + capacity * 8;
   g.dirty_offset = g.second_offset + capacity * 8;
-  g.overflow_offset = g.dirty_offset + (capacity / 8 + 63) / 64 * 64;
+  g.counters_offset = g.dirty_offset + (capacity / 8 + 63) / 64 * 64;
+  g.overflow_offset = g.counters_offset + uint64_t{kCounters} * 8;
   g.text_offset = g.overflow_offset + uint64_t{kMaxRules} * sizeof(Slot);
   g.bytes = (g.text_offset + capacity * sizeof(KeyText) + kHugePageBytes - 1) / kHugePageBytes *
             kHugePageBytes;

@@ -1,0 +1,318 @@
+// Finding, claiming and reusing slots: fixed capacity, no tombstones, no locks; any process may be
+// killed at any instruction. See docs/slot-protocol.md for the numbered invariants cited here.
+//
+// A key's neighbourhood is two groups of four slots. A slot passes from key to key by 8-byte CAS:
+//
+//   1 it is reusable if its fingerprint is 0, or its word is live and
+//     (word + grace <= now, or word > now + max_debt)
+//   2 load word w, then key k;   CAS word: w -> dead{gen(k), max(now_us, above w)}
+//   3 CAS key: {*, g} -> {fp', kind', g+1}          only if gen(key) == gen(dead)
+//   3b CAS used: {*, n} -> {g+1, 0}                 only while the word is still that dead word
+//   4 CAS word: dead -> fresh(dead's time)          only once gen(key) == gen(dead) + 1
+//   5 look again: of several slots with this key the lowest index wins, the others are emptied
+//     and folded into it
+//
+// Whoever meets a dead word finishes the work or takes it back, so no death blocks a slot.
+//
+// I1 A word's value names its tenure: fresh words are above every word of earlier tenures, so a CAS
+//    from a word that was read under a key succeeds only while that key still holds the slot. Only
+//    a refund, the daemon's fold and a heal may lower a word, and within its tenure.
+// I2 The key changes only under a dead word of its own gen; so after loading w live and then the
+//    key, the key is the one that w belongs to, or the CAS from w fails.
+// I3 `used` is charged to the tenant whose gen it carries; at reuse what is left goes to a counter.
+// I4 A dead word whose gen is neither gen(key) nor gen(key) - 1 was made by nobody in order; it is
+//    set to dead{gen(key), now}, else all readers would wait for a step that nobody owes.
+// I5 At rest a key stands in one slot. A claimer killed between 4 and 5 leaves two; the next
+//    claimer of that key or the daemon's sweep empties one: at most one extra burst per such kill.
+//
+// Memory orders: word and key are read with acquire and changed with acq_rel CAS: reading a live
+// word that a claimer published in step 4 makes its key (3) and used (3b) visible. `used` and the
+// dirty flag pair with the daemon's take in seq_cst (see take.h).
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "shm/gcra.h"
+#include "shm/layout.h"
+
+namespace sluice::shm {
+
+inline constexpr uint32_t kNoSlot = ~0u;
+inline constexpr int kMaxRestarts = 32;  // changes under our feet before a check gives up
+
+inline constexpr uint64_t FingerprintOf(uint64_t hash) {
+  const uint64_t fp = hash >> 19;
+  return fp ? fp : 1;
+}
+
+template <class Cell>
+class SlotTable {
+ public:
+  using SlotType = BasicSlot<Cell>;
+
+  struct Env {
+    uint64_t now_ns;
+    uint64_t grace_ns;
+    uint64_t max_debt_ns;
+  };
+
+  SlotTable(SlotType* slots, uint64_t capacity, Cell* counters)
+      : slots_(slots), group_mask_(capacity / kGroupSlots - 1), counters_(counters) {}
+
+  SlotType& slot(uint32_t i) const { return slots_[i]; }
+  uint64_t capacity() const { return (group_mask_ + 1) * kGroupSlots; }
+
+  uint32_t FirstGroup(uint64_t hash) const {
+    return static_cast<uint32_t>((hash & group_mask_) * kGroupSlots);
+  }
+  // Differs from the first: the lowest bit is flipped at least.
+  uint32_t SecondGroup(uint64_t hash) const {
+    const uint64_t step = ((hash * 0x9e3779b97f4a7c15) >> 32) | 1;
+    return static_cast<uint32_t>(((hash ^ step) & group_mask_) * kGroupSlots);
+  }
+
+  void Prefetch(uint64_t hash) const {
+    const char* first = reinterpret_cast<const char*>(&slots_[FirstGroup(hash)]);
+    __builtin_prefetch(first);
+    __builtin_prefetch(first + 64);
+    const char* second = reinterpret_cast<const char*>(&slots_[SecondGroup(hash)]);
+    __builtin_prefetch(second);
+    __builtin_prefetch(second + 64);
+  }
+
+  uint32_t Find(uint64_t hash) const {
+    const uint64_t fp = FingerprintOf(hash);
+    const uint32_t found = FindIn(FirstGroup(hash), fp);
+    return found != kNoSlot ? found : FindIn(SecondGroup(hash), fp);
+  }
+
+  // The slot of `hash`, claimed when there is none. `aux_init` is what a fresh tenant starts with.
+  // *claimed tells that this call made the tenancy (its text is to be written). kNoSlot: the
+  // neighbourhood is full, or kMaxRestarts others changed it meanwhile.
+  uint32_t FindOrClaim(uint64_t hash, Kind kind, uint64_t aux_init, const Env& env, bool* claimed) {
+    *claimed = false;
+    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+      const uint32_t found = Find(hash);
+      if (found != kNoSlot) return found;
+      const Candidate candidate = Choose(hash, env);
+      if (candidate.slot == kNoSlot) return kNoSlot;
+      if (!Claim(candidate, FingerprintOf(hash), kind, aux_init, env)) continue;
+      *claimed = true;
+      Count(Counter::kClaims);
+      return ResolveDuplicates(hash, env);
+    }
+    return kNoSlot;
+  }
+
+  // Finishes or takes back what the dead word `d` of slot `i` began (steps 3 to 4, I4).
+  void Settle(uint32_t i, uint64_t d, uint64_t now_ns) {
+    SlotType& s = slots_[i];
+    uint64_t k = s.key.load(std::memory_order_acquire);
+    if (key::Gen(k) == word::DeadGen(d)) {
+      // The claimer has not named its key yet and may be dead: empty the slot. If it lives, its
+      // step 3 fails and it looks for another slot.
+      const uint64_t emptied = key::Make(0, Kind::kTokenBucket, NextGen(k));
+      if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {
+        Finish(i, d, emptied);
+      }
+    } else if (key::Gen(k) == static_cast<uint16_t>(word::DeadGen(d) + 1)) {
+      Finish(i, d, k);
+    } else if (s.word.compare_exchange_strong(d, word::Dead(key::Gen(k), now_ns / 1000),
+                                              std::memory_order_acq_rel)) {
+      Count(Counter::kRepairs);
+    }
+  }
+
+  // Step 5 for one key, by a claimer or the daemon's sweep; returns the slot that remains.
+  uint32_t ResolveDuplicates(uint64_t hash, const Env& env) {
+    const uint64_t fp = FingerprintOf(hash);
+    const uint32_t groups[2] = {FirstGroup(hash), SecondGroup(hash)};
+    uint32_t winner = kNoSlot;
+    for (const uint32_t group : groups) {
+      for (uint32_t i = group; i < group + kGroupSlots; ++i) {
+        if (FpAt(i) == fp) winner = std::min(winner, i);
+      }
+    }
+    if (winner == kNoSlot) return kNoSlot;
+    for (const uint32_t group : groups) {
+      for (uint32_t i = group; i < group + kGroupSlots; ++i) {
+        if (i != winner && FpAt(i) == fp) Empty(i, fp, winner, env);
+      }
+    }
+    return winner;
+  }
+
+  void Count(Counter counter, uint64_t n = 1) const {
+    counters_[static_cast<uint32_t>(counter)].fetch_add(n, std::memory_order_relaxed);
+  }
+
+ private:
+  struct Candidate {
+    uint32_t slot = kNoSlot;
+    uint64_t word = 0;  // as loaded; live: begin at step 2, dead: at step 3
+  };
+
+  static uint16_t NextGen(uint64_t k) { return static_cast<uint16_t>(key::Gen(k) + 1); }
+  // A time that is above every word of this tenure (I1). A wild word cannot be surpassed in 47
+  // bits of us; whoever still holds it can only heal from it, which fails or is right.
+  static uint64_t TimeAbove(uint64_t w, const Env& env) {
+    const uint64_t now_us = env.now_ns / 1000;
+    return w > env.now_ns + env.max_debt_ns ? now_us : std::max(now_us, w / 1000 + 1);
+  }
+
+  uint64_t FpAt(uint32_t i) const { return key::Fp(slots_[i].key.load(std::memory_order_acquire)); }
+
+  uint32_t FindIn(uint32_t group, uint64_t fp) const {
+    for (uint32_t i = group; i < group + kGroupSlots; ++i) {
+      if (FpAt(i) == fp) return i;
+    }
+    return kNoSlot;
+  }
+
+  static bool IsExpired(uint64_t w, const Env& env) {
+    return w + env.grace_ns <= env.now_ns || w > env.now_ns + env.max_debt_ns;
+  }
+
+  // The emptier group; in it a slot whose line neighbour is empty, so that two hot keys share a
+  // line only when the group fills up. Slots whose claimer has stalled come last.
+  Candidate Choose(uint64_t hash, const Env& env) {
+    Candidate best;
+    int best_score = -1;
+    for (const uint32_t group : {FirstGroup(hash), SecondGroup(hash)}) {
+      Candidate in_group;
+      int free_slots = 0;
+      int in_group_score = -1;
+      for (uint32_t i = group; i < group + kGroupSlots; ++i) {
+        const uint64_t w = slots_[i].word.load(std::memory_order_acquire);
+        const uint64_t fp = FpAt(i);
+        int score;
+        if (word::IsDead(w)) {
+          score = 0;
+        } else if (fp == 0 || IsExpired(w, env)) {
+          ++free_slots;
+          score = 1 + (fp == 0 ? 1 : 0) + (FpAt(i ^ 1) == 0 ? 2 : 0);
+        } else {
+          continue;
+        }
+        if (score > in_group_score) {
+          in_group_score = score;
+          in_group = {i, w};
+        }
+      }
+      const int score = free_slots * 8 + in_group_score;
+      if (in_group.slot != kNoSlot && score > best_score) {
+        best_score = score;
+        best = in_group;
+      }
+    }
+    return best;
+  }
+
+  bool Claim(const Candidate& candidate, uint64_t fp, Kind kind, uint64_t aux_init,
+             const Env& env) {
+    SlotType& s = slots_[candidate.slot];
+    uint64_t dead = candidate.word;
+    if (word::IsDead(dead)) {
+      const uint64_t k = s.key.load(std::memory_order_acquire);
+      if (key::Gen(k) != word::DeadGen(dead)) {  // further on than step 3, or hostile
+        Settle(candidate.slot, dead, env.now_ns);
+        return false;
+      }
+    } else {
+      uint64_t w = candidate.word;
+      const uint64_t k = s.key.load(std::memory_order_acquire);  // after w: I2
+      if (key::Fp(k) != 0 && !IsExpired(w, env)) return false;
+      dead = word::Dead(key::Gen(k), TimeAbove(w, env));
+      if (!s.word.compare_exchange_strong(w, dead, std::memory_order_acq_rel)) return false;
+    }
+    uint64_t k = s.key.load(std::memory_order_acquire);
+    if (key::Gen(k) != word::DeadGen(dead)) return false;
+    const uint64_t claimed = key::Make(fp, kind, NextGen(k));
+    if (!s.key.compare_exchange_strong(k, claimed, std::memory_order_acq_rel)) return false;
+    if (key::Fp(k) != 0) Count(Counter::kEvictions);
+    SetAux(s, dead, aux_init);
+    Finish(candidate.slot, dead, claimed);
+    return true;
+  }
+
+  // Hints only, so two tries suffice: the daemon derives rule and shard from the text. Flags start
+  // clear: a dirty bit left in the bitmap costs one needless look, a flag left set would hide use.
+  void SetAux(SlotType& s, uint64_t dead, uint64_t aux_init) {
+    uint64_t a = s.aux.load(std::memory_order_relaxed);
+    for (int attempt = 0; attempt < 2; ++attempt) {
+      if (s.word.load(std::memory_order_acquire) != dead) return;
+      if (s.aux.compare_exchange_strong(a, aux_init, std::memory_order_acq_rel)) return;
+    }
+  }
+
+  // Steps 3b and 4 for the dead word `d` under the key `k`, gen(k) == gen(d) + 1.
+  void Finish(uint32_t i, uint64_t d, uint64_t k) {
+    SlotType& s = slots_[i];
+    uint64_t u = s.used.load(std::memory_order_seq_cst);
+    // Loaded before this look at the word: if the slot has moved on since, `used` has too, and the
+    // CAS fails (I3).
+    if (used::Gen(u) != key::Gen(k) && s.word.load(std::memory_order_seq_cst) == d) {
+      const int64_t left = used::Gen(u) == word::DeadGen(d) ? used::Count(u) : 0;
+      if (s.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),
+                                         std::memory_order_seq_cst) &&
+          left > 0) {
+        Count(Counter::kAbandonedUse, static_cast<uint64_t>(left));
+      }
+    }
+    uint64_t expected = d;
+    s.word.compare_exchange_strong(expected, word::DeadTimeUs(d) * 1000, std::memory_order_acq_rel);
+  }
+
+  // Empties slot `i` of key `fp`, folding its debt and use into `winner`.
+  void Empty(uint32_t i, uint64_t fp, uint32_t winner, const Env& env) {
+    SlotType& s = slots_[i];
+    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+      uint64_t w = s.word.load(std::memory_order_acquire);
+      if (word::IsDead(w)) {
+        Settle(i, w, env.now_ns);
+        continue;
+      }
+      uint64_t k = s.key.load(std::memory_order_acquire);
+      if (key::Fp(k) != fp) return;
+      const uint64_t d = word::Dead(key::Gen(k), TimeAbove(w, env));
+      if (!s.word.compare_exchange_strong(w, d, std::memory_order_acq_rel)) continue;
+      // From here `w` is final: all that was spent in this slot stands in it.
+      const uint64_t emptied = key::Make(0, Kind::kTokenBucket, NextGen(k));
+      uint64_t u = s.used.load(std::memory_order_seq_cst);
+      if (used::Gen(u) == key::Gen(k) && used::Count(u) != 0 &&
+          s.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),
+                                         std::memory_order_seq_cst)) {
+        slots_[winner].used.fetch_add(static_cast<uint64_t>(used::Count(u)),
+                                      std::memory_order_seq_cst);
+      }
+      if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {
+        Finish(i, d, emptied);
+      }
+      FoldInto(winner, fp, w, env);
+      Count(Counter::kDuplicates);
+      return;
+    }
+  }
+
+  // Adds the debt of a duplicate to the winner's: both were really spent. It never lowers a word,
+  // also with a now that is out of date.
+  void FoldInto(uint32_t winner, uint64_t fp, uint64_t loser_word, const Env& env) {
+    if (loser_word <= env.now_ns || loser_word > env.now_ns + env.max_debt_ns) return;
+    SlotType& s = slots_[winner];
+    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+      uint64_t w = s.word.load(std::memory_order_acquire);
+      if (word::IsDead(w) || FpAt(winner) != fp || w > env.now_ns + env.max_debt_ns) return;
+      const uint64_t sum = std::max(w, env.now_ns) + (loser_word - env.now_ns);
+      const uint64_t folded = std::max(w, std::min(sum, env.now_ns + env.max_debt_ns));
+      if (s.word.compare_exchange_strong(w, folded, std::memory_order_acq_rel)) return;
+    }
+  }
+
+  SlotType* slots_;
+  uint64_t group_mask_;
+  Cell* counters_;
+};
+
+}  // namespace sluice::shm
