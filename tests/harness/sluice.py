@@ -122,10 +122,11 @@ class Daemon:
     `config` is the YAML text. Unless it has a `daemon:` section, one with the runtime folder is
     put before it; a text "{runtime_dir}" in it is replaced. The constructor returns when the admin
     socket answers; with `wait=False` at once, for tests of a daemon that refuses to start.
+    `wrapper` is put before the command; where it changes the user, `owner` is that user.
     """
 
     def __init__(self, config, *, wait=True, args=(), env=None, user=None, group=None,
-                 extra_groups=None, name="sluiced", wrapper=()):
+                 extra_groups=None, name="sluiced", wrapper=(), owner=None):
         self.directory = tempfile.mkdtemp(prefix="sluice-daemon-")
         # Clients run as other users and must be able to pass through.
         os.chmod(self.directory, 0o755)
@@ -139,8 +140,10 @@ class Daemon:
         self._options = {"env": env, "user": user, "group": group, "extra_groups": extra_groups,
                          "name": name}
         try:
-            if user is not None:
-                shutil.chown(self.runtime_dir, user, group)
+            if owner is None:
+                owner = user
+            if owner is not None and os.geteuid() == 0:
+                shutil.chown(self.runtime_dir, owner, group)
             self.write_config(config)
             self.start(wait=wait)
         except BaseException:
