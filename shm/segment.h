@@ -1,0 +1,289 @@
+// The two segments as memfds: made, sealed, mapped, adopted and checked. Layout: layout.h.
+//
+//   ControlWriter   the daemon's writable control segment; publishes policies and shard states
+//   ControlReader   a client's read-only control segment
+//   BucketsOwner    the daemon's bucket segment, the file descriptor kept
+//   MappedBuckets   a mapping of a bucket segment, for daemon and client alike
+//
+// Nothing here throws, and nothing needs Abseil. What a client maps is checked once, copied into
+// private memory (SegmentInfo) and never read again: the daemon may be another build, and the
+// bucket segment may be filled with anything by anyone.
+//
+// Threads: objects are confined to one thread unless a function says otherwise; what they point to
+// is shared by its nature.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include "shm/hash.h"
+#include "shm/layout.h"
+#include "shm/policy_view.h"
+
+namespace boost::interprocess {
+class mapped_region;
+}
+
+namespace sluice::shm {
+
+// Why a segment was not made, mapped or believed; each names one stage.
+enum class SegmentError : uint8_t {
+  kOk = 0,
+  kNoMemory,         // no memfd, or no memory for its pages
+  kSealFailed,       // the kernel refused the seals
+  kReopenFailed,     // /proc/self/fd/N could not be opened read-only
+  kMapFailed,        // mmap refused
+  kNotASegment,      // the descriptor is no regular memory file
+  kTruncated,        // another size than its geometry says
+  kNotSealed,        // could still shrink: a reader would get SIGBUS
+  kForeignOwner,     // made by another user than the daemon that offers it
+  kWritable,         // the control segment came writable
+  kBadMagic,         // not published, or something else
+  kOtherVersion,     // ABI major differs
+  kOtherLayout,      // layout hash differs
+  kOtherBoot,        // made before the last boot
+  kBadGeometry,      // capacity or shard count out of bounds
+  kOtherShards,      // adopting: another shard count or capacity than asked for
+  kBadPolicy,        // the policy is no policy, or its check sum is wrong
+  kPolicyTooLarge,   // more than kMaxPolicyBytes
+  kPoliciesResting,  // every buffer was in use less than kPolicyRestNs ago
+  kNoEarlierPolicy,  // nothing to roll back to
+};
+
+// The enumerator without its k, for logs and tests ("OtherLayout").
+const char* Name(SegmentError error);
+// One sentence for people: what is wrong, and the mend. Never null.
+const char* Explain(SegmentError error);
+
+struct [[nodiscard]] SegmentStatus {
+  SegmentError error = SegmentError::kOk;
+  int sys_errno = 0;  // of the call that failed; 0 where none did
+
+  bool ok() const { return error == SegmentError::kOk; }
+};
+
+// What is known of a segment pair, in private memory.
+struct SegmentInfo {
+  uint64_t generation = 0;
+  uint64_t capacity = 0;
+  uint32_t shard_count = 0;
+  HashKey hash_key;
+  uint64_t created_ns = 0;
+  uint32_t owner_uid = 0;
+};
+
+// How old a heartbeat may be before the daemon counts as gone: ten missed beats.
+inline constexpr uint64_t kHeartbeatNs = 100'000'000;
+inline constexpr uint64_t kHeartbeatFreshNs = 1'000'000'000;
+
+// The last bytes of each policy buffer hold the time at which it was superseded.
+inline constexpr uint32_t kPolicyStampBytes = 64;
+inline constexpr uint32_t kMaxPolicyBytes = kPolicyBufferBytes - kPolicyStampBytes;
+// Superseded policies that are never overwritten, so that a rollback always finds one.
+inline constexpr uint32_t kPinnedPolicies = 2;
+
+// IEEE CRC-32 of PolicyHeader::crc32, over the bytes after the header.
+uint32_t PolicyCrc(std::string_view policy);
+// Whole, of this layout, and its check sum right. `policy` starts with the header.
+bool IsValidPolicy(std::string_view policy);
+
+// Owns one mapping. Empty after a failure. Movable.
+class Mapping {
+ public:
+  Mapping();
+  ~Mapping();
+  Mapping(Mapping&&) noexcept;
+  Mapping& operator=(Mapping&&) noexcept;
+
+  // `align` 0: anywhere; else a power of two that the address is a multiple of.
+  SegmentStatus Map(int fd, uint64_t bytes, bool writable, uint64_t align);
+
+  // Gives the memory back but keeps the address range and its protection: whoever still reads or
+  // writes there meets zeros, never a fault. Used for generations that are past.
+  bool Vacate();
+
+  char* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  std::unique_ptr<boost::interprocess::mapped_region> region_;
+  char* data_ = nullptr;
+  uint64_t bytes_ = 0;
+  bool writable_ = false;
+};
+
+// A descriptor that is closed with its owner.
+class OwnedFd {
+ public:
+  OwnedFd() = default;
+  explicit OwnedFd(int fd) : fd_(fd) {}
+  OwnedFd(OwnedFd&& other) noexcept : fd_(other.Release()) {}
+  OwnedFd& operator=(OwnedFd&& other) noexcept {
+    Reset(other.Release());
+    return *this;
+  }
+  ~OwnedFd() { Reset(-1); }
+
+  int get() const { return fd_; }
+  int Release() {
+    const int fd = fd_;
+    fd_ = -1;
+    return fd;
+  }
+  // Forgets before it closes: a process forked in between must not close a stranger's descriptor.
+  void Reset(int fd);
+
+ private:
+  int fd_ = -1;
+};
+
+// The arrays of a mapped bucket segment.
+class MappedBuckets {
+ public:
+  // Checks `fd` against the capacity (size, seals, owner `owner_uid`) and maps it writable, on a
+  // 2 MiB border. Does not keep `fd`.
+  SegmentStatus Map(int fd, uint64_t capacity, uint32_t owner_uid);
+
+  // MADV_COLLAPSE: huge pages, at best effort; worth 9-25 % on cold checks. True when it worked.
+  bool Collapse();
+  bool Vacate() { return mapping_.Vacate(); }
+
+  const BucketGeometry& geometry() const { return geometry_; }
+  uint64_t capacity() const { return geometry_.capacity; }
+  Slot* slots() const { return At<Slot>(0); }
+  std::atomic<uint64_t>* denied() const {
+    return At<std::atomic<uint64_t>>(geometry_.denied_offset);
+  }
+  std::atomic<uint64_t>* second() const {
+    return At<std::atomic<uint64_t>>(geometry_.second_offset);
+  }
+  std::atomic<uint64_t>* dirty() const { return At<std::atomic<uint64_t>>(geometry_.dirty_offset); }
+  uint64_t dirty_words() const { return geometry_.capacity / 64; }
+  Slot* overflow() const { return At<Slot>(geometry_.overflow_offset); }
+  KeyText* texts() const { return At<KeyText>(geometry_.text_offset); }
+
+ private:
+  template <class T>
+  T* At(uint64_t offset) const {
+    return reinterpret_cast<T*>(mapping_.data() + offset);
+  }
+
+  Mapping mapping_;
+  BucketGeometry geometry_;
+};
+
+// The daemon's bucket segment.
+class BucketsOwner {
+ public:
+  // Makes a fresh one: allocated whole, sealed, every `used` cell at its bias, huge pages at best
+  // effort. Precondition: IsValidCapacity(capacity).
+  SegmentStatus Create(uint64_t capacity);
+  // Takes over one that an earlier daemon made. Owns `fd` from here on, also on failure.
+  SegmentStatus Adopt(OwnedFd fd, uint64_t capacity);
+
+  int fd() const { return fd_.get(); }
+  const MappedBuckets& buckets() const { return buckets_; }
+
+ private:
+  OwnedFd fd_;
+  MappedBuckets buckets_;
+};
+
+struct ControlOptions {
+  uint64_t capacity = 0;     // IsValidCapacity
+  uint32_t shard_count = 0;  // 1..kMaxShards
+  uint64_t grace_ns = 0;     // ControlHeader::grace_ns
+  bool reconciling = false;  // ControlHeader::reconciling
+};
+
+// The daemon's control segment.
+class ControlWriter {
+ public:
+  ControlWriter();
+  ~ControlWriter();
+  ControlWriter(ControlWriter&&) noexcept;
+  ControlWriter& operator=(ControlWriter&&) noexcept;
+
+  // Makes a fresh one with a random generation and salt. It is not published: the magic is 0.
+  SegmentStatus Create(const ControlOptions& options, uint64_t now_ns);
+  // Takes over one that an earlier daemon published: checks magic, version, layout, boot, owner,
+  // seals, size, that capacity and shard count are those asked for, and the policy in force.
+  // Owns `fd` from here on, also on failure. Sets grace and reconciling anew, clears `stopped`.
+  SegmentStatus Adopt(OwnedFd fd, const ControlOptions& options, uint64_t now_ns);
+
+  // Stores the magic, last and with release. Call it once a policy stands in it. Idempotent.
+  void Publish();
+
+  int fd() const { return fd_.get(); }
+  // A read-only descriptor for a client: it can be mapped for reading only, and re-opened by
+  // nobody but the daemon's user. The caller owns it; empty when /proc is not there.
+  OwnedFd DupReadOnly() const;
+
+  const SegmentInfo& info() const { return info_; }
+  const ControlHeader& header() const { return *header_; }
+
+  // --- policies: one thread only ---------------------------------------------------------------
+  // Copies `policy` into a buffer that rested, writes its seq into it, raises max_debt, then
+  // switches. kPoliciesResting: try again after *retry_after_ns (at most kPolicyRestNs; may be
+  // null). A policy equal to the one in force but for seq is not published again.
+  SegmentStatus PublishPolicy(std::string_view policy, uint64_t now_ns, uint64_t* retry_after_ns);
+  // Back to the policy in force before, under a new seq. kNoEarlierPolicy when there is none.
+  SegmentStatus RollbackPolicy(uint64_t now_ns);
+  // 0: none published yet.
+  uint64_t policy_seq() const;
+  // The bytes in force; empty when none.
+  std::string_view policy() const;
+
+  // --- any thread ------------------------------------------------------------------------------
+  void SetShard(uint32_t shard, ShardMode mode, uint64_t since_ns);
+  uint64_t shard(uint32_t i) const;  // a shard_state word
+  void Beat(uint64_t now_ns);
+  void SetStopped(bool stopped);
+  void SetReconciling(bool reconciling);
+
+ private:
+  SegmentStatus Map();
+  char* buffer(uint32_t i) const;
+  uint64_t superseded_ns(uint32_t i) const;
+  void Switch(uint32_t to, uint64_t seq, uint64_t now_ns);
+  int PickBuffer(uint64_t now_ns, uint64_t* retry_after_ns) const;
+  bool IsPinned(uint32_t i) const;
+  void ListEarlier();
+
+  OwnedFd fd_;
+  Mapping mapping_;
+  ControlHeader* header_ = nullptr;
+  SegmentInfo info_;
+  int pinned_[kPinnedPolicies];  // buffers of earlier policies, latest first; -1: none
+};
+
+// A client's control segment.
+class ControlReader {
+ public:
+  // Checks everything and maps it for reading. `owner_uid` is the daemon's (SO_PEERCRED). Does not
+  // keep `fd`.
+  SegmentStatus Map(int fd, uint32_t owner_uid);
+  bool Vacate() { return mapping_.Vacate(); }
+
+  const SegmentInfo& info() const { return info_; }
+  const ControlHeader* header() const {
+    return reinterpret_cast<const ControlHeader*>(mapping_.data());
+  }
+  const std::atomic<uint64_t>* shard_states() const {
+    return reinterpret_cast<const std::atomic<uint64_t>*>(mapping_.data() + kShardStatesOffset);
+  }
+  const char* policy_buffers() const { return mapping_.data() + kPolicyOffset; }
+
+ private:
+  Mapping mapping_;
+  SegmentInfo info_;
+};
+
+// How often this control segment was taken over by a daemon, its first included; a client that
+// sees it change makes its connection anew. Kept in reserved1[0].
+uint64_t Incarnation(const ControlHeader& header);
+
+}  // namespace sluice::shm
