@@ -1,0 +1,79 @@
+// Compiles the rules of a configuration into the bytes of a policy buffer, exactly as
+// shm/policy_view.h reads them, and into a table that the daemon looks rules up in by label.
+//
+// Order: groups stand in the order of the file; a group's rules are its tiers in the order of the
+// file, then its base. Everything here is pure and thread-compatible.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "daemon/config/config.h"
+#include "shm/gcra.h"
+#include "shm/hash.h"
+#include "shm/policy_view.h"
+
+namespace sluice::config {
+
+// The bytes of a policy, at most kPolicyBufferBytes of them. `seq` is the policy's own (>= 1).
+// ResourceExhausted, saying by how much, when there are more rules, descriptor names or bytes than
+// a policy holds; ParseConfig reports the same as a problem of the file.
+absl::StatusOr<std::string> Compile(const Config& config, const shm::HashKey& salt_key,
+                                    uint64_t seq);
+
+// Ok when `bytes` (a copy of a policy buffer, or its beginning) is a whole policy: magic, checksum,
+// every count and offset in range and aligned, every index of a table valid, every limit sound.
+// For policies that a former daemon left; the salt is not needed.
+absl::Status VerifyPolicy(std::string_view bytes);
+
+// One compiled rule as the daemon sees it.
+struct CompiledRule {
+  uint16_t id = 0;     // index of its RuleView
+  uint16_t group = 0;  // index of its GroupView and of Config::rules
+  std::string label;   // "name" or "name@tier"
+  uint64_t hash_seed = 0;
+  shm::Limit limit;
+  uint32_t cost = 1;  // tokens per unit of a request's cost
+  shm::DegradedMode mode = shm::DegradedMode::kDegrade;
+  uint32_t factor_q16 = 0;  // 1/factor, 16 fraction bits
+  uint64_t for_ns = 0;      // 0: `mode` for good
+  shm::DegradedMode then_mode = shm::DegradedMode::kDegrade;
+  uint32_t then_factor_q16 = 0;
+  bool strict = false;
+  bool shadow = false;
+  bool alert = false;
+  uint32_t key_count = 0;  // values that a bucket name of this rule has
+};
+
+// The rules of one policy, read back from its bytes, so that it cannot differ from what clients
+// read. Immutable after Load: safe to share between threads.
+class CompiledRules {
+ public:
+  CompiledRules() = default;
+
+  // InvalidArgument when VerifyPolicy refuses the bytes.
+  static absl::StatusOr<CompiledRules> Load(std::string_view policy_bytes);
+
+  // nullptr when no rule has this label. Valid as long as this object stays where it is.
+  const CompiledRule* Find(std::string_view label) const;
+  const CompiledRule* ById(uint16_t id) const { return id < rules_.size() ? &rules_[id] : nullptr; }
+
+  const std::vector<CompiledRule>& rules() const { return rules_; }  // by id
+  uint64_t seq() const { return seq_; }
+  uint64_t version_hash() const { return version_hash_; }  // equal where the limits are equal
+  uint64_t max_debt_ns() const { return max_debt_ns_; }    // largest tau + debt_max; 0: no rules
+
+ private:
+  std::vector<CompiledRule> rules_;
+  absl::flat_hash_map<std::string, uint16_t> by_label_;
+  uint64_t seq_ = 0;
+  uint64_t version_hash_ = 0;
+  uint64_t max_debt_ns_ = 0;
+};
+
+}  // namespace sluice::config

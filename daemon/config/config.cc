@@ -1,0 +1,39 @@
+#include "daemon/config/config.h"
+
+namespace sluice::config {
+
+std::string_view LogLevelName(LogLevel level) {
+  switch (level) {
+    case LogLevel::kDebug:
+      return "debug";
+    case LogLevel::kInfo:
+      return "info";
+    case LogLevel::kWarning:
+      return "warning";
+    case LogLevel::kError:
+      return "error";
+  }
+  return "info";
+}
+
+std::string_view RedisModeName(RedisMode mode) {
+  return mode == RedisMode::kSingle ? "single" : "cluster";
+}
+
+std::string_view TransportName(Transport transport) {
+  switch (transport) {
+    case Transport::kAuto:
+      return "auto";
+    case Transport::kIoUring:
+      return "io_uring";
+    case Transport::kEpoll:
+      return "epoll";
+  }
+  return "auto";
+}
+
+std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier) {
+  return tier == nullptr ? rule.name : rule.name + "@" + tier->tier;
+}
+
+}  // namespace sluice::config

@@ -1,0 +1,112 @@
+// The configuration as plain values: what sluice.yaml says, parsed, checked and with every default
+// filled in. No YAML, no I/O. Made by ParseConfig; what it returns without problems keeps every
+// range stated here, so nobody downstream checks them again.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shm/layout.h"
+#include "shm/policy_view.h"
+
+namespace sluice::config {
+
+enum class LogLevel : uint8_t { kDebug, kInfo, kWarning, kError };
+std::string_view LogLevelName(LogLevel level);  // as in the file: "debug", "info", ...
+
+struct DaemonConfig {
+  std::string runtime_dir = "/run/sluice";  // absolute, at most 90 bytes; holds the two sockets
+  std::string group;                        // of the attach socket; empty: leave as it is
+  uint64_t buckets = 131'072;               // capacity, always a valid one (power of two)
+  LogLevel log_level = LogLevel::kInfo;
+
+  std::string AttachSocketPath() const { return runtime_dir + "/attach.sock"; }
+  std::string AdminSocketPath() const { return runtime_dir + "/admin.sock"; }
+};
+
+enum class RedisMode : uint8_t { kCluster, kSingle };
+enum class Transport : uint8_t { kAuto, kIoUring, kEpoll };
+std::string_view RedisModeName(RedisMode mode);       // "cluster", "single"
+std::string_view TransportName(Transport transport);  // "auto", "io_uring", "epoll"
+
+struct RedisConfig {
+  std::vector<std::string> addresses;  // 1..64 of "host:port", "[v6]:port", "unix:/path"
+  RedisMode mode = RedisMode::kCluster;
+  std::string username;                         // empty: the default user
+  std::string password;                         // at most one of password and password_file is set
+  std::string password_file;                    // absolute; see ReadPassword in parse.h
+  std::string prefix = "rl";                    // [A-Za-z0-9_.-]{1,64}
+  uint32_t shards = 64;                         // 1..kMaxShards
+  uint64_t flush_interval_ns = 100'000'000;     // 10 ms..10 s
+  uint64_t connect_timeout_ns = 1'000'000'000;  // 10 ms..60 s
+  uint64_t request_timeout_ns = 250'000'000;    // the most a request may take; 25 ms..10 s
+  Transport transport = Transport::kAuto;
+  std::string host_name;  // empty: the machine's own (gethostname)
+};
+
+// One condition of a rule. kExact and kPrefix and kGlob have one value; kOneOf has 1..kMaxOneOf.
+// The value of kPrefix stands without its trailing '*'.
+struct MatchConfig {
+  std::string descriptor;
+  shm::MatchOp op = shm::MatchOp::kExact;
+  std::vector<std::string> values;
+};
+
+struct KeyConfig {
+  std::string descriptor;
+  shm::KeyForm form = shm::KeyForm::kRaw;
+  uint8_t v4_bits = 32;  // kIp only
+  uint8_t v6_bits = 64;  // kIp only
+};
+
+// Invariant: cost <= burst, and burst * period / limit <= kMaxTauNs.
+struct LimitConfig {
+  uint64_t limit = 0;      // tokens per period, 1..10^9
+  uint64_t period_ns = 0;  // 1 ms..400 days
+  uint64_t burst = 0;      // tokens, 1..10^9
+  uint32_t cost = 1;       // tokens per unit of a request's cost, 1..10^6
+};
+inline constexpr uint64_t kMaxTauNs = 366ull * 86'400'000'000'000;
+
+// What a rule does while its shard is in emergency. `mode` holds for `for_ns`, then `then`.
+struct DegradedConfig {
+  shm::DegradedMode mode = shm::DegradedMode::kDegrade;  // open, closed or degrade
+  double factor = 1.0;                                   // kDegrade: 0.0001..1, of the host's share
+  uint64_t for_ns = 0;                                   // 0: `mode` holds for good
+  shm::DegradedMode then = shm::DegradedMode::kDegrade;  // used when for_ns > 0
+  double then_factor = 1.0;
+  bool alert = false;
+};
+
+struct TierConfig {
+  std::string tier;  // [A-Za-z0-9_.-]{1,31}
+  LimitConfig limit;
+  DegradedConfig degraded;  // the rule's own unless the tier says otherwise
+};
+
+struct RuleConfig {
+  std::string name;  // [a-z0-9_.-]{2,32}, unique
+  std::vector<MatchConfig> match;
+  std::vector<KeyConfig> key;        // empty: one bucket for all that matches
+  std::optional<LimitConfig> limit;  // absent: the rule applies to its tiers only
+  DegradedConfig degraded;
+  std::string tier_by = "tier";
+  std::vector<TierConfig> tiers;  // in the order of the file; tier values are unique
+  bool strict = false;            // consistency: strict; decides as approximate in this version
+  bool shadow = false;
+  int line = 0;  // where it stands in the file, from 1; 0: not from a file
+};
+
+struct Config {
+  DaemonConfig daemon;
+  std::optional<RedisConfig> redis;  // absent: a complete limiter for this host alone
+  std::vector<RuleConfig> rules;     // 0..kMaxGroups
+};
+
+// The label under which a rule's limit is known everywhere: "name" or "name@tier".
+std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier);
+
+}  // namespace sluice::config
