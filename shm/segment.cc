@@ -1,0 +1,576 @@
+#include "shm/segment.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/interprocess/mapped_region.hpp>
+#include <utility>
+
+namespace sluice::shm {
+namespace {
+
+namespace bip = boost::interprocess;
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+// No client may shrink a segment (SIGBUS for all others), grow it, or add seals of its own.
+// F_SEAL_FUTURE_WRITE stays out: it would bar a restarted daemon from mapping the control segment.
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+// All that Boost asks of a mappable object.
+struct FdMapping {
+  int fd;
+  bip::mapping_handle_t get_mapping_handle() const {
+    bip::mapping_handle_t handle;
+    handle.handle = fd;
+    handle.is_xsi = false;
+    return handle;
+  }
+};
+
+SegmentStatus Ok() { return {}; }
+SegmentStatus Fail(SegmentError error) { return {error, 0}; }
+SegmentStatus FailErrno(SegmentError error) { return {error, errno}; }
+
+// An address range that nothing stands in yet, `align`ed; null when there is none.
+char* ReserveAligned(uint64_t bytes, uint64_t align) {
+  void* raw =
+      mmap(nullptr, bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  char* begin = static_cast<char*>(raw);
+  const uint64_t skip = (align - reinterpret_cast<uintptr_t>(raw) % align) % align;
+  if (skip > 0) munmap(begin, skip);
+  if (skip < align) munmap(begin + skip + bytes, align - skip);
+  return begin + skip;
+}
+
+SegmentStatus MakeMemfd(const char* name, mode_t mode, uint64_t bytes, OwnedFd* out) {
+  OwnedFd fd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL));
+  if (fd.get() < 0 && errno == EINVAL) {  // before Linux 6.3
+    fd.Reset(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  }
+  if (fd.get() < 0 || fchmod(fd.get(), mode) != 0) return FailErrno(SegmentError::kNoMemory);
+  // Allocated now: a page that is missing later would be a SIGBUS in some client's check.
+  const int full = posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
+  if (full != 0) return {SegmentError::kNoMemory, full};
+  if (fcntl(fd.get(), F_ADD_SEALS, kSeals) != 0) return FailErrno(SegmentError::kSealFailed);
+  *out = std::move(fd);
+  return Ok();
+}
+
+// What holds for every segment that somebody else made. `bytes`: its size.
+SegmentStatus CheckFd(int fd, uint32_t owner_uid, uint64_t* bytes) {
+  struct stat st;
+  if (fstat(fd, &st) != 0) return FailErrno(SegmentError::kNotASegment);
+  if (!S_ISREG(st.st_mode)) return Fail(SegmentError::kNotASegment);
+  if (st.st_uid != owner_uid && st.st_uid != 0) return Fail(SegmentError::kForeignOwner);
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) return Fail(SegmentError::kNotSealed);
+  *bytes = static_cast<uint64_t>(st.st_size);
+  return Ok();
+}
+
+bool ReadBootId(uint8_t out[16]) {
+  const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  char text[64] = {};
+  const ssize_t n = read(fd, text, sizeof text - 1);
+  close(fd);
+  if (n < 36) return false;
+  size_t nibbles = 0;
+  uint8_t id[16] = {};
+  for (ssize_t i = 0; i < n && nibbles < 32; ++i) {
+    const char c = text[i];
+    const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    if (value < 0) continue;
+    id[nibbles / 2] = static_cast<uint8_t>(id[nibbles / 2] << 4 | value);
+    ++nibbles;
+  }
+  if (nibbles != 32) return false;
+  memcpy(out, id, sizeof id);
+  return true;
+}
+
+// Reads the header once, into private memory, and believes nothing of it before it is checked.
+SegmentStatus CheckControl(int fd, uint32_t owner_uid, SegmentInfo* info) {
+  uint64_t bytes = 0;
+  if (const SegmentStatus s = CheckFd(fd, owner_uid, &bytes); !s.ok()) return s;
+  alignas(ControlHeader) char page[sizeof(ControlHeader)];
+  if (pread(fd, page, sizeof page, 0) != static_cast<ssize_t>(sizeof page)) {
+    return Fail(SegmentError::kTruncated);
+  }
+  const auto& header = *reinterpret_cast<const ControlHeader*>(page);
+  if (header.magic.load(std::memory_order_relaxed) != kMagic) return Fail(SegmentError::kBadMagic);
+  if (header.abi_major != kAbiMajor) return Fail(SegmentError::kOtherVersion);
+  if (header.layout_hash != kLayoutHash) return Fail(SegmentError::kOtherLayout);
+  if (bytes != kControlBytes) return Fail(SegmentError::kTruncated);
+  uint8_t boot_id[16];
+  // Without /proc the handshake's comparison of clocks has to do.
+  if (ReadBootId(boot_id) && memcmp(boot_id, header.boot_id, sizeof boot_id) != 0) {
+    return Fail(SegmentError::kOtherBoot);
+  }
+  if (!IsValidCapacity(header.capacity) || header.shard_count == 0 ||
+      header.shard_count > kMaxShards) {
+    return Fail(SegmentError::kBadGeometry);
+  }
+  struct stat st;
+  if (fstat(fd, &st) != 0) return FailErrno(SegmentError::kNotASegment);
+  info->generation = header.generation;
+  info->capacity = header.capacity;
+  info->shard_count = header.shard_count;
+  info->hash_key = ExpandSalt(header.hash_salt);
+  info->created_ns = header.created_ns;
+  info->owner_uid = st.st_uid;
+  return Ok();
+}
+
+bool FillRandom(void* out, size_t bytes) {
+  return getrandom(out, bytes, 0) == static_cast<ssize_t>(bytes);  // whole up to 256 bytes
+}
+
+constexpr std::array<uint32_t, 256> MakeCrcTable() {
+  std::array<uint32_t, 256> table{};
+  for (uint32_t i = 0; i < 256; ++i) {
+    uint32_t c = i;
+    for (int bit = 0; bit < 8; ++bit) c = (c & 1) != 0 ? 0xedb88320u ^ (c >> 1) : c >> 1;
+    table[i] = c;
+  }
+  return table;
+}
+constexpr std::array<uint32_t, 256> kCrcTable = MakeCrcTable();
+
+const PolicyHeader& HeaderOf(const char* policy) {
+  return *reinterpret_cast<const PolicyHeader*>(policy);
+}
+
+// Equal but for their place in the sequence.
+bool SamePolicy(std::string_view a, std::string_view b) {
+  constexpr size_t kSeq = offsetof(PolicyHeader, seq);
+  constexpr size_t kAfterSeq = kSeq + sizeof(PolicyHeader::seq);
+  return a.size() == b.size() && memcmp(a.data(), b.data(), kSeq) == 0 &&
+         memcmp(a.data() + kAfterSeq, b.data() + kAfterSeq, a.size() - kAfterSeq) == 0;
+}
+
+uint64_t LargestDebtNs(const char* policy) {
+  const PolicyView view(policy);
+  uint64_t debt = 0;
+  for (uint32_t i = 0; i < view.rule_count(); ++i) {
+    const Limit& limit = view.rule(i).limit;
+    debt = std::max(debt, limit.tau_ns + limit.debt_max_ns);
+  }
+  return debt;
+}
+
+struct ErrorText {
+  const char* name;
+  const char* text;
+};
+// In the order of SegmentError.
+constexpr ErrorText kErrors[] = {
+    {"Ok", "the segment is fine"},
+    {"NoMemory",
+     "no memory for the shared segments: lower daemon.capacity, or raise the memory limit"},
+    {"SealFailed", "the kernel refused to seal a memfd: Linux 3.17 or later is needed"},
+    {"ReopenFailed", "a segment could not be re-opened read-only: /proc must be mounted"},
+    {"MapFailed", "a segment could not be mapped: raise the address space limit (ulimit -v)"},
+    {"NotASegment", "what was handed over is no shared memory file: restart sluiced"},
+    {"Truncated", "a segment has another size than its header says: restart sluiced"},
+    {"NotSealed",
+     "a segment is not sealed and could be cut short under its readers: "
+     "restart sluiced"},
+    {"ForeignOwner", "a segment belongs to another user than the daemon: restart sluiced"},
+    {"Writable", "the control segment came writable: restart sluiced"},
+    {"BadMagic", "what was handed over is no published sluice segment: restart sluiced"},
+    {"OtherVersion",
+     "the segments are of another version: use one version of libsluice and "
+     "sluiced"},
+    {"OtherLayout", "the segments have another layout: use one build of libsluice and sluiced"},
+    {"OtherBoot", "the segments were made before the last boot: restart sluiced"},
+    {"BadGeometry", "the segments claim an impossible size: restart sluiced"},
+    {"OtherShards", "the segments were made for another capacity or number of shards"},
+    {"BadPolicy", "the compiled rules are damaged: reload the configuration"},
+    {"PolicyTooLarge",
+     "the compiled rules exceed 262080 bytes: use fewer rules, tiers or listed values"},
+    {"PoliciesResting",
+     "the rules changed more than 5 times in 10 s: the change waits for at most 10 s"},
+    {"NoEarlierPolicy", "there are no earlier rules to go back to"},
+};
+constexpr size_t kErrorCount = sizeof kErrors / sizeof kErrors[0];
+static_assert(kErrorCount == static_cast<size_t>(SegmentError::kNoEarlierPolicy) + 1);
+static_assert(kMaxPolicyBytes == 262080 && kPolicyBuffers - 1 - kPinnedPolicies == 5,
+              "the texts state them");
+
+const ErrorText& TextOf(SegmentError error) {
+  const size_t i = static_cast<size_t>(error);
+  static constexpr ErrorText kUnknown = {"Unknown", "unknown segment error"};
+  return i < kErrorCount ? kErrors[i] : kUnknown;
+}
+
+}  // namespace
+
+const char* Name(SegmentError error) { return TextOf(error).name; }
+const char* Explain(SegmentError error) { return TextOf(error).text; }
+
+uint32_t PolicyCrc(std::string_view policy) {
+  uint32_t crc = ~0u;
+  for (size_t i = std::min(sizeof(PolicyHeader), policy.size()); i < policy.size(); ++i) {
+    crc = kCrcTable[(crc ^ static_cast<uint8_t>(policy[i])) & 0xff] ^ (crc >> 8);
+  }
+  return ~crc;
+}
+
+bool IsValidPolicy(std::string_view policy) {
+  if (policy.size() < sizeof(PolicyHeader) || policy.size() > kMaxPolicyBytes) return false;
+  PolicyHeader header;  // a copy: a view need not be aligned
+  memcpy(&header, policy.data(), sizeof header);
+  return header.magic == kPolicyMagic && header.bytes == policy.size() &&
+         header.group_count <= kMaxGroups && header.rule_count <= kMaxRules &&
+         header.name_count <= kMaxNames && header.crc32 == PolicyCrc(policy);
+}
+
+void OwnedFd::Reset(int fd) {
+  const int old = fd_;
+  fd_ = fd;
+  if (old >= 0) close(old);
+}
+
+// --- Mapping -------------------------------------------------------------------------------------
+
+Mapping::Mapping() = default;
+Mapping::~Mapping() = default;
+
+Mapping::Mapping(Mapping&& other) noexcept { *this = std::move(other); }
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  region_ = std::move(other.region_);
+  data_ = std::exchange(other.data_, nullptr);
+  bytes_ = std::exchange(other.bytes_, 0);
+  writable_ = other.writable_;
+  return *this;
+}
+
+SegmentStatus Mapping::Map(int fd, uint64_t bytes, bool writable, uint64_t align) {
+  char* at = nullptr;
+  if (align != 0) {
+    at = ReserveAligned(bytes, align);
+    if (at == nullptr) return FailErrno(SegmentError::kMapFailed);
+  }
+  SegmentStatus failed;
+  try {
+    const auto mode = writable ? bip::read_write : bip::read_only;
+    const auto options = at != nullptr ? MAP_FIXED : bip::default_map_options;
+    region_ = std::make_unique<bip::mapped_region>(FdMapping{fd}, mode, 0, bytes, at, options);
+    data_ = static_cast<char*>(region_->get_address());
+    bytes_ = bytes;
+    writable_ = writable;
+    return Ok();
+  } catch (const bip::interprocess_exception& e) {
+    failed = {SegmentError::kMapFailed, e.get_native_error()};
+  } catch (...) {
+    failed = {SegmentError::kNoMemory, ENOMEM};
+  }
+  if (at != nullptr) munmap(at, bytes);
+  return failed;
+}
+
+bool Mapping::Vacate() {
+  if (data_ == nullptr) return false;
+  const int protection = writable_ ? PROT_READ | PROT_WRITE : PROT_READ;
+  return mmap(data_, bytes_, protection, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+              -1, 0) != MAP_FAILED;
+}
+
+// --- buckets -------------------------------------------------------------------------------------
+
+SegmentStatus MappedBuckets::Map(int fd, uint64_t capacity, uint32_t owner_uid) {
+  if (!IsValidCapacity(capacity)) return Fail(SegmentError::kBadGeometry);
+  uint64_t bytes = 0;
+  if (const SegmentStatus s = CheckFd(fd, owner_uid, &bytes); !s.ok()) return s;
+  const BucketGeometry geometry = GeometryFor(capacity);
+  if (bytes != geometry.bytes) return Fail(SegmentError::kTruncated);
+  Mapping mapping;
+  if (const SegmentStatus s = mapping.Map(fd, bytes, true, kHugePageBytes); !s.ok()) return s;
+  mapping_ = std::move(mapping);
+  geometry_ = geometry;
+  return Ok();
+}
+
+bool MappedBuckets::Collapse() {
+  const int saved = errno;
+  const bool done = madvise(mapping_.data(), mapping_.bytes(), MADV_COLLAPSE) == 0;
+  errno = saved;
+  return done;
+}
+
+SegmentStatus BucketsOwner::Create(uint64_t capacity) {
+  OwnedFd fd;
+  const uint64_t bytes = GeometryFor(capacity).bytes;
+  if (const SegmentStatus s = MakeMemfd("sluice-buckets", 0600, bytes, &fd); !s.ok()) return s;
+  MappedBuckets buckets;
+  if (const SegmentStatus s = buckets.Map(fd.get(), capacity, geteuid()); !s.ok()) return s;
+  buckets.Collapse();
+  for (uint64_t i = 0; i < capacity; ++i) {
+    buckets.slots()[i].used.store(used::Make(0, 0), std::memory_order_relaxed);
+  }
+  for (uint32_t i = 0; i < kMaxRules; ++i) {
+    buckets.overflow()[i].used.store(used::Make(0, 0), std::memory_order_relaxed);
+  }
+  fd_ = std::move(fd);
+  buckets_ = std::move(buckets);
+  return Ok();
+}
+
+SegmentStatus BucketsOwner::Adopt(OwnedFd fd, uint64_t capacity) {
+  MappedBuckets buckets;
+  if (const SegmentStatus s = buckets.Map(fd.get(), capacity, geteuid()); !s.ok()) return s;
+  buckets.Collapse();
+  fd_ = std::move(fd);
+  buckets_ = std::move(buckets);
+  return Ok();
+}
+
+// --- control, the daemon's side ------------------------------------------------------------------
+
+ControlWriter::ControlWriter() { std::fill_n(pinned_, kPinnedPolicies, -1); }
+ControlWriter::~ControlWriter() = default;
+ControlWriter::ControlWriter(ControlWriter&&) noexcept = default;
+ControlWriter& ControlWriter::operator=(ControlWriter&&) noexcept = default;
+
+SegmentStatus ControlWriter::Map() {
+  const SegmentStatus status = mapping_.Map(fd_.get(), kControlBytes, true, 0);
+  header_ = reinterpret_cast<ControlHeader*>(mapping_.data());
+  return status;
+}
+
+SegmentStatus ControlWriter::Create(const ControlOptions& options, uint64_t now_ns) {
+  if (!IsValidCapacity(options.capacity) || options.shard_count == 0 ||
+      options.shard_count > kMaxShards) {
+    return Fail(SegmentError::kBadGeometry);
+  }
+  uint64_t random[3];
+  if (!FillRandom(random, sizeof random)) return FailErrno(SegmentError::kNoMemory);
+  if (const SegmentStatus s = MakeMemfd("sluice-control", 0400, kControlBytes, &fd_); !s.ok()) {
+    return s;
+  }
+  if (const SegmentStatus s = Map(); !s.ok()) return s;
+  ControlHeader& h = *header_;
+  h.abi_major = kAbiMajor;
+  h.abi_minor = kAbiMinor;
+  h.layout_hash = kLayoutHash;
+  ReadBootId(h.boot_id);
+  h.generation = random[0] | 1;  // never 0
+  h.capacity = options.capacity;
+  h.shard_count = options.shard_count;
+  h.hash_salt[0] = random[1];
+  h.hash_salt[1] = random[2];
+  h.daemon_pid = static_cast<uint64_t>(getpid());
+  h.daemon_uid = geteuid();
+  h.created_ns = now_ns;
+  h.reserved1[0] = 1;
+  h.grace_ns.store(options.grace_ns, std::memory_order_relaxed);
+  h.reconciling.store(options.reconciling, std::memory_order_relaxed);
+  h.heartbeat_ns.store(now_ns, std::memory_order_relaxed);
+  info_ = {.generation = h.generation,
+           .capacity = h.capacity,
+           .shard_count = h.shard_count,
+           .hash_key = ExpandSalt(h.hash_salt),
+           .created_ns = now_ns,
+           .owner_uid = geteuid()};
+  return Ok();
+}
+
+SegmentStatus ControlWriter::Adopt(OwnedFd fd, const ControlOptions& options, uint64_t now_ns) {
+  SegmentInfo info;
+  if (const SegmentStatus s = CheckControl(fd.get(), geteuid(), &info); !s.ok()) return s;
+  if (info.owner_uid != geteuid()) return Fail(SegmentError::kForeignOwner);
+  if (info.capacity != options.capacity || info.shard_count != options.shard_count) {
+    return Fail(SegmentError::kOtherShards);
+  }
+  fd_ = std::move(fd);
+  if (const SegmentStatus s = Map(); !s.ok()) return s;
+  info_ = info;
+  if (policy_seq() != 0 && !IsValidPolicy(policy())) return Fail(SegmentError::kBadPolicy);
+  ListEarlier();
+  ControlHeader& h = *header_;
+  h.daemon_pid = static_cast<uint64_t>(getpid());
+  h.grace_ns.store(options.grace_ns, std::memory_order_relaxed);
+  SetReconciling(options.reconciling);
+  Beat(now_ns);
+  SetStopped(false);
+  __atomic_fetch_add(&h.reserved1[0], 1, __ATOMIC_RELEASE);
+  return Ok();
+}
+
+void ControlWriter::Publish() { header_->magic.store(kMagic, std::memory_order_release); }
+
+OwnedFd ControlWriter::DupReadOnly() const {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd_.get());
+  return OwnedFd(open(path, O_RDONLY | O_CLOEXEC));
+}
+
+char* ControlWriter::buffer(uint32_t i) const {
+  return mapping_.data() + kPolicyOffset + uint64_t{i % kPolicyBuffers} * kPolicyBufferBytes;
+}
+
+uint64_t ControlWriter::superseded_ns(uint32_t i) const {
+  uint64_t stamp;
+  memcpy(&stamp, buffer(i) + kMaxPolicyBytes, sizeof stamp);
+  return stamp;
+}
+
+uint64_t ControlWriter::policy_seq() const {
+  return policy_word::Seq(header_->policy.load(std::memory_order_relaxed));
+}
+
+std::string_view ControlWriter::policy() const {
+  const uint64_t word = header_->policy.load(std::memory_order_relaxed);
+  if (policy_word::Seq(word) == 0) return {};
+  const char* bytes = buffer(policy_word::Buffer(word));
+  return {bytes, std::min(HeaderOf(bytes).bytes, kMaxPolicyBytes)};
+}
+
+bool ControlWriter::IsPinned(uint32_t i) const {
+  return std::find(pinned_, pinned_ + kPinnedPolicies, static_cast<int>(i)) !=
+         pinned_ + kPinnedPolicies;
+}
+
+// After an adoption: the policies before the one in force are those with a lower seq, whole.
+void ControlWriter::ListEarlier() {
+  std::fill_n(pinned_, kPinnedPolicies, -1);
+  const uint64_t word = header_->policy.load(std::memory_order_relaxed);
+  if (policy_word::Seq(word) == 0) return;
+  uint64_t below = HeaderOf(buffer(policy_word::Buffer(word))).seq;
+  for (int& pinned : pinned_) {
+    uint64_t best = 0;
+    for (uint32_t i = 0; i < kPolicyBuffers; ++i) {
+      const PolicyHeader& h = HeaderOf(buffer(i));
+      if (h.seq > best && h.seq < below && h.bytes <= kMaxPolicyBytes &&
+          IsValidPolicy({buffer(i), h.bytes})) {
+        best = h.seq;
+        pinned = static_cast<int>(i);
+      }
+    }
+    if (best == 0) return;
+    below = best;
+  }
+}
+
+// A buffer that no reader can still be in: neither in force, nor pinned, and rested. -1: none yet.
+int ControlWriter::PickBuffer(uint64_t now_ns, uint64_t* retry_after_ns) const {
+  const uint64_t word = header_->policy.load(std::memory_order_relaxed);
+  uint64_t wait_ns = kPolicyRestNs;
+  for (uint32_t i = 0; i < kPolicyBuffers; ++i) {
+    const bool in_force = policy_word::Seq(word) != 0 && policy_word::Buffer(word) == i;
+    if (in_force || IsPinned(i)) continue;
+    const uint64_t stamp = superseded_ns(i);
+    const uint64_t rested = stamp == 0 ? kPolicyRestNs : now_ns > stamp ? now_ns - stamp : 0;
+    if (rested >= kPolicyRestNs) return static_cast<int>(i);
+    wait_ns = std::min(wait_ns, kPolicyRestNs - rested);
+  }
+  if (retry_after_ns != nullptr) *retry_after_ns = wait_ns;
+  return -1;
+}
+
+void ControlWriter::Switch(uint32_t to, uint64_t seq, uint64_t now_ns) {
+  const uint64_t word = header_->policy.load(std::memory_order_relaxed);
+  // Stamped before the switch: a crash in between leaves a stamp on the buffer in force, which is
+  // stamped again when it is superseded.
+  if (policy_word::Seq(word) != 0) {
+    memcpy(buffer(policy_word::Buffer(word)) + kMaxPolicyBytes, &now_ns, sizeof now_ns);
+  }
+  header_->policy.store(policy_word::Make(seq, to), std::memory_order_release);
+}
+
+SegmentStatus ControlWriter::PublishPolicy(std::string_view policy, uint64_t now_ns,
+                                           uint64_t* retry_after_ns) {
+  if (retry_after_ns != nullptr) *retry_after_ns = 0;
+  if (policy.size() > kMaxPolicyBytes) return Fail(SegmentError::kPolicyTooLarge);
+  if (!IsValidPolicy(policy)) return Fail(SegmentError::kBadPolicy);
+  const uint64_t word = header_->policy.load(std::memory_order_relaxed);
+  if (policy_word::Seq(word) != 0 && SamePolicy(policy, this->policy())) return Ok();
+  const int to = PickBuffer(now_ns, retry_after_ns);
+  if (to < 0) return Fail(SegmentError::kPoliciesResting);
+
+  const uint64_t seq = policy_word::Seq(word) + 1;
+  char* bytes = buffer(static_cast<uint32_t>(to));
+  memcpy(bytes, policy.data(), policy.size());
+  memcpy(bytes + offsetof(PolicyHeader, seq), &seq, sizeof seq);
+  // Raised before the policy is seen: a word that the new rules allow must never look wild to a
+  // process that reuses slots.
+  const uint64_t debt = LargestDebtNs(bytes);
+  if (debt > header_->max_debt_ns.load(std::memory_order_relaxed)) {
+    header_->max_debt_ns.store(debt, std::memory_order_seq_cst);
+  }
+  Switch(static_cast<uint32_t>(to), seq, now_ns);
+  if (policy_word::Seq(word) != 0) {
+    std::copy_backward(pinned_, pinned_ + kPinnedPolicies - 1, pinned_ + kPinnedPolicies);
+    pinned_[0] = static_cast<int>(policy_word::Buffer(word));
+  }
+  return Ok();
+}
+
+SegmentStatus ControlWriter::RollbackPolicy(uint64_t now_ns) {
+  if (pinned_[0] < 0) return Fail(SegmentError::kNoEarlierPolicy);
+  // seq only grows: the old pair of seq and buffer again could let a reader accept a torn copy.
+  Switch(static_cast<uint32_t>(pinned_[0]), policy_seq() + 1, now_ns);
+  std::copy(pinned_ + 1, pinned_ + kPinnedPolicies, pinned_);
+  pinned_[kPinnedPolicies - 1] = -1;
+  return Ok();
+}
+
+void ControlWriter::SetShard(uint32_t shard, ShardMode mode, uint64_t since_ns) {
+  if (shard >= info_.shard_count) return;
+  auto* states = reinterpret_cast<std::atomic<uint64_t>*>(mapping_.data() + kShardStatesOffset);
+  states[shard].store(shard_state::Make(mode, since_ns), std::memory_order_release);
+}
+
+uint64_t ControlWriter::shard(uint32_t i) const {
+  const auto* states =
+      reinterpret_cast<const std::atomic<uint64_t>*>(mapping_.data() + kShardStatesOffset);
+  return states[i % kMaxShards].load(std::memory_order_acquire);
+}
+
+void ControlWriter::Beat(uint64_t now_ns) {
+  header_->heartbeat_ns.store(now_ns, std::memory_order_release);
+}
+void ControlWriter::SetStopped(bool stopped) {
+  header_->stopped.store(stopped, std::memory_order_release);
+}
+void ControlWriter::SetReconciling(bool reconciling) {
+  header_->reconciling.store(reconciling, std::memory_order_release);
+}
+
+// --- control, a client's side --------------------------------------------------------------------
+
+SegmentStatus ControlReader::Map(int fd, uint32_t owner_uid) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return FailErrno(SegmentError::kNotASegment);
+  if ((flags & O_ACCMODE) != O_RDONLY) return Fail(SegmentError::kWritable);
+  SegmentInfo info;
+  if (const SegmentStatus s = CheckControl(fd, owner_uid, &info); !s.ok()) return s;
+  Mapping mapping;
+  if (const SegmentStatus s = mapping.Map(fd, kControlBytes, false, 0); !s.ok()) return s;
+  mapping_ = std::move(mapping);
+  info_ = info;
+  return Ok();
+}
+
+uint64_t Incarnation(const ControlHeader& header) {
+  return __atomic_load_n(&header.reserved1[0], __ATOMIC_ACQUIRE);
+}
+
+}  // namespace sluice::shm
