@@ -127,6 +127,7 @@ class Daemon:
 
     def __init__(self, config, *, wait=True, args=(), env=None, user=None, group=None,
                  extra_groups=None, name="sluiced", wrapper=(), owner=None):
+        program = binary("sluiced")
         self.directory = tempfile.mkdtemp(prefix="sluice-daemon-")
         # Clients run as other users and must be able to pass through.
         os.chmod(self.directory, 0o755)
@@ -136,7 +137,7 @@ class Daemon:
         self.attach_socket = os.path.join(self.runtime_dir, "attach.sock")
         self.admin_socket = os.path.join(self.runtime_dir, "admin.sock")
         self.process = None
-        self._argv = [*wrapper, binary("sluiced"), "--config", self.config_path, *args]
+        self._argv = [*wrapper, program, "--config", self.config_path, *args]
         self._options = {"env": env, "user": user, "group": group, "extra_groups": extra_groups,
                          "name": name}
         try:
