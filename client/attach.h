@@ -45,6 +45,7 @@ struct Attachment {
   std::atomic<uint64_t>* denied = nullptr;              // [capacity]
   std::atomic<uint64_t>* second = nullptr;              // [capacity]
   std::atomic<uint64_t>* dirty = nullptr;               // [capacity / 64] words
+  std::atomic<uint64_t>* counters = nullptr;            // [kCounters]; set from buckets.counters()
   shm::Slot* overflow = nullptr;                        // [kMaxRules]
   shm::KeyText* texts = nullptr;                        // [capacity]
   uint64_t capacity = 0;                                // a power of two
@@ -127,7 +128,7 @@ class Attacher {
   bool SendHello();
   void AwaitWelcome(uint64_t now_ns);
   void Receive(const shm::Welcome& welcome, int control_fd, int buckets_fd, uint64_t now_ns);
-  void Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint64_t now_ns);
+  bool Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint64_t now_ns);
   void Drop(AttachProblem problem, int error, uint64_t now_ns);
   void VacateOld(uint64_t now_ns);
   void SetProblem(AttachProblem problem, shm::SegmentError segment, int error);
