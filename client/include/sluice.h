@@ -56,7 +56,7 @@ enum sluice_source {
   SLUICE_SOURCE_OVERFLOW = 4   /* no slot was free near the key: the rule's overflow bucket */
 };
 
-typedef struct sluice sluice_t;
+typedef struct sluice_client sluice_t;
 typedef struct sluice_handle sluice_handle_t;
 typedef struct sluice_rule sluice_rule_t;
 

@@ -1,0 +1,131 @@
+// HTTP fields for a decision: Retry-After (RFC 9110) and RateLimit-Policy, RateLimit
+// (draft-ietf-httpapi-ratelimit-headers-10), Lists of Strings with parameters after RFC 9651.
+#include <algorithm>
+#include <cstring>
+
+#include "client/check.h"
+
+namespace sluice::client {
+namespace {
+
+constexpr uint64_t kSecondNs = 1'000'000'000;
+constexpr uint64_t kMaxInteger = 999'999'999'999'999;  // RFC 9651, section 3.3.1
+
+uint64_t CeilSeconds(uint64_t ns) { return ns / kSecondNs + (ns % kSecondNs != 0 ? 1 : 0); }
+
+// Bounded text; remembers whether anything was cut.
+class Fields {
+ public:
+  Fields(char* out, size_t size) : out_(out), size_(size) {}
+
+  Fields& Text(const char* text) { return Bytes(text, std::strlen(text)); }
+  Fields& Bytes(const char* data, size_t n) {
+    if (used_ + n < size_) {
+      std::memcpy(out_ + used_, data, n);
+      used_ += n;
+    } else {
+      overflown_ = true;
+    }
+    return *this;
+  }
+  Fields& Number(uint64_t value) {
+    char digits[20];
+    size_t n = 0;
+    value = std::min(value, kMaxInteger);
+    do {
+      digits[sizeof digits - ++n] = static_cast<char>('0' + value % 10);
+      value /= 10;
+    } while (value != 0);
+    return Bytes(digits + sizeof digits - n, n);
+  }
+  int Finish() {
+    if (overflown_ || size_ == 0) return SLUICE_E_BUFFER;
+    out_[used_] = '\0';
+    return static_cast<int>(used_);
+  }
+
+ private:
+  char* out_;
+  size_t size_;
+  size_t used_ = 0;
+  bool overflown_ = false;
+};
+
+// What the two lists say of one matched rule.
+struct Entry {
+  char label[shm::kMaxLabelBytes];
+  size_t label_bytes;
+  uint64_t quota;
+  uint64_t window_s;
+  uint64_t remaining;
+  uint64_t more_s;  // until there is more quota
+};
+
+// A rule's quota as the draft speaks of it: q tokens in w seconds. A burst above the limit is what
+// a client may use at once, so it is the quota, over the time in which it refills.
+bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const sluice_spend_t& spend,
+               Entry* entry) {
+  const shm::PolicyView view = ViewOf(a, decision.policy);
+  const shm::RuleView& rule = view.rule(spend.rule);
+  const shm::Limit limit = rule.limit;
+  const bool shadow = rule.shadow != 0;
+  entry->label_bytes = CopyLabel(a, decision.policy, spend.rule, entry->label);
+  if (entry->label_bytes == 0 || shadow || limit.interval_ns == 0) return false;
+  const bool bursty = limit.burst > limit.limit;
+  entry->quota = bursty ? limit.burst : limit.limit;
+  entry->window_s = std::max<uint64_t>(CeilSeconds(bursty ? limit.tau_ns : limit.period_ns), 1);
+  const uint64_t per_token =
+      spend.tokens == 0 || spend.cost_ns == 0
+          ? limit.interval_ns
+          : std::max<uint64_t>(spend.cost_ns / spend.tokens, limit.interval_ns);
+  entry->remaining = shm::Remaining(spend.new_ns, decision.now_ns, per_token, limit.tau_ns);
+  const uint64_t ahead = shm::ResetAfterNs(spend.new_ns, decision.now_ns);
+  const uint64_t over = ahead > limit.tau_ns ? ahead - limit.tau_ns : 0;
+  // A full bucket gains nothing; else the next token comes when this one's time is up.
+  entry->more_s =
+      ahead == 0 ? 0 : CeilSeconds(over + (over != 0 ? per_token : (ahead - 1) % per_token + 1));
+  return true;
+}
+
+}  // namespace
+}  // namespace sluice::client
+
+using sluice::client::Entry;
+using sluice::client::Fields;
+
+extern "C" int sluice_http_fields(sluice_t* client, const sluice_decision_t* decision, char* buffer,
+                                  size_t size) {
+  if (client == nullptr || decision == nullptr || buffer == nullptr) return SLUICE_E_ARGUMENT;
+  Fields fields(buffer, size);
+  uint64_t retry_s = 0;
+  if (decision->allowed == 0 && decision->retry_after_ns != SLUICE_NEVER) {
+    retry_s = std::max<uint64_t>(sluice::client::CeilSeconds(decision->retry_after_ns), 1);
+    fields.Text("Retry-After: ").Number(retry_s).Text("\r\n");
+  }
+  const sluice::client::Attachment* const a = client->attacher.current();
+  Entry entries[SLUICE_MAX_RULES_PER_REQUEST];
+  size_t count = 0;
+  if (a != nullptr && a->generation == decision->generation) {
+    for (uint16_t i = 0; i < decision->spend_count && i < SLUICE_MAX_RULES_PER_REQUEST; ++i) {
+      if (sluice::client::MakeEntry(*a, *decision, decision->spends[i], &entries[count])) ++count;
+    }
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const Entry& e = entries[i];
+    fields.Text(i == 0 ? "RateLimit-Policy: \"" : ", \"").Bytes(e.label, e.label_bytes);
+    fields.Text("\";q=").Number(e.quota).Text(";w=").Number(e.window_s);
+  }
+  if (count != 0) fields.Text("\r\n");
+  for (size_t i = 0; i < count; ++i) {
+    const Entry& e = entries[i];
+    fields.Text(i == 0 ? "RateLimit: \"" : ", \"").Bytes(e.label, e.label_bytes);
+    // Retry-After is not to be earlier than t; for the deciding rule they agree.
+    const bool decides = decision->allowed == 0 && decision->spends[i].rule == decision->rule;
+    fields.Text("\";r=")
+        .Number(e.remaining)
+        .Text(";t=")
+        .Number(decides && retry_s != 0 ? retry_s : e.more_s);
+  }
+  if (count != 0) fields.Text("\r\n");
+  return fields.Finish();
+}

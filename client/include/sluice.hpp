@@ -1,0 +1,177 @@
+// sluice for C++20: a header-only face over the C ABI of sluice.h. Nothing here throws on the way
+// of a check; nothing allocates. See sluice.h for what each call promises.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "sluice.h"
+
+namespace sluice {
+
+// A name and a value of the request; views, which must live until the call returns.
+struct Descriptor : sluice_descriptor_t {
+  constexpr Descriptor(std::string_view descriptor_name, std::string_view descriptor_value)
+      : sluice_descriptor_t{descriptor_name.data(), descriptor_name.size(), descriptor_value.data(),
+                            descriptor_value.size()} {}
+};
+
+// The answer to one request. Converts to bool: go on or not.
+class Decision {
+ public:
+  explicit operator bool() const { return raw_.allowed != 0; }
+  bool allowed() const { return raw_.allowed != 0; }
+  uint64_t limit() const { return raw_.limit; }
+  uint64_t remaining() const { return raw_.remaining; }
+  // Zero when allowed; nullopt when this cost can never fit.
+  std::optional<std::chrono::nanoseconds> retry_after() const {
+    if (raw_.retry_after_ns == SLUICE_NEVER) return std::nullopt;
+    return std::chrono::nanoseconds(raw_.retry_after_ns);
+  }
+  std::chrono::nanoseconds reset_after() const {
+    return std::chrono::nanoseconds(raw_.reset_after_ns);
+  }
+  bool is_emergency() const { return raw_.source == SLUICE_SOURCE_EMERGENCY; }
+  bool is_default() const { return raw_.source == SLUICE_SOURCE_DEFAULT; }
+  bool shadow_denied() const { return raw_.shadow != 0; }
+  // 0, or one of enum sluice_error: then the answer is the client's default.
+  int error() const { return error_; }
+  const sluice_decision_t& raw() const { return raw_; }
+  sluice_decision_t& raw() { return raw_; }
+
+ private:
+  friend class Client;
+  friend class Handle;
+  friend class Rule;
+  void Take(int result) { error_ = result < 0 ? result : 0; }
+
+  sluice_decision_t raw_;
+  int error_ = 0;
+};
+
+// A request's descriptors bound once: the shortest path. Free it before its client.
+class Handle {
+ public:
+  Decision check(uint32_t cost = 1) {
+    Decision d;
+    d.Take(sluice_handle_check(handle_.get(), cost, &d.raw()));
+    return d;
+  }
+  // Only yes or no, a little faster.
+  bool allow(uint32_t cost = 1) { return sluice_handle_check(handle_.get(), cost, nullptr) > 0; }
+
+ private:
+  friend class Client;
+  struct Free {
+    void operator()(sluice_handle_t* h) const { sluice_handle_free(h); }
+  };
+  explicit Handle(sluice_handle_t* handle) : handle_(handle) {}
+  std::unique_ptr<sluice_handle_t, Free> handle_;
+};
+
+// One rule with a changing key.
+class Rule {
+ public:
+  Decision check(std::string_view key, uint32_t cost = 1) {
+    Decision d;
+    d.Take(sluice_rule_check(rule_.get(), key.data(), key.size(), cost, &d.raw()));
+    return d;
+  }
+  bool allow(std::string_view key, uint32_t cost = 1) {
+    return sluice_rule_check(rule_.get(), key.data(), key.size(), cost, nullptr) > 0;
+  }
+
+ private:
+  friend class Client;
+  struct Free {
+    void operator()(sluice_rule_t* r) const { sluice_rule_free(r); }
+  };
+  explicit Rule(sluice_rule_t* rule) : rule_(rule) {}
+  std::unique_ptr<sluice_rule_t, Free> rule_;
+};
+
+struct Options {
+  bool default_allowed = true;        // the answer while no daemon was ever there
+  const char* runtime_dir = nullptr;  // $SLUICE_RUNTIME_DIR, else /run/sluice
+  const char* label = nullptr;        // shown to operators
+};
+
+// A connection to the local daemon. Never blocks, not even here: it attaches by itself.
+class Client {
+ public:
+  explicit Client(const Options& options = {}) {
+    const sluice_options_t raw = {sizeof(sluice_options_t), options.default_allowed ? 1 : 0,
+                                  options.runtime_dir, options.label};
+    sluice_t* client = nullptr;
+    error_ = sluice_open(&raw, &client);
+    client_.reset(client);
+  }
+
+  // 0, or SLUICE_E_MEMORY: then every check answers with an error.
+  int error() const { return error_; }
+
+  Decision check(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+    Decision d;
+    d.raw().allowed = 0;
+    d.Take(sluice_check(client_.get(), descriptors.data(), descriptors.size(), cost, &d.raw()));
+    return d;
+  }
+  Decision check(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+    return check(std::span(descriptors.begin(), descriptors.size()), cost);
+  }
+
+  std::optional<Handle> bind(std::initializer_list<Descriptor> descriptors) {
+    sluice_handle_t* handle = nullptr;
+    if (sluice_handle_bind(client_.get(), descriptors.begin(), descriptors.size(), &handle) != 0) {
+      return std::nullopt;
+    }
+    return Handle(handle);
+  }
+  std::optional<Rule> bind_rule(const char* label) {
+    sluice_rule_t* rule = nullptr;
+    if (sluice_rule_bind(client_.get(), label, &rule) != 0) return std::nullopt;
+    return Rule(rule);
+  }
+
+  // How many rules got something back; negative: enum sluice_error.
+  int refund(Decision& decision) { return sluice_refund(client_.get(), &decision.raw()); }
+
+  // Retry-After, RateLimit-Policy and RateLimit lines, each ended by CRLF.
+  std::string http_fields(const Decision& decision) {
+    char buffer[4096];
+    const int n = sluice_http_fields(client_.get(), &decision.raw(), buffer, sizeof buffer);
+    return n > 0 ? std::string(buffer, static_cast<size_t>(n)) : std::string();
+  }
+  // The deciding rule's label; empty when no rule decided.
+  std::string rule_of(const Decision& decision) {
+    char buffer[128];
+    const int n = sluice_decision_rule(client_.get(), &decision.raw(), buffer, sizeof buffer);
+    return n > 0 ? std::string(buffer, static_cast<size_t>(n)) : std::string();
+  }
+
+  bool wait(std::chrono::milliseconds timeout) {
+    return sluice_wait(client_.get(), static_cast<uint32_t>(timeout.count())) != 0;
+  }
+  sluice_info_t info() {
+    sluice_info_t info = {};
+    sluice_get_info(client_.get(), &info);
+    return info;
+  }
+  sluice_t* raw() { return client_.get(); }
+
+ private:
+  struct Close {
+    void operator()(sluice_t* c) const { sluice_close(c); }
+  };
+  std::unique_ptr<sluice_t, Close> client_;
+  int error_ = 0;
+};
+
+}  // namespace sluice

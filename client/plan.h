@@ -1,0 +1,106 @@
+// A request, matched: what to charge where. Built on the stack from the policy in place; holds
+// copies of every number it needs, so that a policy change cannot tear a decision.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "client/attach.h"
+#include "client/include/sluice.h"
+#include "shm/bucket.h"
+#include "shm/policy_view.h"
+
+namespace sluice::client {
+
+inline constexpr size_t kMaxItems = SLUICE_MAX_RULES_PER_REQUEST;
+inline constexpr size_t kMaxPlanValues = 4 * kMaxItems;  // key values of one request
+inline constexpr size_t kIpBytes = 64;                   // one canonical address
+inline constexpr size_t kArenaBytes = kIpBytes * 16;     // those of one request
+
+// The numbers of one rule, copied out of the policy. No initialisers here and below: a plan lives
+// on the stack of every check, and only what is used may cost anything.
+struct Rule {
+  uint64_t unit_ns;  // cost of one unit of request cost (rule cost included)
+  uint64_t tau_ns;
+  uint64_t debt_max_ns;
+  uint64_t interval_ns;
+  uint64_t limit;
+  uint64_t period_ns;
+  uint64_t burst;
+  uint64_t for_ns;
+  uint32_t cost;  // tokens per unit of request cost
+  uint32_t factor_q16;
+  uint32_t then_factor_q16;
+  uint16_t id;
+  shm::DegradedMode mode;
+  shm::DegradedMode then_mode;
+  bool shadow;
+};
+
+// A key value; a plain pair, since string_view's constructor would cost.
+struct Text {
+  const char* data;
+  size_t size;
+  std::string_view view() const { return {data, size}; }
+};
+
+// One matched rule and the bucket it charges.
+struct Item {
+  const Rule* rule;
+  const Text* values;  // of the key, in order; in the caller's memory or the plan's arena
+  uint64_t hash;
+  uint32_t value_count;
+  bool folded;  // the name is too long for its slot's text: the values are hashed into one
+};
+
+// Self-referring once built (items point into rules, values and arena): never copied.
+struct Plan {
+  Plan() {}
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  uint64_t policy;  // policy word it was built from
+  size_t count;
+  size_t value_count;
+  size_t arena_used;
+  bool coarse_serves;  // for every matched rule
+  Item items[kMaxItems];
+  Rule rules[kMaxItems];
+  Text values[kMaxPlanValues];
+  char arena[kArenaBytes];
+};
+
+// Matches descriptors against the policy in force. Returns 0, or SLUICE_E_RULES /
+// SLUICE_E_DESCRIPTORS. No policy published yet: a plan of 0 items.
+int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
+              const sluice_descriptor_t* descriptors, size_t count, Plan* plan);
+
+// One rule known by its label, with what is needed to name its buckets by a single value.
+struct RuleKey {
+  uint64_t policy;
+  uint64_t hash_seed;
+  size_t label_bytes;
+  uint32_t value_count;  // 0 or 1
+  shm::KeyPartView part;
+};
+// Returns 0, or SLUICE_E_NO_RULE: not in the policy, or a key of several values.
+int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, RuleKey* key);
+
+// `value` in the form that names a bucket: canonical where the key part says ip (written to `ip`,
+// kIpBytes), else itself.
+Text KeyValue(const shm::KeyPartView& part, Text value, char* ip);
+
+// Completes item->hash and item->folded from its values, headed by the rule's seed.
+void HashItem(const Attachment& attachment, uint64_t rule_seed, size_t label_bytes, Item* item);
+
+// The rule's label in the policy `policy` of the attachment, copied; 0 when that policy is no
+// longer in force.
+size_t CopyLabel(const Attachment& attachment, uint64_t policy, uint16_t rule,
+                 char out[shm::kMaxLabelBytes]);
+
+inline shm::PolicyView ViewOf(const Attachment& attachment, uint64_t policy) {
+  const uint32_t buffer = shm::policy_word::Buffer(policy) % shm::kPolicyBuffers;
+  return shm::PolicyView(attachment.policy_buffers + uint64_t{buffer} * shm::kPolicyBufferBytes);
+}
+
+}  // namespace sluice::client

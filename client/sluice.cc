@@ -1,0 +1,260 @@
+// The rest of the C ABI: opening, checking lists of descriptors, refunds, state.
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "client/check.h"
+
+namespace sluice::client {
+
+const Attachment* AttachmentOf(sluice_t* client) {
+  const Attachment* a = client->attacher.current();
+  if (a == nullptr) [[unlikely]] {
+    client->attacher.Step(Clock::CoarseNs());
+    a = client->attacher.current();
+  }
+  return a;
+}
+
+int AnswerDefault(const sluice_t* client, int code, sluice_decision_t* decision) {
+  if (decision != nullptr) {
+    std::memset(decision, 0, offsetof(sluice_decision_t, spends));
+    decision->allowed = client->default_allowed;
+    decision->source = SLUICE_SOURCE_DEFAULT;
+    decision->rule = shm::kNoRule;
+  }
+  return code != 0 ? code : client->default_allowed;
+}
+
+namespace {
+
+int AnswerNoMatch(sluice_decision_t* decision) {
+  if (decision != nullptr) {
+    std::memset(decision, 0, offsetof(sluice_decision_t, spends));
+    decision->allowed = 1;
+    decision->source = SLUICE_SOURCE_NO_MATCH;
+    decision->rule = shm::kNoRule;
+    decision->remaining = UINT64_MAX;
+  }
+  return 1;
+}
+
+// A refund is the daemon's to report too: use goes down by the tokens, around its bias. Only while
+// the tenancy is the decision's.
+void RefundUse(const Attachment& a, uint32_t index, uint16_t gen, uint32_t tokens) {
+  shm::Slot& slot = a.slots[index];
+  uint64_t u = slot.used.load(std::memory_order_seq_cst);
+  for (int attempt = 0; attempt < shm::kMaxRestarts; ++attempt) {
+    if (shm::used::Gen(u) != gen) return;
+    const uint64_t next = shm::used::Make(gen, shm::used::Count(u) - int64_t{tokens});
+    if (slot.used.compare_exchange_weak(u, next, std::memory_order_seq_cst)) break;
+  }
+  shm::AddUse(slot, a.dirty, index, 0);  // marks it dirty
+}
+
+std::atomic<uint64_t> next_client_id{1};
+
+}  // namespace
+}  // namespace sluice::client
+
+using sluice::client::AnswerDefault;
+using sluice::client::Attachment;
+using sluice::client::Clock;
+using sluice::client::Context;
+using sluice::client::Plan;
+namespace shm = sluice::shm;
+
+extern "C" {
+
+int sluice_open(const sluice_options_t* options, sluice_t** client) {
+  if (client == nullptr) return SLUICE_E_ARGUMENT;
+  *client = nullptr;
+  sluice_options_t o = {sizeof(sluice_options_t), 1, nullptr, nullptr};
+  if (options != nullptr) {
+    // A caller built against a shorter or longer struct: what both know is taken.
+    if (options->struct_size < 8 || options->struct_size > 4096) return SLUICE_E_ARGUMENT;
+    std::memcpy(&o, options, std::min<size_t>(options->struct_size, sizeof o));
+  }
+  auto* const c = new (std::nothrow) sluice_t;
+  if (c == nullptr) return SLUICE_E_MEMORY;
+  c->id = sluice::client::next_client_id.fetch_add(1, std::memory_order_relaxed);
+  c->coarse_step_ns = Clock::CoarseStepNs();
+  c->default_allowed = o.default_allowed != 0 ? 1 : 0;
+  if (!c->attacher.Open(o.runtime_dir, o.label)) {
+    delete c;
+    return SLUICE_E_MEMORY;
+  }
+  c->attacher.Step(Clock::PreciseNs());
+  *client = c;
+  return 0;
+}
+
+void sluice_close(sluice_t* client) {
+  if (client == nullptr) return;
+  if (client->attacher.current() != nullptr) {
+    sluice::client::FlushTally(client->id, client->attacher.fork_epoch());
+  }
+  delete client;
+}
+
+int sluice_wait(sluice_t* client, uint32_t timeout_ms) {
+  if (client == nullptr) return 0;
+  const uint64_t until_ns = Clock::PreciseNs() + uint64_t{timeout_ms} * 1'000'000;
+  for (;;) {
+    const uint64_t now_ns = Clock::PreciseNs();
+    client->attacher.Step(now_ns);
+    if (client->attacher.current() != nullptr) return 1;
+    if (now_ns >= until_ns) return 0;
+    const timespec pause = {0, 1'000'000};
+    nanosleep(&pause, nullptr);
+  }
+}
+
+int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
+                 uint32_t cost, sluice_decision_t* decision) {
+  if (client == nullptr) return SLUICE_E_ARGUMENT;
+  if (cost > SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {
+    return AnswerDefault(client, SLUICE_E_ARGUMENT, decision);
+  }
+  const Attachment* const a = sluice::client::AttachmentOf(client);
+  if (a == nullptr) [[unlikely]] {
+    return AnswerDefault(client, count > SLUICE_MAX_DESCRIPTORS ? SLUICE_E_DESCRIPTORS : 0,
+                         decision);
+  }
+  Plan plan;
+  const int built = BuildPlan(*a, client->coarse_step_ns, descriptors, count, &plan);
+  if (built != 0) [[unlikely]] {
+    return AnswerDefault(client, built, decision);
+  }
+  if (plan.count == 0) {
+    client->attacher.Step(Clock::CoarseNs());
+    return sluice::client::AnswerNoMatch(decision);
+  }
+  Context ctx(client, a, plan.coarse_serves);
+  return CheckItems(ctx, plan.items, plan.count, plan.policy, cost, decision);
+}
+
+int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t count,
+                      int* results, sluice_decision_t* decisions) {
+  if (client == nullptr || (count != 0 && (requests == nullptr || results == nullptr)) ||
+      count > INT32_MAX) {
+    return SLUICE_E_ARGUMENT;
+  }
+  constexpr size_t kChunk = 8;  // plans are some KiB each: what fits the stack and the L1 cache
+  const Attachment* const a = sluice::client::AttachmentOf(client);
+  int allowed = 0;
+  for (size_t begin = 0; begin < count; begin += kChunk) {
+    const size_t n = std::min(kChunk, count - begin);
+    Plan plans[kChunk];
+    int built[kChunk];
+    for (size_t i = 0; i < n && a != nullptr; ++i) {
+      const sluice_request_t& r = requests[begin + i];
+      built[i] = r.cost > SLUICE_MAX_COST || (r.descriptors == nullptr && r.count != 0)
+                     ? SLUICE_E_ARGUMENT
+                     : BuildPlan(*a, client->coarse_step_ns, r.descriptors, r.count, &plans[i]);
+      if (built[i] != 0) continue;
+      for (size_t j = 0; j < plans[i].count; ++j) {
+        sluice::client::Table(a->slots, a->capacity, a->counters).Prefetch(plans[i].items[j].hash);
+      }
+    }
+    for (size_t i = 0; i < n; ++i) {
+      sluice_decision_t* const decision = decisions ? &decisions[begin + i] : nullptr;
+      int& result = results[begin + i];
+      if (a == nullptr || built[i] != 0) {
+        result = AnswerDefault(client, a == nullptr ? 0 : built[i], decision);
+      } else if (plans[i].count == 0) {
+        result = sluice::client::AnswerNoMatch(decision);
+      } else {
+        Context ctx(client, a, plans[i].coarse_serves);
+        result = CheckItems(ctx, plans[i].items, plans[i].count, plans[i].policy,
+                            requests[begin + i].cost, decision);
+      }
+      allowed += result > 0 ? 1 : 0;
+    }
+  }
+  return allowed;
+}
+
+int sluice_refund(sluice_t* client, sluice_decision_t* decision) {
+  if (client == nullptr || decision == nullptr) return SLUICE_E_ARGUMENT;
+  if (decision->spend_count > SLUICE_MAX_RULES_PER_REQUEST) return SLUICE_E_ARGUMENT;
+  const Attachment* const a = client->attacher.current();
+  if (decision->spend_count == 0) return 0;
+  if (a == nullptr || a->generation != decision->generation) return SLUICE_E_STALE;
+  const uint64_t now_ns = Clock::PreciseNs();
+  int refunded = 0;
+  for (uint16_t i = 0; i < decision->spend_count; ++i) {
+    sluice_spend_t& spend = decision->spends[i];
+    if ((spend.flags & sluice::client::kSpent) == 0) continue;
+    spend.flags = static_cast<uint16_t>(spend.flags & ~sluice::client::kSpent);
+    const bool overflow = (spend.flags & sluice::client::kOverflowSlot) != 0;
+    if (spend.slot >= (overflow ? shm::kMaxRules : a->capacity)) continue;
+    shm::Slot& slot = overflow ? a->overflow[spend.slot] : a->slots[spend.slot];
+    if (!shm::RefundSlot(slot, 0, spend.gen, spend.new_ns, spend.cost_ns, now_ns)) continue;
+    if (!overflow) sluice::client::RefundUse(*a, spend.slot, spend.gen, spend.tokens);
+    ++refunded;
+  }
+  return refunded;
+}
+
+int sluice_decision_rule(sluice_t* client, const sluice_decision_t* decision, char* buffer,
+                         size_t size) {
+  if (client == nullptr || decision == nullptr || buffer == nullptr || size == 0) {
+    return SLUICE_E_ARGUMENT;
+  }
+  buffer[0] = '\0';
+  const Attachment* const a = client->attacher.current();
+  if (a == nullptr || a->generation != decision->generation) return 0;
+  char label[shm::kMaxLabelBytes];
+  const size_t n = sluice::client::CopyLabel(*a, decision->policy, decision->rule, label);
+  if (n >= size) return SLUICE_E_BUFFER;
+  std::memcpy(buffer, label, n);
+  buffer[n] = '\0';
+  return static_cast<int>(n);
+}
+
+void sluice_get_info(sluice_t* client, sluice_info_t* info) {
+  if (client == nullptr || info == nullptr) return;
+  std::memset(info, 0, sizeof *info);
+  const uint64_t now_ns = Clock::PreciseNs();
+  client->attacher.Step(now_ns);
+  client->attacher.Message(now_ns, info->message, sizeof info->message);
+  info->attach_count = client->attacher.attach_count();
+  const Attachment* const a = client->attacher.current();
+  if (a == nullptr) return;
+  info->attached = 1;
+  info->daemon_alive = client->attacher.IsDaemonAlive(now_ns) ? 1 : 0;
+  info->same_user = a->same_user_as_daemon ? 1 : 0;
+  info->generation = a->generation;
+  info->policy_seq = shm::policy_word::Seq(a->control->policy.load(std::memory_order_acquire));
+  for (uint32_t i = 0; i < a->shard_count; ++i) {
+    const uint64_t state = a->shard_states[i].load(std::memory_order_relaxed);
+    if (shm::shard_state::Mode(state) == shm::ShardMode::kEmergency) ++info->shards_emergency;
+  }
+}
+
+const char* sluice_strerror(int code) {
+  switch (code) {
+    case 0:
+      return "no error";
+    case SLUICE_E_ARGUMENT:
+      return "an argument is NULL that must not be, or the cost is above SLUICE_MAX_COST";
+    case SLUICE_E_DESCRIPTORS:
+      return "more than SLUICE_MAX_DESCRIPTORS descriptors, or one without a name or longer than "
+             "SLUICE_MAX_NAME_BYTES / SLUICE_MAX_VALUE_BYTES";
+    case SLUICE_E_RULES:
+      return "more rules match this request than SLUICE_MAX_RULES_PER_REQUEST";
+    case SLUICE_E_NO_RULE:
+      return "no rule of that label, or its key is not a single value";
+    case SLUICE_E_MEMORY:
+      return "out of memory";
+    case SLUICE_E_BUFFER:
+      return "the buffer is too small";
+    case SLUICE_E_STALE:
+      return "the decision belongs to an earlier generation of buckets";
+    default:
+      return "unknown code";
+  }
+}
+
+}  // extern "C"
