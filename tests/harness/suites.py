@@ -65,7 +65,7 @@ def read_report(path, result):
             result.fail(name, (bad.get("message") or bad.text or "").strip())
         elif skip is not None or case.get("result") == "skipped":
             why = "" if skip is None else skip.get("message") or ""
-            result.skipped.append(f"{name}: {why}".rstrip(": "))
+            result.skipped.append(" ".join(f"{name}: {why}".split()).rstrip(": "))
         else:
             result.passed += 1
     return count

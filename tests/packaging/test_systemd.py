@@ -85,7 +85,7 @@ def test_tmpfiles_closes_the_configuration_to_clients(tmp_path):
     shutil.copytree(os.path.join(ROOT, "systemd"), tmp_path / "source")
     os.makedirs(tmp_path / "etc/sluice")
     shutil.copy(os.path.join(ROOT, "systemd/sluice.yaml"), tmp_path / "etc/sluice/sluice.yaml")
-    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
     (tmp_path / "etc/group").write_text("root:x:0:\nsluiced:x:54321:\n")
     run(["systemd-tmpfiles", "--create", f"--root={tmp_path}",
          os.path.join(ROOT, "systemd/sluice.tmpfiles")], DEADLINE_S)
