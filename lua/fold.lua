@@ -1,0 +1,148 @@
+-- fold: adds one batch of use to the buckets of one shard, atomically, and answers their state.
+--
+-- KEYS[1]  the shard's hash: one field a bucket, and
+--            h:<instance>  "seq time_us"  the last batch of that daemon applied here
+--            s:            tokens ever counted in this hash (the books' other side)
+--          a bucket's field: "tat_us tokens gen d0 d1 n0 n1"
+--            tat_us        global theoretical arrival time, may stand in debt
+--            tokens        tokens counted since the field was made
+--            gen d0 d1 n0 n1   demand (milli-tokens/s) and hosts of this and the last generation
+-- ARGV     1 instance    random, made at each daemon start
+--          2 seq         of the batch, rising by one for (instance, shard)
+--          3 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
+--          4 gen_us      length of a generation
+--          5 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s)
+--          then for each bucket 8: field rule(1..R) cost_us tokens age_us d dprev gen
+--            cost_us     use as time, tokens the same as a count; negative: refunds
+--            age_us      how long ago the oldest of it was, 0 in normal operation
+--            d, dprev    the host's demand now, and what it said in its generation `gen` (-1: none)
+-- Reply    applied (1, or 0: seq was known, nothing was written), seq known before (-1: none),
+--          now_us, gen, then for each bucket 3: debt_us, demand of all (milli-tokens/s), hosts
+--
+-- Everything is parsed and computed before the first write, then ONE HSET holds all fields and the
+-- sequence number: a script that fails half-way keeps what it wrote, and state and sequence are to
+-- be kept or lost together in a failover. Times are integer microseconds: 2^53 of them are 285
+-- years. Numbers reach redis.call as strings made by "%.0f": tostring and .. would lose digits.
+
+local SWEEP_EXTRA = 2            -- fields looked at beyond twice the number of new ones
+local KEEP_INSTANCE_US = 86400e6 -- h: of a daemon that is gone; far beyond any resend
+local KEEP_MS = 600000           -- of the whole hash after its last batch, at least
+
+local key = KEYS[1]
+local instance = 'h:' .. ARGV[1]
+local seq = tonumber(ARGV[2])
+local now = tonumber(ARGV[3])
+local gen_us = tonumber(ARGV[4])
+local rules = tonumber(ARGV[5])
+local first = 6 + 3 * rules
+local count = (#ARGV - first + 1) / 8
+
+if now == 0 then
+  local t = redis.call('TIME')
+  now = tonumber(t[1]) * 1000000 + tonumber(t[2])
+end
+local gen = math.floor(now / gen_us)
+
+local names = {instance, 's:'}
+for i = 1, count do
+  names[i + 2] = ARGV[first + 8 * (i - 1)]
+end
+local stored = redis.call('HMGET', key, unpack(names))
+
+local last = -1
+if stored[1] then
+  last = tonumber(string.match(stored[1], '^%d+'))
+end
+local apply = seq > last
+
+local floor, max, min, format, match = math.floor, math.max, math.min, string.format, string.match
+local reply = {apply and 1 or 0, last, now, gen}
+local fields = {instance, format('%.0f %.0f', seq, now)}
+local at = #fields
+local sum = tonumber(stored[2] or '0')
+local created = 0
+local longest = 0
+
+for i = 1, count do
+  local a = first + 8 * (i - 1)
+  local r = 6 + 3 * (tonumber(ARGV[a + 1]) - 1)
+  local ceiling = tonumber(ARGV[r]) + tonumber(ARGV[r + 1])
+  local tat, tokens, g, d0, d1, n0, n1
+  if stored[i + 2] then
+    tat, tokens, g, d0, d1, n0, n1 =
+      match(stored[i + 2], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+    tat, tokens, g = tonumber(tat), tonumber(tokens), tonumber(g)
+    d0, d1, n0, n1 = tonumber(d0), tonumber(d1), tonumber(n0), tonumber(n1)
+  end
+  if not n1 then -- new, or written by nobody we know
+    tat, tokens, g, d0, d1, n0, n1 = 0, 0, gen, 0, 0, 0, 0
+    created = created + 1
+  end
+  if g ~= gen then -- a new generation: what hosts said two generations ago is forgotten
+    if g == gen - 1 then
+      d1, n1 = d0, n0
+    else
+      d1, n1 = 0, 0
+    end
+    d0, n0 = 0, 0
+  end
+  if apply then
+    local cost = tonumber(ARGV[a + 2])
+    local used = tonumber(ARGV[a + 3])
+    if cost >= 0 then
+      -- Old use is added where it happened, so that an outage's use is counted and not replayed.
+      tat = max(tat, now - tonumber(ARGV[a + 4])) + cost
+    else
+      tat = max(tat + cost, min(tat, now))
+    end
+    tokens = tokens + used
+    sum = sum + used
+    local said = tonumber(ARGV[a + 7])
+    if said == gen then
+      d0, n0 = max(0, d0 - tonumber(ARGV[a + 6])), max(0, n0 - 1)
+    elseif said == gen - 1 then
+      d1, n1 = max(0, d1 - tonumber(ARGV[a + 6])), max(0, n1 - 1)
+    end
+    d0, n0 = d0 + tonumber(ARGV[a + 5]), n0 + 1
+  end
+  -- After a failover TIME may go back: a TAT is never believed beyond the bound.
+  tat = min(tat, now + ceiling)
+  local debt = max(0, tat - now)
+  longest = max(longest, debt)
+  if apply then
+    fields[at + 1] = ARGV[a]
+    fields[at + 2] = format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f', tat, tokens, gen, d0, d1, n0, n1)
+    at = at + 2
+  end
+  local b = 4 + 3 * (i - 1)
+  reply[b + 1] = floor(debt)
+  reply[b + 2] = floor(d0 + d1)
+  reply[b + 3] = max(1, n0 + n1)
+end
+
+if apply then
+  fields[at + 1] = 's:'
+  fields[at + 2] = format('%.0f', sum)
+  redis.call('HSET', key, unpack(fields))
+  -- Forget buckets that are full again and daemons that are gone, at twice the pace at which
+  -- fields come: a fixed small sample would leak.
+  local sample = redis.call('HRANDFIELD', key, 2 * created + SWEEP_EXTRA, 'WITHVALUES')
+  local gone = {}
+  for i = 1, #sample, 2 do
+    local name, value = sample[i], sample[i + 1]
+    local head = string.sub(name, 1, 2)
+    if head == 'h:' then
+      local seen = tonumber(match(value, ' (%d+)$') or '0')
+      if seen + KEEP_INSTANCE_US < now then gone[#gone + 1] = name end
+    elseif head ~= 's:' then
+      local tat, g = match(value, '^(%S+) %S+ (%S+)')
+      if not g or (tonumber(tat) <= now and tonumber(g) < gen - 1) then gone[#gone + 1] = name end
+    end
+  end
+  if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
+  -- NX starts the expiry, GT lengthens it; plain PEXPIRE would shorten what a longer debt needs.
+  local keep = format('%.0f', KEEP_MS + longest / 1000)
+  redis.call('PEXPIRE', key, keep, 'NX')
+  redis.call('PEXPIRE', key, keep, 'GT')
+end
+return reply
