@@ -97,7 +97,7 @@ struct Failure {
 enum class AlarmKind : uint8_t {
   kWrongPassword,      // wrong or missing user or password
   kMissingPermission,  // the ACL lacks a command or key
-  kNotACluster,        // mode is cluster, the server is not
+  kWrongMode,          // mode is cluster and the server is not one, or the reverse
   kWrongAddress,       // a seed cannot be resolved or parsed
   kGarbage,            // the peer does not speak Redis
   kNoSeedReachable,    // no node at all answers

@@ -2,17 +2,18 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
-#include "absl/types/span.h"
 #include "daemon/redis/reply.h"
 
 struct redisReader;
+struct redisReadTask;
 
 namespace sluice::redis {
 
@@ -27,12 +28,12 @@ void AppendBulkInt(std::string* out, int64_t value);
 // Appends a whole command.
 void AppendCommand(std::string* out, std::initializer_list<std::string_view> arguments);
 
-// Bounds on what a server may send. Our largest honest replies are one array of about a thousand
-// integers (a batch) and CLUSTER SLOTS of a shattered 400-node map.
+// Bounds on what a server may send; nesting is bounded by hiredis (7 levels; CLUSTER SLOTS has 4).
+// Our largest honest replies are an array of about a thousand integers (a batch) and the CLUSTER
+// SLOTS of a shattered map of 400 nodes.
 struct ReplyLimits {
   size_t max_elements = 1u << 16;        // of one reply, all levels together
   size_t max_unparsed_bytes = 1u << 20;  // of a reply that has not ended yet, its strings included
-  size_t max_depth = 7;                  // CLUSTER SLOTS needs 4, its metadata 5
 };
 
 // Parses replies out of a byte stream. Any error is final: the stream has lost its frame, and the
@@ -44,20 +45,26 @@ class ReplyReader {
   ReplyReader(const ReplyReader&) = delete;
   ReplyReader& operator=(const ReplyReader&) = delete;
 
-  // Takes more bytes, at most ring::kRecvBytes at a time (longer input is cut into slices).
-  // Complete replies come out of Next. InvalidArgument when a bound is broken.
+  // Takes more bytes. InvalidArgument when they are not RESP2 or break a bound; replies that were
+  // complete before the error still come out of Next.
   absl::Status Feed(std::string_view bytes);
 
-  // The next complete reply, nothing if bytes are missing, or the error that ended the stream.
-  absl::StatusOr<std::optional<Reply>> Next();
+  // The next complete reply, or nothing while bytes are missing.
+  std::optional<Reply> Next();
 
  private:
-  struct Functions;
-  ReplyLimits limits_;
+  struct Functions;  // what hiredis calls to build our values
+
+  absl::Status FeedSlice(std::string_view slice);
+  bool Announce(size_t elements);
+
+  const ReplyLimits limits_;
   absl::Status broken_;
   std::unique_ptr<redisReader, void (*)(redisReader*)> reader_;
-  size_t elements_ = 0;        // announced or seen in the reply being parsed
+  std::deque<Reply> ready_;
+  size_t elements_ = 0;        // announced in the reply that is being parsed
   size_t unparsed_bytes_ = 0;  // fed since the last complete reply
+  bool too_many_ = false;
 };
 
 }  // namespace sluice::redis
