@@ -126,6 +126,7 @@ inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, 
 // After a committed kAllowed: the tokens are to be seen by the daemon.
 inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
   if (attempt.overflow) [[unlikely]] {
+    attempt.slot->used.fetch_add(attempt.charge.tokens, std::memory_order_relaxed);
     return;  // local by nature: no key, nothing to reconcile
   }
   const uint64_t aux =

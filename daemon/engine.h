@@ -20,9 +20,9 @@
 namespace sluice {
 
 // Upper bounds of the latency histogram in ns; the last bucket has none.
-inline constexpr std::array<uint64_t, 12> kLatencyBoundsNs = {
-    100'000,    250'000,    500'000,    1'000'000,   2'500'000,   5'000'000,
-    10'000'000, 25'000'000, 50'000'000, 100'000'000, 250'000'000, 1'000'000'000};
+inline constexpr std::array<uint64_t, 14> kLatencyBoundsNs = {
+    100'000,    200'000,    500'000,     1'000'000,   2'000'000,   5'000'000,     10'000'000,
+    25'000'000, 50'000'000, 100'000'000, 250'000'000, 500'000'000, 1'000'000'000, 2'500'000'000};
 
 struct LatencyHistogram {
   std::array<uint64_t, kLatencyBoundsNs.size() + 1> counts{};  // not cumulative

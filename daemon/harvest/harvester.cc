@@ -1,0 +1,193 @@
+#include "daemon/harvest/harvester.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "shm/take.h"
+
+namespace sluice::harvest {
+namespace {
+
+// Percent-encoding may triple a value.
+constexpr size_t kMaxTextBytes = 3 * shm::kKeyTextBytes + shm::kMaxLabelBytes + 16;
+constexpr uint64_t kSecondNs = 1'000'000'000;
+
+// The most that a bucket can have admitted in `elapsed_ns`, debt included.
+int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
+  const shm::Limit& limit = rule.limit;
+  const uint64_t by_rate =
+      (limit.tau_ns + limit.debt_max_ns + elapsed_ns) / std::max<uint64_t>(limit.interval_ns, 1) +
+      1;
+  const bool open =
+      rule.mode == shm::DegradedMode::kOpen || rule.then_mode == shm::DegradedMode::kOpen;
+  const uint64_t by_clients =
+      open ? kMaxOpenTokensPerSecond * (elapsed_ns / kSecondNs + 1) : uint64_t{0};
+  return static_cast<int64_t>(std::min<uint64_t>(std::max(by_rate, by_clients), uint64_t{1} << 46));
+}
+
+}  // namespace
+
+Harvester::Harvester(const shm::MappedBuckets* buckets, const shm::HashKey& hash_key,
+                     uint32_t shard_count, uint64_t use_since_ns)
+    : buckets_(buckets),
+      hash_key_(hash_key),
+      shard_count_(shard_count),
+      known_(buckets->capacity()),
+      use_since_ns_(use_since_ns) {}
+
+void Harvester::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
+  rules_ = std::move(rules);
+  for (Known& known : known_) known.key = 0;
+}
+
+size_t Harvester::Harvest(uint64_t now_ns, Sink& sink) {
+  if (rules_ == nullptr) return 0;
+  if (started_ns_ == 0) started_ns_ = now_ns;
+  std::atomic<uint64_t>* const dirty = buckets_->dirty();
+  size_t taken = 0;
+  for (uint64_t w = 0; w < buckets_->dirty_words(); ++w) {
+    if (dirty[w].load(std::memory_order_relaxed) == 0) continue;
+    uint64_t bits = dirty[w].exchange(0, std::memory_order_seq_cst);
+    for (; bits != 0; bits &= bits - 1, ++taken) {
+      const uint32_t slot = static_cast<uint32_t>(w * 64 + std::countr_zero(bits));
+      shm::ClearDirty(buckets_->slots()[slot]);
+      TakeSlot(slot, now_ns, sink);
+    }
+  }
+  return taken;
+}
+
+void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
+  shm::Slot& s = buckets_->slots()[slot];
+  const uint64_t key = s.key.load(std::memory_order_acquire);
+  if (shm::key::Fp(key) == 0) return;
+  if (known_[slot].key != key && !Resolve(slot, key, now_ns, sink)) {
+    // Its use stays where it is; the next check of the key writes the text and marks it dirty.
+    s.aux.fetch_or(shm::aux::kTextWanted, std::memory_order_relaxed);
+    return;
+  }
+  Known& known = known_[slot];
+  const config::CompiledRule* rule = rules_->ById(known.rule);
+  if (rule == nullptr) return;
+  const int64_t most = MaxTokens(*rule, now_ns - std::min(known.taken_ns, now_ns));
+  const int64_t tokens = std::clamp(shm::TakeUse(s, key), -most, most);
+  const uint64_t denied = std::min<uint64_t>(
+      shm::TakeDenied(buckets_->denied()[slot], key),
+      kMaxOpenTokensPerSecond * ((now_ns - std::min(known.taken_ns, now_ns)) / kSecondNs + 1));
+  if (tokens == 0 && denied == 0) return;
+  known.taken_ns = now_ns;
+  sink.OnUse(known.bucket, tokens, denied);
+}
+
+bool Harvester::ReadName(uint32_t slot, uint64_t key, char parts[shm::kKeyTextBytes],
+                         shm::ParsedName* name) const {
+  shm::KeyText& text = buckets_->texts()[slot];
+  if (text.tag.load(std::memory_order_acquire) != key) return false;
+  for (size_t i = 0; i < shm::kKeyTextBytes; i += 8) {
+    const uint64_t word = std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(text.text + i))
+                              .load(std::memory_order_relaxed);
+    std::memcpy(parts + i, &word, 8);
+  }
+  return shm::ParseParts(parts, name);
+}
+
+bool Harvester::Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink) {
+  char parts[shm::kKeyTextBytes];
+  shm::ParsedName name;
+  if (!ReadName(slot, key, parts, &name)) return false;
+  const config::CompiledRule* rule = rules_->Find(name.label);
+  if (rule == nullptr) return false;  // of a rule that is gone: it expires where it stands
+  if (!name.is_folded && name.count != rule->key_count) return false;
+  if (shm::FingerprintOf(name.Hash(hash_key_, rule->hash_seed)) != shm::key::Fp(key)) return false;
+  char text[kMaxTextBytes];
+  const size_t n = shm::WriteNameText(name.label, name.values, name.count, text, sizeof text);
+  Named named;
+  named.text.assign(text, std::min(n, sizeof text));
+  named.shard = shm::ShardOf(named.text, shard_count_);
+  named.rule = rule;
+  Known& known = known_[slot];
+  // What a tenancy met for the first time may have admitted: at the start all that came while no
+  // daemon ran, later what came since the last whole sweep.
+  if (known.taken_ns == 0) {
+    known.taken_ns = now_ns - std::min(now_ns, kSweepNs);
+    if (now_ns < started_ns_ + kSweepNs) known.taken_ns = std::min(known.taken_ns, use_since_ns_);
+  }
+  known.rule = rule->id;
+  known.bucket = sink.OnBucket({slot, key}, std::move(named));
+  known.key = key;
+  return true;
+}
+
+void Harvester::Sweep(uint64_t now_ns, const shm::SlotTable<std::atomic<uint64_t>>::Env& env,
+                      Sink& sink) {
+  if (rules_ == nullptr) return;
+  const uint64_t capacity = buckets_->capacity();
+  if (swept_ns_ == 0) swept_ns_ = now_ns;
+  const uint64_t elapsed_ns = std::min(now_ns - std::min(now_ns, swept_ns_), kSweepNs);
+  uint64_t due = static_cast<uint64_t>(static_cast<double>(capacity) *
+                                       static_cast<double>(elapsed_ns) / kSweepNs);
+  if (due == 0) return;
+  swept_ns_ = now_ns;
+  for (; due > 0; --due) {
+    SweepSlot(static_cast<uint32_t>(sweep_at_), env, sink);
+    if (++sweep_at_ < capacity) continue;
+    sweep_at_ = 0;
+    ++sweep_cycle_;
+    live_buckets_ = std::exchange(live_seen_, 0);
+    SweepOverflow(sink);
+  }
+}
+
+void Harvester::SweepSlot(uint32_t slot, const shm::SlotTable<std::atomic<uint64_t>>::Env& env,
+                          Sink& sink) {
+  shm::Slot& s = buckets_->slots()[slot];
+  shm::SlotTable<std::atomic<uint64_t>> table(buckets_->slots(), buckets_->capacity(),
+                                              buckets_->counters());
+  const uint64_t w = s.word.load(std::memory_order_acquire);
+  if (shm::word::IsDead(w)) {
+    // A time in the future was made by nobody in order: settled at once.
+    const uint64_t dead_ns = shm::word::DeadTimeUs(w) * 1000;
+    if (dead_ns + kStalledClaimNs < env.now_ns || dead_ns > env.now_ns + env.max_debt_ns) {
+      table.Settle(slot, w, env.now_ns);
+    }
+    return;
+  }
+  const uint64_t key = s.key.load(std::memory_order_acquire);
+  if (shm::key::Fp(key) == 0) return;
+  const bool expired = w + env.grace_ns <= env.now_ns || w > env.now_ns + env.max_debt_ns;
+  if (!expired) ++live_seen_;
+  const uint64_t u = s.used.load(std::memory_order_relaxed);
+  const uint64_t d = buckets_->denied()[slot].load(std::memory_order_relaxed);
+  const bool left = (shm::used::Gen(u) == shm::key::Gen(key) && shm::used::Count(u) != 0) ||
+                    (shm::denied::Gen(d) == shm::key::Gen(key) && shm::denied::Count(d) != 0);
+  if (left && (s.aux.load(std::memory_order_seq_cst) & shm::aux::kDirty) == 0) {
+    TakeSlot(slot, env.now_ns, sink);
+  } else if (left && (buckets_->dirty()[slot / 64].load(std::memory_order_relaxed) >> (slot % 64) &
+                      1) == 0) {
+    shm::ClearDirty(s);  // the flag without its bit: a client was killed between the two
+    TakeSlot(slot, env.now_ns, sink);
+  }
+  if (expired || sweep_cycle_ % kDuplicateCycle != 0) return;
+  char parts[shm::kKeyTextBytes];
+  shm::ParsedName name;
+  if (!ReadName(slot, key, parts, &name)) return;
+  const config::CompiledRule* rule = rules_->Find(name.label);
+  if (rule == nullptr) return;
+  const uint64_t hash = name.Hash(hash_key_, rule->hash_seed);
+  if (shm::FingerprintOf(hash) == shm::key::Fp(key) && table.Find(hash) != slot) {
+    table.ResolveDuplicates(hash, env);
+  }
+}
+
+void Harvester::SweepOverflow(Sink& sink) {
+  for (uint32_t i = 0; i < rules_->rules().size() && i < shm::kMaxRules; ++i) {
+    shm::Slot& s = buckets_->overflow()[i];
+    const uint64_t key = s.key.load(std::memory_order_acquire);
+    const int64_t tokens = shm::TakeUse(s, key);
+    if (tokens > 0) sink.OnOverflow(static_cast<uint16_t>(i), tokens);
+  }
+}
+
+}  // namespace sluice::harvest

@@ -1,0 +1,114 @@
+#include "daemon/reconcile/batch.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "daemon/redis/codec.h"
+
+namespace sluice::reconcile {
+namespace {
+
+// Use as time, whole microseconds; the rest is carried, so nothing is lost in the long run.
+int64_t CostUs(Bucket& b, int64_t tokens) {
+  const shm::Limit& limit = b.limit;
+  const __int128 ns = static_cast<__int128>(tokens) * limit.period_ns / limit.limit;
+  const __int128 sum = ns + static_cast<__int128>(b.fraction_ns);
+  if (sum < 0) {
+    b.fraction_ns = 0;
+    return static_cast<int64_t>(std::max<__int128>(sum / 1000, INT64_MIN / 2));
+  }
+  b.fraction_ns = static_cast<uint64_t>(sum % 1000);
+  return static_cast<int64_t>(std::min<__int128>(sum / 1000, INT64_MAX / 2));
+}
+
+// The distinct limits of a batch: buckets refer to them by position from 1.
+class LimitTable {
+ public:
+  size_t IndexOf(const shm::Limit& limit) {
+    for (size_t i = 0; i < limits_.size(); ++i) {
+      if (limits_[i].tau_ns == limit.tau_ns && limits_[i].debt_max_ns == limit.debt_max_ns &&
+          limits_[i].limit == limit.limit && limits_[i].period_ns == limit.period_ns) {
+        return i + 1;
+      }
+    }
+    limits_.push_back(limit);
+    return limits_.size();
+  }
+  const std::vector<shm::Limit>& limits() const { return limits_; }
+
+ private:
+  std::vector<shm::Limit> limits_;
+};
+
+}  // namespace
+
+Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view instance, uint64_t seq,
+             uint64_t time_us, uint64_t now_ns, uint64_t interval_ns) {
+  LimitTable table;
+  std::string buckets;
+  for (BatchItem& item : items) {
+    Bucket& b = ledger.bucket(item.bucket);
+    b.demand.Update(b.attempts, now_ns, interval_ns);
+    b.attempts = 0;
+    b.reported_ns = now_ns;
+    item.said_milli = static_cast<int64_t>(b.demand.rate() * kMilli);
+    const uint64_t age_ns =
+        item.since_ns != 0 && now_ns > item.since_ns ? now_ns - item.since_ns : 0;
+    redis::AppendBulk(&buckets, b.text);
+    redis::AppendBulkInt(&buckets, static_cast<int64_t>(table.IndexOf(b.limit)));
+    redis::AppendBulkInt(&buckets, CostUs(b, item.tokens));
+    redis::AppendBulkInt(&buckets, item.tokens);
+    redis::AppendBulkInt(
+        &buckets, age_ns > kFreshIntervals * interval_ns ? static_cast<int64_t>(age_ns / 1000) : 0);
+    redis::AppendBulkInt(&buckets, item.said_milli);
+    redis::AppendBulkInt(&buckets, b.said_milli);
+    redis::AppendBulkInt(&buckets, b.said_gen);
+  }
+  Batch batch;
+  batch.seq = seq;
+  batch.frozen_ns = now_ns;
+  redis::AppendBulk(&batch.args, instance);
+  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(seq));
+  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(time_us));
+  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(kGenerationUs));
+  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(table.limits().size()));
+  for (const shm::Limit& limit : table.limits()) {
+    redis::AppendBulkInt(&batch.args, static_cast<int64_t>(limit.tau_ns / 1000));
+    redis::AppendBulkInt(&batch.args, static_cast<int64_t>(limit.debt_max_ns / 1000));
+    redis::AppendBulkInt(&batch.args, static_cast<int64_t>(RateOf(limit) * kMilli));
+  }
+  batch.args += buckets;
+  batch.arg_count = static_cast<uint32_t>(5 + 3 * table.limits().size() + 8 * items.size());
+  batch.items = std::move(items);
+  return batch;
+}
+
+absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply, size_t count) {
+  if (!reply.is_array() || reply.elements.size() != 4 + 3 * count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("fold answered with ", reply.is_array() ? reply.elements.size() : 0,
+                     " elements where ", 4 + 3 * count, " were expected"));
+  }
+  for (const redis::Reply& element : reply.elements) {
+    if (!element.is_integer()) {
+      return absl::InvalidArgumentError("fold answered with something that is not a number");
+    }
+  }
+  const auto at = [&reply](size_t i) { return reply.elements[i].integer; };
+  FoldReply fold;
+  fold.applied = at(0) != 0;
+  fold.last_seq = at(1);
+  fold.now_us = static_cast<uint64_t>(std::max<int64_t>(at(2), 0));
+  fold.gen = at(3);
+  fold.buckets.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const size_t e = 4 + 3 * i;
+    fold.buckets.push_back({.debt_us = static_cast<uint64_t>(std::max<int64_t>(at(e), 0)),
+                            .demand_milli = std::max<int64_t>(at(e + 1), 0),
+                            .hosts = std::max<int64_t>(at(e + 2), 1)});
+  }
+  return fold;
+}
+
+}  // namespace sluice::reconcile

@@ -1,0 +1,41 @@
+// The fold script's arguments and reply, as lua/fold.lua states them.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "daemon/reconcile/ledger.h"
+#include "daemon/redis/reply.h"
+
+namespace sluice::reconcile {
+
+// Generations in which hosts and demand are counted; well above any flush interval.
+inline constexpr uint64_t kGenerationUs = 2'000'000;
+// Use younger than so many flush intervals counts as fresh; older use is added where it happened.
+inline constexpr uint64_t kFreshIntervals = 3;
+
+// Freezes items into a batch: updates demands and fractions, encodes the arguments.
+// `instance`: 32 hex digits. `time_us` 0: the script asks TIME.
+Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view instance, uint64_t seq,
+             uint64_t time_us, uint64_t now_ns, uint64_t interval_ns);
+
+struct BucketState {
+  uint64_t debt_us = 0;
+  int64_t demand_milli = 0;
+  int64_t hosts = 1;
+};
+
+struct FoldReply {
+  bool applied = false;
+  int64_t last_seq = -1;
+  uint64_t now_us = 0;
+  int64_t gen = 0;
+  std::vector<BucketState> buckets;
+};
+
+// InvalidArgument when the reply is not one of the fold script for `count` buckets.
+absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply, size_t count);
+
+}  // namespace sluice::reconcile

@@ -1,0 +1,119 @@
+#include "daemon/reconcile/ledger.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/string_view.h"
+
+namespace sluice::reconcile {
+namespace {
+
+constexpr size_t kForgetPerCall = 256;
+
+std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
+
+}  // namespace
+
+BucketId Ledger::Intern(const harvest::Place& place, harvest::Named named, uint64_t now_ns) {
+  const auto found = by_text_.find(named.text);
+  BucketId id;
+  if (found != by_text_.end()) {
+    id = found->second;
+  } else {
+    if (free_.empty()) {
+      id = static_cast<BucketId>(buckets_.size());
+      buckets_.emplace_back();
+    } else {
+      id = free_.back();
+      free_.pop_back();
+    }
+    buckets_[id] = Bucket{};
+    buckets_[id].text = named.text;
+    by_text_.emplace(std::move(named.text), id);
+  }
+  Bucket& b = buckets_[id];
+  b.shard = named.shard;
+  b.rule = named.rule;
+  b.limit = named.rule->limit;
+  b.place = place;
+  b.touched_ns = now_ns;
+  return id;
+}
+
+void Ledger::AddUse(BucketId id, int64_t tokens, uint64_t denied, uint64_t since_ns,
+                    uint64_t now_ns) {
+  Bucket& b = buckets_[id];
+  b.pending += tokens;
+  if (tokens != 0 && b.pending_since_ns == 0) b.pending_since_ns = since_ns;
+  b.attempts += (tokens > 0 ? static_cast<uint64_t>(tokens) : 0) + denied;
+  b.touched_ns = now_ns;
+  if (b.queued) return;
+  Shard& s = shards_[b.shard];
+  b.queued = true;
+  if (s.queue.empty()) s.queued_since_ns = now_ns;
+  s.queue.push_back(id);
+}
+
+std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
+  Shard& s = shards_[shard];
+  const size_t n = std::min(s.queue.size(), kMaxBatchBuckets);
+  std::vector<BatchItem> items;
+  items.reserve(n);
+  *oldest_ns = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const BucketId id = s.queue[i];
+    Bucket& b = buckets_[id];
+    items.push_back({.bucket = id, .tokens = b.pending, .since_ns = b.pending_since_ns});
+    if (b.pending_since_ns != 0) {
+      *oldest_ns = *oldest_ns == 0 ? b.pending_since_ns : std::min(*oldest_ns, b.pending_since_ns);
+    }
+    b.pending = 0;
+    b.pending_since_ns = 0;
+    b.queued = false;
+    b.in_flight = true;
+  }
+  s.queue.erase(s.queue.begin(), s.queue.begin() + static_cast<std::ptrdiff_t>(n));
+  return items;
+}
+
+void Ledger::Forget(uint64_t now_ns, harvest::Harvester& harvester) {
+  for (size_t i = 0; i < kForgetPerCall && !buckets_.empty(); ++i) {
+    if (forget_at_ >= buckets_.size()) forget_at_ = 0;
+    const BucketId id = forget_at_++;
+    Bucket& b = buckets_[id];
+    if (b.text.empty() || b.queued || b.in_flight || b.journal_pins != 0 || b.pending != 0 ||
+        now_ns < b.touched_ns + kForgetNs) {
+      continue;
+    }
+    harvester.Forget(b.place);
+    by_text_.erase(b.text);
+    b = Bucket{};
+    free_.push_back(id);
+  }
+}
+
+void Ledger::Rebind(const config::CompiledRules& rules) {
+  for (Bucket& b : buckets_) {
+    if (b.text.empty()) continue;
+    b.rule = rules.Find(LabelOf(b.text));
+    if (b.rule != nullptr) b.limit = b.rule->limit;
+  }
+}
+
+uint64_t Ledger::OldestUseNs(const Shard& shard) const {
+  uint64_t oldest = shard.batch && shard.batch->oldest_ns != 0 ? shard.batch->oldest_ns : 0;
+  if (!shard.queue.empty()) {
+    // Queued in order of arrival: the head is among the oldest.
+    const uint64_t since = buckets_[shard.queue.front()].pending_since_ns;
+    if (since != 0) oldest = oldest == 0 ? since : std::min(oldest, since);
+  }
+  return oldest;
+}
+
+size_t Ledger::pending_buckets() const {
+  size_t n = 0;
+  for (const Shard& s : shards_) n += s.queue.size() + (s.batch ? s.batch->items.size() : 0);
+  return n;
+}
+
+}  // namespace sluice::reconcile

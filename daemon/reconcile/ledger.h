@@ -1,0 +1,143 @@
+// The daemon's books: per bucket what was used and not yet reported, per shard what waits, what is
+// in flight, and what was acknowledged a moment ago.
+//
+// B1 Use is in exactly one place: a slot's `used`, a bucket's `pending`, or a frozen batch. It
+// moves
+//    from one to the next whole.
+// B2 A frozen batch's bytes never change and nothing is merged into it; it is resent as it is until
+//    it is answered. At most one is in flight per shard.
+// B3 What was acknowledged stays in the journal for kJournalNs; when a reply shows that Redis has
+//    forgotten it (a failover, a flush), it becomes pending again, under a new sequence number.
+//
+// Single-threaded.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "daemon/config/compile.h"
+#include "daemon/harvest/harvester.h"
+#include "daemon/reconcile/share.h"
+
+namespace sluice::reconcile {
+
+using BucketId = uint32_t;
+
+inline constexpr uint64_t kJournalNs = 2'000'000'000;
+inline constexpr uint64_t kForgetNs = 60'000'000'000;  // a bucket without use, reports or a slot
+inline constexpr size_t kMaxBatchBuckets = 250;        // Lua's unpack and a script's time
+inline constexpr size_t kFlushBuckets = 50;            // so many do not wait for the interval
+
+struct Bucket {
+  std::string text;
+  uint32_t shard = 0;
+  const config::CompiledRule* rule = nullptr;  // null: gone with a change of the rules
+  shm::Limit limit;                            // of the rule when it was last known
+  harvest::Place place;                        // key 0: not in the segment any more
+
+  int64_t pending = 0;            // tokens harvested, in no batch
+  uint64_t pending_since_ns = 0;  // of the oldest of them; 0: none
+  uint64_t attempts = 0;          // tokens asked for since the last report
+  uint64_t fraction_ns = 0;       // use below a microsecond, carried to the next report
+  Demand demand;
+
+  bool queued = false;
+  bool in_flight = false;
+  uint32_t journal_pins = 0;
+  uint64_t touched_ns = 0;   // last use or reply
+  uint64_t reported_ns = 0;  // last batch
+
+  // What Redis said last.
+  int64_t said_milli = 0;  // our demand, as counted there
+  int64_t said_gen = -1;   // in this generation; -1: not counted
+  double others = 0;       // demand of the other hosts, tokens/s
+  int64_t hosts = 1;
+  uint32_t inv_share = 0;
+  uint64_t debt_ns = 0;
+  bool share_expired = false;  // inv_share is what a quiet host keeps
+};
+
+struct BatchItem {
+  BucketId bucket = 0;
+  int64_t tokens = 0;
+  uint64_t since_ns = 0;   // of the oldest of them; 0: denials only
+  int64_t said_milli = 0;  // the demand that the batch reports
+};
+
+struct Batch {
+  uint64_t seq = 0;
+  std::string args;  // frozen, as sent
+  uint32_t arg_count = 0;
+  std::vector<BatchItem> items;
+  uint64_t oldest_ns = 0;  // of the use in it; 0: denials only
+  uint64_t frozen_ns = 0;
+  uint64_t sent_ns = 0;  // last send
+  uint32_t sends = 0;
+  bool waiting = false;  // sent and not answered
+};
+
+struct JournalEntry {
+  uint64_t seq = 0;
+  uint64_t acked_ns = 0;
+  uint64_t use_ns = 0;  // when the oldest of it was used
+  std::vector<BatchItem> items;
+};
+
+struct Shard {
+  std::vector<BucketId> queue;  // buckets with something to report
+  uint64_t queued_since_ns = 0;
+  bool urgent = false;
+  std::optional<Batch> batch;
+  std::deque<JournalEntry> journal;
+  uint64_t next_seq = 1;
+  int64_t acked_seq = -1;
+  uint64_t retry_ns = 0;  // not before
+  uint64_t backoff_ns = 0;
+  shm::ShardMode mode = shm::ShardMode::kStale;
+  uint64_t mode_since_ns = 0;
+};
+
+class Ledger {
+ public:
+  explicit Ledger(uint32_t shard_count) : shards_(shard_count) {}
+
+  Bucket& bucket(BucketId id) { return buckets_[id]; }
+  Shard& shard(uint32_t i) { return shards_[i]; }
+  uint32_t shard_count() const { return static_cast<uint32_t>(shards_.size()); }
+
+  // The bucket of that name, made where there is none, now standing at `place`.
+  BucketId Intern(const harvest::Place& place, harvest::Named named, uint64_t now_ns);
+
+  // Adds to what is to be reported.
+  void AddUse(BucketId id, int64_t tokens, uint64_t denied, uint64_t since_ns, uint64_t now_ns);
+
+  // Takes up to kMaxBatchBuckets from the queue into items; pending becomes the batch's (B1).
+  std::vector<BatchItem> TakeQueue(uint32_t shard, uint64_t* oldest_ns);
+
+  // Frees buckets that nobody speaks of, after telling the harvester to resolve them anew; looks at
+  // a bounded part of them per call.
+  void Forget(uint64_t now_ns, harvest::Harvester& harvester);
+
+  // The rules changed: pointers into the old ones are replaced or dropped.
+  void Rebind(const config::CompiledRules& rules);
+
+  // Age of the oldest use of a shard that Redis does not know, 0 when it knows all.
+  uint64_t OldestUseNs(const Shard& shard) const;
+  size_t bucket_slots() const { return buckets_.size(); }  // ids are below
+  size_t size() const { return by_text_.size(); }
+  size_t pending_buckets() const;
+
+ private:
+  std::vector<Shard> shards_;
+  std::deque<Bucket> buckets_;  // stable addresses
+  std::vector<BucketId> free_;
+  absl::flat_hash_map<std::string, BucketId> by_text_;
+  BucketId forget_at_ = 0;
+};
+
+}  // namespace sluice::reconcile

@@ -1,0 +1,390 @@
+#include "daemon/reconcile/reconciler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "daemon/reconcile/batch.h"
+#include "shm/take.h"
+
+namespace sluice::reconcile {
+namespace {
+
+constexpr uint64_t kHostsTurnNs = kGenerationUs * 1000;
+constexpr size_t kExpirePerTick = 256;
+
+uint64_t Jittered(uint64_t ns, double random) {
+  return ns / 2 + static_cast<uint64_t>(static_cast<double>(ns) / 2 * random);
+}
+
+}  // namespace
+
+Reconciler::Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buckets,
+                       shm::ControlWriter* control, Transport* transport,
+                       std::function<double()> random)
+    : options_(std::move(options)),
+      buckets_(buckets),
+      control_(control),
+      transport_(transport),
+      random_(std::move(random)),
+      harvester_(buckets, control->info().hash_key, options_.shard_count, options_.use_since_ns),
+      ledger_(options_.shard_count) {}
+
+void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
+  rules_ = std::move(rules);
+  ledger_.Rebind(*rules_);
+  harvester_.SetRules(rules_);
+  for (const config::CompiledRule& rule : rules_->rules()) totals_[rule.label];
+}
+
+Reconciler::Primary& Reconciler::PrimaryAt(uint32_t index) {
+  if (index >= primaries_.size()) primaries_.resize(index + 1);
+  return primaries_[index];
+}
+
+Breaker::State Reconciler::breaker(uint32_t primary) const {
+  return primary < primaries_.size() ? primaries_[primary].breaker.state()
+                                     : Breaker::State::kClosed;
+}
+
+uint32_t Reconciler::ShardsOf(uint32_t primary) const {
+  uint32_t n = 0;
+  for (uint32_t i = 0; transport_ != nullptr && i < options_.shard_count; ++i) {
+    n += transport_->PrimaryOf(i) == primary ? 1 : 0;
+  }
+  return n;
+}
+
+uint64_t Reconciler::IntervalNs() const {
+  const double primaries =
+      transport_ == nullptr ? 1 : std::max<double>(1, transport_->primary_count());
+  const double by_fleet =
+      static_cast<double>(hosts_) * options_.shard_count / (kCallsPerPrimary * primaries) * 1e9;
+  return std::max(options_.flush_interval_ns, static_cast<uint64_t>(by_fleet));
+}
+
+void Reconciler::Tick(uint64_t now_ns) {
+  now_ns_ = now_ns;
+  if (started_ns_ == 0) {
+    started_ns_ = now_ns;
+    for (uint32_t i = 0; i < options_.shard_count; ++i) {
+      SetMode(i, options_.has_redis ? shm::ShardMode::kStale : shm::ShardMode::kHealthy, now_ns);
+    }
+  }
+  stats_.interval_ns = IntervalNs();
+  if (now_ns >= hosts_turn_ns_ + kHostsTurnNs) {
+    hosts_turn_ns_ = now_ns;
+    hosts_ = std::max<int64_t>(hosts_next_, 1);
+    hosts_next_ = 1;
+  }
+  Harvest(now_ns);
+  ledger_.Forget(now_ns, harvester_);
+  if (!options_.has_redis) return;
+  ExpireShares(now_ns);
+  uint64_t oldest_ns = 0;
+  for (uint32_t i = 0; i < options_.shard_count; ++i) {
+    FlushDue(i, now_ns, /*at_once=*/false);
+    TrimJournal(ledger_.shard(i), now_ns);
+    Judge(i, now_ns);
+    const uint64_t use_ns = ledger_.OldestUseNs(ledger_.shard(i));
+    if (use_ns != 0) oldest_ns = oldest_ns == 0 ? use_ns : std::min(oldest_ns, use_ns);
+  }
+  stats_.oldest_use_ns = oldest_ns != 0 && now_ns > oldest_ns ? now_ns - oldest_ns : 0;
+  Probe(now_ns);
+}
+
+void Reconciler::Harvest(uint64_t now_ns) {
+  harvester_.Harvest(now_ns, *this);
+  harvester_.Sweep(now_ns,
+                   {.now_ns = now_ns,
+                    .grace_ns = control_->header().grace_ns.load(std::memory_order_relaxed),
+                    .max_debt_ns = control_->header().max_debt_ns.load(std::memory_order_relaxed)},
+                   *this);
+  last_harvest_ns_ = now_ns;
+}
+
+uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named) {
+  const uint32_t shard = named.shard;
+  const uint16_t rule = named.rule->id;
+  const BucketId id = ledger_.Intern(place, std::move(named), now_ns_);
+  // The claimer's hint may be another's, or of an earlier policy.
+  shm::SetAux(buckets_->slots()[place.slot], place.key, ledger_.bucket(id).inv_share, shard, rule);
+  return id;
+}
+
+void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
+  Bucket& b = ledger_.bucket(bucket);
+  if (b.rule != nullptr) {
+    RuleTotals& totals = totals_[b.rule->label];
+    const uint64_t allowed = tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
+    totals.allowed += allowed;
+    totals.denied += denied;
+    if (options_.has_redis && ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency) {
+      totals.degraded += allowed + denied;
+    }
+    stats_.harvested_tokens += allowed;
+  }
+  if (!options_.has_redis) {
+    b.touched_ns = now_ns_;
+    return;
+  }
+  const uint64_t since_ns = last_harvest_ns_ != 0 ? last_harvest_ns_ : now_ns_;
+  ledger_.AddUse(bucket, tokens, denied, since_ns, now_ns_);
+  if (IsJump(b, now_ns_)) ledger_.shard(b.shard).urgent = true;
+}
+
+void Reconciler::OnOverflow(uint16_t rule, int64_t tokens) {
+  const config::CompiledRule* r = rules_->ById(rule);
+  if (r == nullptr) return;
+  totals_[r->label].allowed += static_cast<uint64_t>(tokens);
+  stats_.overflow_tokens += static_cast<uint64_t>(tokens);
+}
+
+// Demand jumps, or a bucket nears its limit: twice what was expected and a few more, and a quarter
+// of the room that was left.
+bool Reconciler::IsJump(const Bucket& b, uint64_t now_ns) const {
+  if (b.pending <= 0) return false;
+  const double elapsed_s = static_cast<double>(now_ns - std::min(b.reported_ns, now_ns)) / 1e9;
+  const double expected = b.demand.rate() * std::min(elapsed_s, 1.0);
+  const double pending = static_cast<double>(b.pending);
+  const double used_ns = pending * static_cast<double>(b.limit.interval_ns);
+  const double room_ns =
+      b.limit.tau_ns > b.debt_ns ? static_cast<double>(b.limit.tau_ns - b.debt_ns) : 0;
+  return pending >= 2 * expected + 4 && used_ns >= room_ns / 4;
+}
+
+void Reconciler::FlushDue(uint32_t index, uint64_t now_ns, bool at_once) {
+  Shard& s = ledger_.shard(index);
+  if (s.batch) {
+    if (!s.batch->waiting && now_ns >= s.retry_ns) Send(index, now_ns);
+    return;
+  }
+  if (s.queue.empty()) return;
+  const bool due = at_once || s.urgent || s.queue.size() >= kFlushBuckets ||
+                   now_ns >= s.queued_since_ns + stats_.interval_ns;
+  if (!due || now_ns < s.retry_ns) return;
+  const uint32_t primary = transport_->PrimaryOf(index);
+  // While the breaker is open use stays pending, where it can still be merged and aged. A half-open
+  // one lets a single batch through.
+  if (primary == kNoPrimary || PrimaryAt(primary).breaker.state() != Breaker::State::kClosed) {
+    if (primary == kNoPrimary || !PrimaryAt(primary).breaker.WantsTrial(now_ns)) return;
+  }
+  uint64_t oldest_ns = 0;
+  std::vector<BatchItem> items = ledger_.TakeQueue(index, &oldest_ns);
+  s.batch = Freeze(ledger_, std::move(items), options_.instance, s.next_seq++, /*time_us=*/0,
+                   now_ns, stats_.interval_ns);
+  s.batch->oldest_ns = oldest_ns;
+  s.urgent = false;
+  s.queued_since_ns = now_ns;
+  ++stats_.batches;
+  stats_.batched_buckets += s.batch->items.size();
+  Send(index, now_ns);
+}
+
+void Reconciler::Send(uint32_t index, uint64_t now_ns) {
+  Shard& s = ledger_.shard(index);
+  Batch& batch = *s.batch;
+  if (now_ns > batch.frozen_ns + kGiveUpNs) {
+    ++stats_.given_up;
+    for (const BatchItem& item : batch.items) ledger_.bucket(item.bucket).in_flight = false;
+    s.batch.reset();
+    return;
+  }
+  const uint32_t primary = transport_->PrimaryOf(index);
+  if (primary == kNoPrimary || !PrimaryAt(primary).breaker.Allow(now_ns)) {
+    s.retry_ns = now_ns + kResendMinNs;
+    return;
+  }
+  if (batch.sends++ > 0) ++stats_.resends;
+  batch.waiting = true;
+  batch.sent_ns = now_ns;
+  PrimaryAt(primary).asked_ns = now_ns;
+  transport_->Call(index, batch.args, batch.arg_count, batch.seq);
+}
+
+void Reconciler::Probe(uint64_t now_ns) {
+  for (uint32_t i = 0; i < transport_->primary_count(); ++i) {
+    Primary& p = PrimaryAt(i);
+    if (p.pinging || now_ns < p.asked_ns + kProbeNs) continue;
+    if (ShardsOf(i) == 0) continue;
+    if (!p.breaker.Allow(now_ns)) continue;
+    p.pinging = true;
+    p.asked_ns = now_ns;
+    transport_->Ping(i, now_ns);
+  }
+}
+
+void Reconciler::OnPong(uint32_t primary, bool well, bool hard, uint64_t now_ns) {
+  Primary& p = PrimaryAt(primary);
+  p.pinging = false;
+  if (well) {
+    p.breaker.OnSuccess(now_ns, now_ns - std::min(p.asked_ns, now_ns));
+  } else {
+    p.breaker.OnFailure(now_ns, hard, random_());
+  }
+}
+
+void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, uint32_t primary,
+                           uint64_t now_ns) {
+  now_ns_ = now_ns;
+  if (primary != kNoPrimary) {
+    PrimaryAt(primary).breaker.OnFailure(now_ns, outcome == CallOutcome::kHard, random_());
+  }
+  Shard& s = ledger_.shard(shard);
+  if (!s.batch || s.batch->seq != token) return;
+  // Whether it was applied is unknown: the same bytes again, later (B2).
+  s.batch->waiting = false;
+  s.backoff_ns = std::clamp(s.backoff_ns * 2, kResendMinNs, kResendMaxNs);
+  if (outcome == CallOutcome::kHard) s.backoff_ns = kResendMaxNs;
+  s.retry_ns = now_ns + Jittered(s.backoff_ns, random_());
+}
+
+void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply,
+                         uint32_t primary, uint64_t now_ns) {
+  now_ns_ = now_ns;
+  Shard& s = ledger_.shard(shard);
+  if (!s.batch || s.batch->seq != token) return;
+  const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items.size());
+  if (!fold.ok()) {
+    ++stats_.bad_replies;
+    OnFailure(shard, token, CallOutcome::kHard, primary, now_ns);
+    return;
+  }
+  if (primary != kNoPrimary) {
+    PrimaryAt(primary).breaker.OnSuccess(now_ns, now_ns - std::min(s.batch->sent_ns, now_ns));
+  }
+  Batch batch = std::move(*s.batch);
+  s.batch.reset();
+  s.backoff_ns = s.retry_ns = 0;
+  RequeueLost(s, fold->last_seq, now_ns);
+  s.acked_seq = static_cast<int64_t>(batch.seq);
+  for (size_t i = 0; i < batch.items.size(); ++i) {
+    const BatchItem& item = batch.items[i];
+    const BucketState& state = fold->buckets[i];
+    Bucket& b = ledger_.bucket(item.bucket);
+    b.in_flight = false;
+    ++b.journal_pins;
+    // A duplicate's reply does not tell in which generation our demand was counted.
+    b.said_milli = item.said_milli;
+    b.said_gen = fold->applied ? fold->gen : -1;
+    b.hosts = state.hosts;
+    hosts_next_ = std::max(hosts_next_, state.hosts);
+    b.others =
+        static_cast<double>(std::max<int64_t>(state.demand_milli - item.said_milli, 0)) / kMilli;
+    b.debt_ns = state.debt_us * 1000;
+    FoldBack(b, now_ns);
+  }
+  s.journal.push_back({.seq = batch.seq,
+                       .acked_ns = now_ns,
+                       .use_ns = batch.oldest_ns,
+                       .items = std::move(batch.items)});
+}
+
+// Redis knows less than it acknowledged: a failover or a flush lost batches. They are counted again
+// under new numbers, aged to when they were used (B3).
+void Reconciler::RequeueLost(Shard& shard, int64_t last_seq, uint64_t now_ns) {
+  if (last_seq >= shard.acked_seq) return;
+  for (JournalEntry& entry : shard.journal) {
+    if (static_cast<int64_t>(entry.seq) <= last_seq) continue;
+    for (const BatchItem& item : entry.items) {
+      Bucket& b = ledger_.bucket(item.bucket);
+      --b.journal_pins;
+      if (item.tokens == 0) continue;
+      ledger_.AddUse(item.bucket, item.tokens, 0, entry.use_ns != 0 ? entry.use_ns : now_ns,
+                     now_ns);
+    }
+    ++stats_.requeues;
+  }
+  std::erase_if(shard.journal, [last_seq](const JournalEntry& entry) {
+    return static_cast<int64_t>(entry.seq) > last_seq;
+  });
+}
+
+void Reconciler::TrimJournal(Shard& shard, uint64_t now_ns) {
+  while (!shard.journal.empty() && now_ns > shard.journal.front().acked_ns + kJournalNs) {
+    for (const BatchItem& item : shard.journal.front().items) {
+      --ledger_.bucket(item.bucket).journal_pins;
+    }
+    shard.journal.pop_front();
+  }
+}
+
+// Global state into the word: what Redis holds, and what this host used and has not reported.
+void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
+  b.touched_ns = now_ns;
+  b.share_expired = false;
+  b.inv_share = InverseShare(ShareOf(b.demand.rate(), b.others, b.hosts, RateOf(b.limit)));
+  if (!PublishShare(b)) return;
+  const uint64_t unit =
+      b.limit.interval_ns * uint64_t{b.inv_share != 0 ? b.inv_share : shm::aux::kShareOne};
+  shm::FoldWord(
+      buckets_->slots()[b.place.slot], b.place.key, now_ns, b.debt_ns, b.pending,
+      b.limit.tau_ns + b.limit.debt_max_ns, [unit](uint64_t n) {
+        const unsigned __int128 cost = static_cast<unsigned __int128>(n) * unit;
+        return static_cast<uint64_t>(std::min<unsigned __int128>(cost >> 16, shm::kMaxSpanNs));
+      });
+}
+
+// False when the bucket does not stand in the segment any more.
+bool Reconciler::PublishShare(Bucket& b) {
+  if (b.rule == nullptr || b.place.key == 0) return false;
+  shm::Slot& slot = buckets_->slots()[b.place.slot];
+  if (slot.key.load(std::memory_order_acquire) != b.place.key) {
+    b.place.key = 0;  // another key stands there now
+    return false;
+  }
+  shm::SetAux(slot, b.place.key, b.inv_share, b.shard, b.rule->id);
+  return true;
+}
+
+// A host that went quiet keeps the share that kappa gives it, not the one of its busy time.
+void Reconciler::ExpireShares(uint64_t now_ns) {
+  for (size_t i = 0; i < kExpirePerTick && ledger_.bucket_slots() != 0; ++i) {
+    if (expire_at_ >= ledger_.bucket_slots()) expire_at_ = 0;
+    Bucket& b = ledger_.bucket(expire_at_++);
+    if (b.inv_share == 0 || b.share_expired || now_ns < b.touched_ns + 2 * kHostsTurnNs) continue;
+    b.share_expired = true;
+    b.inv_share = InverseShare(ShareOf(0, b.others, b.hosts, RateOf(b.limit)));
+    PublishShare(b);
+  }
+}
+
+// One word per shard, for every client of this host: healthy, stale or emergency.
+void Reconciler::Judge(uint32_t index, uint64_t now_ns) {
+  Shard& s = ledger_.shard(index);
+  const uint64_t use_ns = ledger_.OldestUseNs(s);
+  const uint64_t age_ns = use_ns != 0 && now_ns > use_ns ? now_ns - use_ns : 0;
+  const uint32_t primary = transport_->PrimaryOf(index);
+  const Breaker* breaker = primary == kNoPrimary ? nullptr : &PrimaryAt(primary).breaker;
+  const bool cut = breaker == nullptr || breaker->state() != Breaker::State::kClosed;
+  const bool starting = now_ns < started_ns_ + kStartGraceNs;
+  const bool old = age_ns > std::max(kEmergencyMinNs, kEmergencyIntervals * stats_.interval_ns);
+  const bool stale =
+      age_ns > kStaleIntervals * stats_.interval_ns || cut || !breaker->HasSucceeded();
+  if (old || (cut && !starting)) {
+    SetMode(index, shm::ShardMode::kEmergency, now_ns);
+  } else if (s.mode == shm::ShardMode::kEmergency) {
+    if (!stale && breaker->IsCalm(now_ns)) SetMode(index, shm::ShardMode::kHealthy, now_ns);
+  } else {
+    SetMode(index, stale ? shm::ShardMode::kStale : shm::ShardMode::kHealthy, now_ns);
+  }
+}
+
+void Reconciler::SetMode(uint32_t index, shm::ShardMode mode, uint64_t now_ns) {
+  Shard& s = ledger_.shard(index);
+  if (s.mode == mode && s.mode_since_ns != 0) return;
+  if (s.mode == shm::ShardMode::kEmergency) --emergencies_;
+  if (mode == shm::ShardMode::kEmergency) ++emergencies_;
+  s.mode = mode;
+  s.mode_since_ns = now_ns;
+  control_->SetShard(index, mode, now_ns);
+}
+
+void Reconciler::FlushAll(uint64_t now_ns) {
+  now_ns_ = now_ns;
+  Harvest(now_ns);
+  for (uint32_t i = 0; options_.has_redis && i < options_.shard_count; ++i) {
+    FlushDue(i, now_ns, /*at_once=*/true);
+  }
+}
+
+}  // namespace sluice::reconcile

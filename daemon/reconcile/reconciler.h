@@ -1,0 +1,153 @@
+// Brings what hosts use together: harvests, batches by shard, sends, folds replies back into the
+// words, and decides when a shard is in emergency. A state machine without threads, sockets or a
+// clock: time, randomness, the transport and the memory come in, so that a simulation owns them.
+//
+// Tick() every kTickNs; replies and failures through OnReply, OnFailure and OnPong, each exactly
+// once for a Call or Ping. Single-threaded.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "daemon/config/compile.h"
+#include "daemon/harvest/harvester.h"
+#include "daemon/reconcile/breaker.h"
+#include "daemon/reconcile/ledger.h"
+#include "daemon/reconcile/transport.h"
+#include "daemon/redis/reply.h"
+#include "shm/segment.h"
+
+namespace sluice::reconcile {
+
+inline constexpr uint64_t kTickNs = 10'000'000;
+// A shard is stale beyond this age of unreconciled use, and in emergency beyond the next.
+inline constexpr uint64_t kStaleIntervals = 3;
+inline constexpr uint64_t kEmergencyIntervals = 5;
+inline constexpr uint64_t kEmergencyMinNs = 500'000'000;
+// At the start a shard without any answer yet is given so long.
+inline constexpr uint64_t kStartGraceNs = 1'000'000'000;
+// A primary that was asked nothing for so long is probed: an idle host must not read as healthy.
+inline constexpr uint64_t kProbeNs = 300'000'000;
+// Pauses between resends of one frozen batch: jittered, doubled.
+inline constexpr uint64_t kResendMinNs = 10'000'000;
+inline constexpr uint64_t kResendMaxNs = 500'000'000;
+// The interval grows with the fleet: 20,000 script calls per second and primary are what a Redis
+// core does with room to spare.
+inline constexpr double kCallsPerPrimary = 20'000;
+// A batch that no reply came for within this time is given up with an alarm: long before the
+// instance's field could be swept.
+inline constexpr uint64_t kGiveUpNs = 12ull * 3600 * 1'000'000'000;
+
+enum class CallOutcome : uint8_t {
+  kRetry,  // unavailable, timed out, or asked for patience
+  kHard,   // refused until a person mends something, or the script is broken there
+};
+
+struct ReconcilerOptions {
+  uint32_t shard_count = 64;
+  uint64_t flush_interval_ns = 100'000'000;
+  std::string instance;       // 32 hex digits, random at each start
+  uint64_t use_since_ns = 0;  // see Harvester
+  bool has_redis = true;      // false: harvest and count, report to nobody
+};
+
+struct RuleTotals {
+  uint64_t allowed = 0;
+  uint64_t denied = 0;
+  uint64_t degraded = 0;
+};
+
+struct ReconcilerStats {
+  uint64_t harvested_tokens = 0;
+  uint64_t overflow_tokens = 0;
+  uint64_t batches = 0;
+  uint64_t batched_buckets = 0;
+  uint64_t resends = 0;
+  uint64_t requeues = 0;
+  uint64_t bad_replies = 0;
+  uint64_t given_up = 0;
+  uint64_t oldest_use_ns = 0;  // age; 0: Redis knows all
+  uint64_t interval_ns = 0;    // in force
+};
+
+class Reconciler : public harvest::Sink {
+ public:
+  // Everything passed outlives the reconciler. `transport` may be null without Redis.
+  Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buckets,
+             shm::ControlWriter* control, Transport* transport, std::function<double()> random);
+
+  void SetRules(std::shared_ptr<const config::CompiledRules> rules);
+  void Tick(uint64_t now_ns);
+  // Harvests all and sends what may be sent, without waiting for intervals.
+  void FlushAll(uint64_t now_ns);
+  // True when Redis knows all that was harvested.
+  bool IsSettled() const { return ledger_.pending_buckets() == 0; }
+
+  void OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply, uint32_t primary,
+               uint64_t now_ns);
+  void OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, uint32_t primary,
+                 uint64_t now_ns);
+  void OnPong(uint32_t primary, bool well, bool hard, uint64_t now_ns);
+
+  // harvest::Sink
+  uint32_t OnBucket(const harvest::Place& place, harvest::Named named) override;
+  void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) override;
+  void OnOverflow(uint16_t rule, int64_t tokens) override;
+
+  const ReconcilerStats& stats() const { return stats_; }
+  const absl::flat_hash_map<std::string, RuleTotals>& totals() const { return totals_; }
+  Breaker::State breaker(uint32_t primary) const;
+  uint64_t live_buckets() const { return harvester_.live_buckets(); }
+  uint32_t emergencies() const { return emergencies_; }  // shards in emergency
+  // Shards served by a primary, by the transport's present map.
+  uint32_t ShardsOf(uint32_t primary) const;
+
+ private:
+  struct Primary {
+    Breaker breaker;
+    uint64_t asked_ns = 0;  // last call or ping sent
+    bool pinging = false;
+  };
+
+  Primary& PrimaryAt(uint32_t index);
+  void Harvest(uint64_t now_ns);
+  void FlushDue(uint32_t index, uint64_t now_ns, bool at_once);
+  void Send(uint32_t index, uint64_t now_ns);
+  void Probe(uint64_t now_ns);
+  void Judge(uint32_t index, uint64_t now_ns);
+  void SetMode(uint32_t index, shm::ShardMode mode, uint64_t now_ns);
+  void RequeueLost(Shard& shard, int64_t last_seq, uint64_t now_ns);
+  void FoldBack(Bucket& b, uint64_t now_ns);
+  bool PublishShare(Bucket& b);
+  void ExpireShares(uint64_t now_ns);
+  void TrimJournal(Shard& shard, uint64_t now_ns);
+  bool IsJump(const Bucket& b, uint64_t now_ns) const;
+  uint64_t IntervalNs() const;
+
+  ReconcilerOptions options_;
+  const shm::MappedBuckets* buckets_;
+  shm::ControlWriter* control_;
+  Transport* transport_;
+  std::function<double()> random_;
+  harvest::Harvester harvester_;
+  Ledger ledger_;
+  std::shared_ptr<const config::CompiledRules> rules_;
+  std::vector<Primary> primaries_;
+  absl::flat_hash_map<std::string, RuleTotals> totals_;
+  ReconcilerStats stats_;
+  uint64_t now_ns_ = 0;  // of the tick or event under way
+  uint64_t started_ns_ = 0;
+  uint64_t last_harvest_ns_ = 0;
+  uint32_t emergencies_ = 0;
+  int64_t hosts_ = 1;  // most seen on a bucket in this and the last generation
+  int64_t hosts_next_ = 1;
+  uint64_t hosts_turn_ns_ = 0;
+  BucketId expire_at_ = 0;
+};
+
+}  // namespace sluice::reconcile
