@@ -4,7 +4,6 @@
 // All times are CLOCK_MONOTONIC ns, all durations end in _ns.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -15,31 +14,22 @@
 #include "absl/time/time.h"
 #include "daemon/config/compile.h"
 #include "daemon/config/config.h"
+#include "daemon/redis/latency.h"
 #include "shm/segment.h"
 
 namespace sluice {
-
-// Upper bounds of the latency histogram in ns; the last bucket has none.
-inline constexpr std::array<uint64_t, 14> kLatencyBoundsNs = {
-    100'000,    200'000,    500'000,     1'000'000,   2'000'000,   5'000'000,     10'000'000,
-    25'000'000, 50'000'000, 100'000'000, 250'000'000, 500'000'000, 1'000'000'000, 2'500'000'000};
-
-struct LatencyHistogram {
-  std::array<uint64_t, kLatencyBoundsNs.size() + 1> counts{};  // not cumulative
-  uint64_t sum_ns = 0;
-};
 
 // One Redis primary, as this daemon sees it.
 struct PrimaryStatus {
   std::string address;  // as connected to
   std::string breaker;  // "closed", "open", "half-open"
   bool connected = false;
-  uint32_t shards = 0;     // virtual shards that live there
-  uint64_t p50_ns = 0;     // of the last seconds
-  uint64_t p99_ns = 0;     //
-  LatencyHistogram calls;  // since start
-  uint64_t failures = 0;   // calls without a usable reply
-  std::string last_error;  // empty: none
+  uint32_t shards = 0;           // virtual shards that live there
+  uint64_t p50_ns = 0;           // of the last seconds
+  uint64_t p99_ns = 0;           //
+  redis::LatencySnapshot calls;  // since start
+  uint64_t failures = 0;         // calls without a usable reply
+  std::string last_error;        // empty: none
 };
 
 // Something that a person should mend. `id` is stable ("redis-noauth"), so that it is raised once.
@@ -65,9 +55,6 @@ struct EngineSnapshot {
   uint64_t unreconciled_age_ns = 0;  // age of the oldest use that Redis does not know
   uint64_t live_buckets = 0;         // slots that hold a key
   uint64_t harvested_tokens = 0;     // use taken from slots
-  uint64_t evictions = 0;            // slots given to another key
-  uint64_t abandoned_tokens = 0;     // use lost to an eviction before it was harvested
-  uint64_t overflow_tokens = 0;      // use that fell into overflow buckets
   uint64_t batches = 0;              // script calls sent, resends not counted
   uint64_t batched_buckets = 0;      // buckets in them
   uint64_t resends = 0;

@@ -141,17 +141,6 @@ bool FillRandom(void* out, size_t bytes) {
   return getrandom(out, bytes, 0) == static_cast<ssize_t>(bytes);  // whole up to 256 bytes
 }
 
-constexpr std::array<uint32_t, 256> MakeCrcTable() {
-  std::array<uint32_t, 256> table{};
-  for (uint32_t i = 0; i < 256; ++i) {
-    uint32_t c = i;
-    for (int bit = 0; bit < 8; ++bit) c = (c & 1) != 0 ? 0xedb88320u ^ (c >> 1) : c >> 1;
-    table[i] = c;
-  }
-  return table;
-}
-constexpr std::array<uint32_t, 256> kCrcTable = MakeCrcTable();
-
 const PolicyHeader& HeaderOf(const char* policy) {
   return *reinterpret_cast<const PolicyHeader*>(policy);
 }
@@ -174,72 +163,7 @@ uint64_t LargestDebtNs(const char* policy) {
   return debt;
 }
 
-struct ErrorText {
-  const char* name;
-  const char* text;
-};
-// In the order of SegmentError.
-constexpr ErrorText kErrors[] = {
-    {"Ok", "the segment is fine"},
-    {"NoMemory",
-     "no memory for the shared segments: lower daemon.buckets, or raise the memory limit"},
-    {"SealFailed", "the kernel refused to seal a memfd: Linux 3.17 or later is needed"},
-    {"ReopenFailed", "a segment could not be re-opened read-only: /proc must be mounted"},
-    {"MapFailed", "a segment could not be mapped: raise the address space limit (ulimit -v)"},
-    {"NotASegment", "what was handed over is no shared memory file: restart sluiced"},
-    {"Truncated", "a segment has another size than its header says: restart sluiced"},
-    {"NotSealed",
-     "a segment is not sealed and could be cut short under its readers: "
-     "restart sluiced"},
-    {"ForeignOwner", "a segment belongs to another user than the daemon: restart sluiced"},
-    {"Writable", "the control segment came writable: restart sluiced"},
-    {"BadMagic", "what was handed over is no published sluice segment: restart sluiced"},
-    {"OtherVersion",
-     "the segments are of another version: use one version of libsluice and "
-     "sluiced"},
-    {"OtherLayout", "the segments have another layout: use one build of libsluice and sluiced"},
-    {"OtherBoot", "the segments were made before the last boot: restart sluiced"},
-    {"BadGeometry", "the segments claim an impossible size: restart sluiced"},
-    {"OtherShards", "the segments were made for another capacity or number of shards"},
-    {"BadPolicy", "the compiled rules are damaged: reload the configuration"},
-    {"PolicyTooLarge",
-     "the compiled rules exceed 262080 bytes: use fewer rules, tiers or listed values"},
-    {"PoliciesResting",
-     "the rules changed more than 5 times in 10 s: the change waits for at most 10 s"},
-    {"NoEarlierPolicy", "there are no earlier rules to go back to"},
-};
-constexpr size_t kErrorCount = sizeof kErrors / sizeof kErrors[0];
-static_assert(kErrorCount == static_cast<size_t>(SegmentError::kNoEarlierPolicy) + 1);
-static_assert(kMaxPolicyBytes == 262080 && kPolicyBuffers - 1 - kPinnedPolicies == 5,
-              "the texts state them");
-
-const ErrorText& TextOf(SegmentError error) {
-  const size_t i = static_cast<size_t>(error);
-  static constexpr ErrorText kUnknown = {"Unknown", "unknown segment error"};
-  return i < kErrorCount ? kErrors[i] : kUnknown;
-}
-
 }  // namespace
-
-const char* Name(SegmentError error) { return TextOf(error).name; }
-const char* Explain(SegmentError error) { return TextOf(error).text; }
-
-uint32_t PolicyCrc(std::string_view policy) {
-  uint32_t crc = ~0u;
-  for (size_t i = std::min(sizeof(PolicyHeader), policy.size()); i < policy.size(); ++i) {
-    crc = kCrcTable[(crc ^ static_cast<uint8_t>(policy[i])) & 0xff] ^ (crc >> 8);
-  }
-  return ~crc;
-}
-
-bool IsValidPolicy(std::string_view policy) {
-  if (policy.size() < sizeof(PolicyHeader) || policy.size() > kMaxPolicyBytes) return false;
-  PolicyHeader header;  // a copy: a view need not be aligned
-  memcpy(&header, policy.data(), sizeof header);
-  return header.magic == kPolicyMagic && header.bytes == policy.size() &&
-         header.group_count <= kMaxGroups && header.rule_count <= kMaxRules &&
-         header.name_count <= kMaxNames && header.crc32 == PolicyCrc(policy);
-}
 
 void OwnedFd::Reset(int fd) {
   const int old = fd_;

@@ -21,49 +21,14 @@
 
 #include "shm/hash.h"
 #include "shm/layout.h"
-#include "shm/policy_view.h"
+#include "shm/policy_buffer.h"
+#include "shm/segment_error.h"
 
 namespace boost::interprocess {
 class mapped_region;
 }
 
 namespace sluice::shm {
-
-// Why a segment was not made, mapped or believed; each names one stage.
-enum class SegmentError : uint8_t {
-  kOk = 0,
-  kNoMemory,         // no memfd, or no memory for its pages
-  kSealFailed,       // the kernel refused the seals
-  kReopenFailed,     // /proc/self/fd/N could not be opened read-only
-  kMapFailed,        // mmap refused
-  kNotASegment,      // the descriptor is no regular memory file
-  kTruncated,        // another size than its geometry says
-  kNotSealed,        // could still shrink: a reader would get SIGBUS
-  kForeignOwner,     // made by another user than the daemon that offers it
-  kWritable,         // the control segment came writable
-  kBadMagic,         // not published, or something else
-  kOtherVersion,     // ABI major differs
-  kOtherLayout,      // layout hash differs
-  kOtherBoot,        // made before the last boot
-  kBadGeometry,      // capacity or shard count out of bounds
-  kOtherShards,      // adopting: another shard count or capacity than asked for
-  kBadPolicy,        // the policy is no policy, or its check sum is wrong
-  kPolicyTooLarge,   // more than kMaxPolicyBytes
-  kPoliciesResting,  // every buffer was in use less than kPolicyRestNs ago
-  kNoEarlierPolicy,  // nothing to roll back to
-};
-
-// The enumerator without its k, for logs and tests ("OtherLayout").
-const char* Name(SegmentError error);
-// One sentence for people: what is wrong, and the mend. Never null.
-const char* Explain(SegmentError error);
-
-struct [[nodiscard]] SegmentStatus {
-  SegmentError error = SegmentError::kOk;
-  int sys_errno = 0;  // of the call that failed; 0 where none did
-
-  bool ok() const { return error == SegmentError::kOk; }
-};
 
 // What is known of a segment pair, in private memory.
 struct SegmentInfo {
@@ -78,17 +43,6 @@ struct SegmentInfo {
 // How old a heartbeat may be before the daemon counts as gone: ten missed beats.
 inline constexpr uint64_t kHeartbeatNs = 100'000'000;
 inline constexpr uint64_t kHeartbeatFreshNs = 1'000'000'000;
-
-// The last bytes of each policy buffer hold the time at which it was superseded.
-inline constexpr uint32_t kPolicyStampBytes = 64;
-inline constexpr uint32_t kMaxPolicyBytes = kPolicyBufferBytes - kPolicyStampBytes;
-// Superseded policies that are never overwritten, so that a rollback always finds one.
-inline constexpr uint32_t kPinnedPolicies = 2;
-
-// IEEE CRC-32 of PolicyHeader::crc32, over the bytes after the header.
-uint32_t PolicyCrc(std::string_view policy);
-// Whole, of this layout, and its check sum right. `policy` starts with the header.
-bool IsValidPolicy(std::string_view policy);
 
 // Owns one mapping. Empty after a failure. Movable.
 class Mapping {
@@ -162,6 +116,9 @@ class MappedBuckets {
   }
   std::atomic<uint64_t>* dirty() const { return At<std::atomic<uint64_t>>(geometry_.dirty_offset); }
   uint64_t dirty_words() const { return geometry_.capacity / 64; }
+  std::atomic<uint64_t>* counters() const {  // [kCounters]
+    return At<std::atomic<uint64_t>>(geometry_.counters_offset);
+  }
   Slot* overflow() const { return At<Slot>(geometry_.overflow_offset); }
   KeyText* texts() const { return At<KeyText>(geometry_.text_offset); }
 
