@@ -250,16 +250,20 @@ class SlotTable {
   // Steps 3b and 4 for the dead word `d` under the key `k`, gen(k) == gen(d) + 1.
   void Finish(uint32_t i, uint64_t d, uint64_t k) {
     SlotType& s = slots_[i];
-    uint64_t u = s.used.load(std::memory_order_seq_cst);
-    // Loaded before this look at the word: if the slot has moved on since, `used` has too, and the
-    // CAS fails (I3).
-    if (used::Gen(u) != key::Gen(k) && s.word.load(std::memory_order_seq_cst) == d) {
+    // Until it carries the new gen: a daemon that takes the old tenant's use at this moment makes
+    // the CAS fail once, and a tenancy begun with the old gen would never be charged.
+    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+      uint64_t u = s.used.load(std::memory_order_seq_cst);
+      // Loaded before this look at the word: if the slot has moved on since, `used` has too, and
+      // the CAS fails (I3).
+      if (used::Gen(u) == key::Gen(k) || s.word.load(std::memory_order_seq_cst) != d) break;
       const int64_t left = used::Gen(u) == word::DeadGen(d) ? used::Count(u) : 0;
-      if (s.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),
-                                         std::memory_order_seq_cst) &&
-          left > 0) {
-        Count(Counter::kAbandonedUse, static_cast<uint64_t>(left));
+      if (!s.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),
+                                          std::memory_order_seq_cst)) {
+        continue;
       }
+      if (left > 0) Count(Counter::kAbandonedUse, static_cast<uint64_t>(left));
+      break;
     }
     uint64_t expected = d;
     s.word.compare_exchange_strong(expected, word::DeadTimeUs(d) * 1000, std::memory_order_acq_rel);
