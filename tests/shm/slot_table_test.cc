@@ -224,8 +224,8 @@ TEST_F(SlotTableTest, ADenyWritesNothing) {
 TEST_F(SlotTableTest, AWildWordIsHealedOnDenyAndAdmitsAgainWithinABurstTime) {
   const uint64_t a = 0x55;
   const uint32_t slot = Claim(a);
-  for (const uint64_t wild : {uint64_t{1} << 62, (uint64_t{1} << 63) - 1,
-                              TestClock::now_ns + 3600 * kSecond}) {
+  for (const uint64_t wild :
+       {uint64_t{1} << 62, (uint64_t{1} << 63) - 1, TestClock::now_ns + 3600 * kSecond}) {
     slots_[slot].word = wild;
     Spend(a, kTen);
     EXPECT_LE(slots_[slot].word, TestClock::now_ns + kTen.tau_ns);

@@ -1,0 +1,238 @@
+// Hosts in virtual time: each has real segments, the production reconciler and clients that check
+// through the production slot code; all share one LuaRedis through a transport whose messages can
+// be delayed and lost. One thread, one clock, every run repeatable by its seed.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "daemon/config/compile.h"
+#include "daemon/reconcile/reconciler.h"
+#include "lua_scripts.h"
+#include "shm/bucket.h"
+#include "shm/bucket_name.h"
+#include "shm/segment.h"
+#include "shm/take.h"
+#include "tests/support/lua_redis.h"
+
+namespace sluice::test {
+
+inline constexpr uint64_t kSecond = 1'000'000'000;
+inline constexpr uint64_t kMs = 1'000'000;
+
+struct VirtualClock {
+  static inline uint64_t now_ns = 1000 * kSecond;
+  static uint64_t PreciseNs() { return now_ns; }
+  static uint64_t CoarseNs() { return now_ns; }
+};
+
+struct Network {
+  uint64_t one_way_ns = kMs / 2;
+  double lose_request = 0;
+  double lose_reply = 0;
+  bool cut = false;  // nothing comes through; callers see time-outs
+  uint64_t timeout_ns = 50 * kMs;
+};
+
+class Host : public reconcile::Transport {
+ public:
+  Host(int number, const config::Config& config, LuaRedis* redis, Network* network)
+      : redis_(redis), network_(network), random_(static_cast<uint64_t>(number) + 100) {
+    const uint64_t now = VirtualClock::now_ns;
+    CheckOk(control_.Create(
+        {.capacity = 1024, .shard_count = 4, .grace_ns = 2 * kSecond, .reconciling = true}, now));
+    CheckOk(buckets_.Create(1024));
+    SetConfig(config, 1);
+    char instance[33];
+    snprintf(instance, sizeof instance, "%032x", number + 1);
+    reconciler_ = std::make_unique<reconcile::Reconciler>(
+        reconcile::ReconcilerOptions{.shard_count = 4,
+                                     .flush_interval_ns = 100 * kMs,
+                                     .instance = instance,
+                                     .use_since_ns = now},
+        &buckets_.buckets(), &control_, this,
+        [this] { return std::uniform_real_distribution<double>(0, 1)(random_); });
+    reconciler_->SetRules(rules_);
+  }
+
+  void SetConfig(const config::Config& config, uint64_t seq) {
+    absl::StatusOr<std::string> bytes = config::Compile(config, control_.info().hash_key, seq);
+    if (!bytes.ok()) abort();
+    CheckOk(control_.PublishPolicy(*bytes, VirtualClock::now_ns, nullptr));
+    absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*bytes);
+    if (!rules.ok()) abort();
+    rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));
+    if (reconciler_ != nullptr) reconciler_->SetRules(rules_);
+  }
+
+  // One check of `label` with key `value`, as a client makes it (but for the emergency's modes).
+  bool Check(const std::string& label, const std::string& value, uint32_t tokens = 1) {
+    const config::CompiledRule& rule = *rules_->Find(label);
+    const std::string_view values[] = {value};
+    const shm::HashKey& key = control_.info().hash_key;
+    const uint64_t hash = shm::ShortNameHash(key, rule.hash_seed, values, 1);
+    const shm::MappedBuckets& b = buckets_.buckets();
+    shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+    const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
+                             .tau_ns = rule.limit.tau_ns,
+                             .debt_max_ns = rule.limit.debt_max_ns,
+                             .tokens = tokens,
+                             .commit = true};
+    for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
+      bool claimed = false;
+      const uint32_t slot = table.FindOrClaim(
+          hash, shm::Kind::kTokenBucket, 0,
+          {VirtualClock::now_ns, control_.header().grace_ns.load(), 10 * kSecond}, &claimed);
+      if (claimed) {
+        char parts[shm::kKeyTextBytes];
+        shm::WriteParts(label, values, 1, false, parts);
+        memcpy(b.texts()[slot].text, parts, sizeof parts);
+        b.texts()[slot].tag.store(b.slots()[slot].key.load());
+      }
+      shm::RequestTime<VirtualClock> time(false, 0);
+      shm::Seen seen;
+      const shm::Outcome outcome =
+          shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table, &seen);
+      if (outcome == shm::Outcome::kLost) continue;
+      if (outcome == shm::Outcome::kAllowed) {
+        shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
+        admitted += tokens;
+        return true;
+      }
+      shm::AddDenied(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, 1);
+      return false;
+    }
+    return false;
+  }
+
+  // Delivers what is due, ticks every 10 ms.
+  void Advance() {
+    const uint64_t now = VirtualClock::now_ns;
+    for (size_t i = 0; i < events_.size();) {
+      if (events_[i].at_ns > now) {
+        ++i;
+        continue;
+      }
+      const Event event = std::move(events_[i]);
+      events_.erase(events_.begin() + static_cast<std::ptrdiff_t>(i));
+      event.run();
+      i = 0;
+    }
+    if (now >= next_tick_ns_) {
+      next_tick_ns_ = now + reconcile::kTickNs;
+      reconciler_->Tick(now);
+    }
+  }
+
+  // reconcile::Transport
+  void Call(uint32_t shard, std::string_view args, uint32_t, uint64_t token) override {
+    const std::vector<std::string> argv = DecodeBulks(args);
+    const uint64_t now = VirtualClock::now_ns;
+    auto reply = std::make_shared<redis::Reply>();
+    auto answered = std::make_shared<bool>(false);
+    const bool arrives = !network_->cut && !Chance(network_->lose_request);
+    const bool returns = arrives && !Chance(network_->lose_reply);
+    if (arrives) {
+      At(now + network_->one_way_ns, [this, argv, shard, reply] {
+        *reply = redis_->Eval(lua::kFold, "rl:4:{" + std::to_string(shard) + "}", argv);
+      });
+    }
+    if (returns) {
+      At(now + 2 * network_->one_way_ns, [this, shard, token, reply, answered] {
+        *answered = true;
+        reconciler_->OnReply(shard, token, *reply, 0, VirtualClock::now_ns);
+      });
+    }
+    At(now + network_->timeout_ns, [this, shard, token, answered] {
+      if (*answered) return;
+      reconciler_->OnFailure(shard, token, reconcile::CallOutcome::kRetry, 0, VirtualClock::now_ns);
+    });
+  }
+  void Ping(uint32_t primary, uint64_t) override {
+    const bool well = !network_->cut;
+    At(VirtualClock::now_ns + (well ? 2 * network_->one_way_ns : network_->timeout_ns),
+       [this, primary, well] { reconciler_->OnPong(primary, well, false, VirtualClock::now_ns); });
+  }
+  uint32_t PrimaryOf(uint32_t) const override { return 0; }
+  uint32_t primary_count() const override { return 1; }
+
+  reconcile::Reconciler& reconciler() { return *reconciler_; }
+  shm::ShardMode Mode(uint32_t shard) const {
+    return shm::shard_state::Mode(control_.shard(shard));
+  }
+  const shm::MappedBuckets& buckets() const { return buckets_.buckets(); }
+
+  uint64_t admitted = 0;
+
+ private:
+  struct Event {
+    uint64_t at_ns;
+    std::function<void()> run;
+  };
+  static void CheckOk(shm::SegmentStatus status) {
+    if (!status.ok()) abort();
+  }
+  void At(uint64_t at_ns, std::function<void()> run) { events_.push_back({at_ns, std::move(run)}); }
+  bool Chance(double p) { return std::uniform_real_distribution<double>(0, 1)(random_) < p; }
+
+  LuaRedis* redis_;
+  Network* network_;
+  std::mt19937_64 random_;
+  shm::ControlWriter control_;
+  shm::BucketsOwner buckets_;
+  std::shared_ptr<const config::CompiledRules> rules_;
+  std::unique_ptr<reconcile::Reconciler> reconciler_;
+  std::deque<Event> events_;
+  uint64_t next_tick_ns_ = 0;
+};
+
+class Fleet {
+ public:
+  Fleet(int hosts, const config::Config& config) {
+    VirtualClock::now_ns = 1000 * kSecond;
+    for (int i = 0; i < hosts; ++i) {
+      hosts_.push_back(std::make_unique<Host>(i, config, &redis, &network));
+    }
+  }
+
+  // Runs for `ns` in steps of 1 ms; `step` makes the traffic.
+  void Run(
+      uint64_t ns, const std::function<void()>& step = [] {}) {
+    const uint64_t end = VirtualClock::now_ns + ns;
+    while (VirtualClock::now_ns < end) {
+      VirtualClock::now_ns += kMs;
+      redis.time_us += 1000;
+      step();
+      for (auto& host : hosts_) host->Advance();
+    }
+  }
+
+  Host& host(size_t i) { return *hosts_[i]; }
+  uint64_t Admitted() const {
+    uint64_t n = 0;
+    for (const auto& host : hosts_) n += host->admitted;
+    return n;
+  }
+  // Tokens ever counted in Redis: the books' other side.
+  int64_t Counted() const {
+    int64_t n = 0;
+    for (const auto& [key, hash] : redis.data) {
+      const auto found = hash.find("s:");
+      if (found != hash.end()) n += strtoll(found->second.c_str(), nullptr, 10);
+    }
+    return n;
+  }
+
+  LuaRedis redis;
+  Network network;
+
+ private:
+  std::vector<std::unique_ptr<Host>> hosts_;
+};
+
+}  // namespace sluice::test

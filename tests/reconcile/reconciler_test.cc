@@ -1,0 +1,269 @@
+// The reconciler on whole hosts in virtual time, against the real scripts. Each test closes the
+// books: what all hosts admitted is what Redis has counted.
+#include "daemon/reconcile/reconciler.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/reconcile/fleet.h"
+
+namespace sluice::test {
+namespace {
+
+config::Config OneRule(uint64_t limit, uint64_t period_ns, uint64_t burst) {
+  config::RuleConfig rule;
+  rule.name = "per-user";
+  rule.key = {{.descriptor = "user"}};
+  rule.limit = config::LimitConfig{.limit = limit, .period_ns = period_ns, .burst = burst};
+  config::Config config;
+  config.redis.emplace();
+  config.rules = {rule};
+  return config;
+}
+
+// `per_ms` checks of user "u" on a host, spread evenly; fractions carry over.
+class Demand {
+ public:
+  Demand(Host& host, double per_second) : host_(host), per_ms_(per_second / 1000) {}
+  void Step() {
+    for (owed_ += per_ms_; owed_ >= 1; owed_ -= 1) host_.Check("per-user", "u");
+  }
+
+ private:
+  Host& host_;
+  double per_ms_;
+  double owed_ = 0;
+};
+
+TEST(ReconcilerTest, TwoHostsAtTwiceTheLimitAdmitTheLimitTogether) {
+  Fleet fleet(2, OneRule(2000, kSecond, 400));
+  Demand a(fleet.host(0), 2000);
+  Demand b(fleet.host(1), 2000);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(2 * kSecond, step);
+  for (int window = 0; window < 3; ++window) {
+    const uint64_t before = fleet.Admitted();
+    uint64_t worst_second = 0;
+    for (int s = 0; s < 10; ++s) {
+      const uint64_t second = fleet.Admitted();
+      fleet.Run(kSecond, step);
+      worst_second = std::max(worst_second, fleet.Admitted() - second);
+    }
+    EXPECT_NEAR(static_cast<double>(fleet.Admitted() - before), 20'000, 400) << "2 % over 10 s";
+    EXPECT_LE(worst_second, 2000 * 1.05 + 400);
+  }
+}
+
+TEST(ReconcilerTest, UnevenHostsAdmitTheLimitTogether) {
+  Fleet fleet(4, OneRule(2000, kSecond, 400));
+  Demand a(fleet.host(0), 3000);
+  Demand b(fleet.host(1), 500);
+  Demand c(fleet.host(2), 100);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+    c.Step();
+  };
+  fleet.Run(2 * kSecond, step);
+  const uint64_t before = fleet.Admitted();
+  fleet.Run(10 * kSecond, step);
+  EXPECT_NEAR(static_cast<double>(fleet.Admitted() - before), 20'000, 600);
+}
+
+TEST(ReconcilerTest, UnderTheLimitNobodyIsDenied) {
+  Fleet fleet(2, OneRule(2000, kSecond, 400));
+  Demand a(fleet.host(0), 800);
+  Demand b(fleet.host(1), 800);
+  fleet.Run(10 * kSecond, [&] {
+    a.Step();
+    b.Step();
+  });
+  EXPECT_NEAR(static_cast<double>(fleet.Admitted()), 16'000, 20);
+}
+
+TEST(ReconcilerTest, NothingIsLostOrDoubledWhenMessagesAre) {
+  Fleet fleet(3, OneRule(5000, kSecond, 1000));
+  fleet.network.lose_request = 0.2;
+  fleet.network.lose_reply = 0.2;
+  fleet.Run(10 * kSecond, [&] {
+    for (int h = 0; h < 3; ++h) {
+      for (int user = 0; user < 3; ++user) {
+        fleet.host(static_cast<size_t>(h)).Check("per-user", "u" + std::to_string(user));
+      }
+    }
+  });
+  fleet.Run(20 * kSecond);
+  EXPECT_GT(fleet.host(0).reconciler().stats().resends, 10u);
+  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+}
+
+TEST(ReconcilerTest, AFailoverThatLosesWritesIsMadeUpFromTheJournal) {
+  Fleet fleet(2, OneRule(5000, kSecond, 1000));
+  Demand a(fleet.host(0), 1000);
+  Demand b(fleet.host(1), 1000);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(5 * kSecond, step);
+  const LuaRedis::Data replica = fleet.redis.data;
+  fleet.Run(kSecond, step);
+  fleet.redis.data = replica;  // the promoted replica lacks the last second
+  fleet.Run(5 * kSecond, step);
+  fleet.Run(3 * kSecond);
+  EXPECT_GT(fleet.host(0).reconciler().stats().requeues, 0u);
+  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+}
+
+TEST(ReconcilerTest, AFlushOfRedisLosesOnlyWhatIsOlderThanTheJournal) {
+  Fleet fleet(1, OneRule(5000, kSecond, 1000));
+  Demand a(fleet.host(0), 1000);
+  fleet.Run(5 * kSecond, [&] { a.Step(); });
+  fleet.redis.data.clear();
+  const uint64_t before = fleet.Admitted();
+  fleet.Run(5 * kSecond, [&] { a.Step(); });
+  fleet.Run(3 * kSecond);
+  EXPECT_GE(fleet.Counted(), static_cast<int64_t>(fleet.Admitted() - before + 1000));
+  EXPECT_LE(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+}
+
+TEST(ReconcilerTest, AnOutageIsAnEmergencyWithinASecondAndItsUseIsCountedOnce) {
+  Fleet fleet(2, OneRule(2000, kSecond, 400));
+  Demand a(fleet.host(0), 500);
+  Demand b(fleet.host(1), 500);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(5 * kSecond, step);
+  for (uint32_t shard = 0; shard < 4; ++shard) {
+    EXPECT_EQ(fleet.host(0).Mode(shard), shm::ShardMode::kHealthy);
+  }
+  fleet.network.cut = true;
+  fleet.Run(kSecond, step);
+  for (uint32_t shard = 0; shard < 4; ++shard) {
+    EXPECT_EQ(fleet.host(0).Mode(shard), shm::ShardMode::kEmergency) << shard;
+  }
+  fleet.Run(10 * kSecond, step);
+  EXPECT_GT(fleet.host(0).reconciler().stats().oldest_use_ns, 9 * kSecond);
+  EXPECT_LT(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+  fleet.network.cut = false;
+  fleet.Run(25 * kSecond, step);
+  for (uint32_t shard = 0; shard < 4; ++shard) {
+    EXPECT_EQ(fleet.host(0).Mode(shard), shm::ShardMode::kHealthy) << shard;
+  }
+  fleet.Run(3 * kSecond);
+  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+}
+
+// limitador#288: 60 s of use, added as fresh debt after a partition, blocks the fleet.
+TEST(ReconcilerTest, TheUseOfALongOutageDoesNotBlockTheFleetAfterwards) {
+  Fleet fleet(2, OneRule(1000, kSecond, 200));
+  Demand a(fleet.host(0), 450);
+  Demand b(fleet.host(1), 450);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(3 * kSecond, step);
+  fleet.network.cut = true;
+  fleet.Run(60 * kSecond, step);
+  fleet.network.cut = false;
+  fleet.Run(12 * kSecond, step);
+  const uint64_t before = fleet.Admitted();
+  fleet.Run(5 * kSecond, step);
+  EXPECT_GT(fleet.Admitted() - before, 5 * 900 * 95 / 100u);
+}
+
+TEST(ReconcilerTest, AHostThatWasQuietIsNotStarvedWhenItsDemandReturns) {
+  Fleet fleet(2, OneRule(2000, kSecond, 400));
+  Demand a(fleet.host(0), 4000);
+  Demand b(fleet.host(1), 4000);
+  fleet.Run(5 * kSecond, [&] {
+    a.Step();
+    b.Step();
+  });
+  fleet.Run(10 * kSecond, [&] { a.Step(); });  // b is quiet
+  const uint64_t before = fleet.host(1).admitted;
+  fleet.Run(2 * kSecond, [&] {
+    a.Step();
+    b.Step();
+  });
+  EXPECT_GT(fleet.host(1).admitted - before, 1000u);
+}
+
+TEST(ReconcilerTest, AnIdleHostNoticesADeadRedis) {
+  Fleet fleet(1, OneRule(2000, kSecond, 400));
+  fleet.Run(5 * kSecond);
+  EXPECT_EQ(fleet.host(0).Mode(0), shm::ShardMode::kHealthy);
+  fleet.network.cut = true;
+  fleet.Run(3 * kSecond);
+  EXPECT_EQ(fleet.host(0).Mode(0), shm::ShardMode::kEmergency);
+}
+
+TEST(ReconcilerTest, RedisTimeGoingBackNeitherBlocksNorForgets) {
+  Fleet fleet(1, OneRule(2000, kSecond, 400));
+  Demand a(fleet.host(0), 1000);
+  fleet.Run(3 * kSecond, [&] { a.Step(); });
+  fleet.redis.time_us -= 3'600'000'000;
+  fleet.Run(5 * kSecond, [&] { a.Step(); });
+  const uint64_t before = fleet.Admitted();
+  fleet.Run(5 * kSecond, [&] { a.Step(); });
+  EXPECT_NEAR(static_cast<double>(fleet.Admitted() - before), 5000, 100);
+}
+
+TEST(ReconcilerTest, AHostileSlotCannotReportMoreThanItsBucketCouldAdmit) {
+  Fleet fleet(1, OneRule(10, kSecond, 10));
+  fleet.host(0).Check("per-user", "u");
+  fleet.Run(kSecond);
+  const int64_t before = fleet.Counted();
+  const shm::MappedBuckets& b = fleet.host(0).buckets();
+  for (uint32_t i = 0; i < b.capacity(); ++i) {
+    const uint64_t key = b.slots()[i].key;
+    if (shm::key::Fp(key) == 0) continue;
+    b.slots()[i].used = shm::used::Make(shm::key::Gen(key), int64_t{1} << 40);
+    b.slots()[i].aux |= shm::aux::kDirty;
+    b.dirty()[i / 64] |= uint64_t{1} << (i % 64);
+  }
+  fleet.Run(kSecond);
+  EXPECT_LT(fleet.Counted() - before, 10 + 10 * 8) << "burst, debt and a few seconds of rate";
+}
+
+TEST(ReconcilerTest, RandomBucketMemoryUnderLoadNeitherCrashesNorHangs) {
+  Fleet fleet(1, OneRule(1000, kSecond, 100));
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 30; ++round) {
+    const shm::MappedBuckets& b = fleet.host(0).buckets();
+    auto* words = reinterpret_cast<std::atomic<uint64_t>*>(b.slots());
+    for (uint64_t i = 0; i < b.geometry().bytes / 8; i += 1 + random() % 8) words[i] = random();
+    fleet.Run(200 * kMs, [&] {
+      for (int i = 0; i < 5; ++i) fleet.host(0).Check("per-user", std::to_string(random() % 50));
+    });
+  }
+}
+
+// Of the 64 denials and a crowd of other buckets, each is counted for its own rule.
+TEST(ReconcilerTest, CountsAllowedAndDeniedPerRule) {
+  Fleet fleet(1, OneRule(10, kSecond, 10));
+  for (int i = 0; i < 15; ++i) fleet.host(0).Check("per-user", "u");
+  fleet.Run(kSecond);
+  const auto& totals = fleet.host(0).reconciler().totals().at("per-user");
+  EXPECT_EQ(totals.allowed, 10u);
+  EXPECT_EQ(totals.denied, 5u);
+}
+
+TEST(ReconcilerTest, UseOfARuleThatGoesAwayIsStillReported) {
+  Fleet fleet(1, OneRule(1000, kSecond, 100));
+  for (int i = 0; i < 50; ++i) fleet.host(0).Check("per-user", "u");
+  fleet.Run(20 * kMs);
+  config::Config other = OneRule(1000, kSecond, 100);
+  other.rules[0].name = "per-tenant";
+  fleet.host(0).SetConfig(other, 2);
+  fleet.Run(kSecond);
+  EXPECT_EQ(fleet.Counted(), 50);
+}
+
+}  // namespace
+}  // namespace sluice::test

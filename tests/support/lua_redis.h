@@ -1,0 +1,47 @@
+// A model of one Redis primary for tests in virtual time: the real Lua scripts run in the Lua 5.1
+// library against hashes kept here. It knows the commands that the scripts use, and TIME is the
+// test's. Lost writes of a failover are a copy taken earlier.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "daemon/redis/reply.h"
+
+struct lua_State;
+
+namespace sluice::test {
+
+class LuaRedis {
+ public:
+  using Hash = std::map<std::string, std::string>;
+  using Data = std::map<std::string, Hash>;
+
+  explicit LuaRedis(uint64_t seed = 1);
+  ~LuaRedis();
+
+  // Runs `script` with one key, as EVALSHA would. Errors come back as error replies.
+  redis::Reply Eval(std::string_view script, const std::string& key,
+                    const std::vector<std::string>& argv);
+
+  uint64_t time_us = 1'700'000'000'000'000;
+  Data data;  // copied and put back by tests that lose writes
+  uint64_t calls = 0;
+
+ private:
+  static int Call(lua_State* lua);
+  int Command(lua_State* lua, const std::vector<std::string>& words);
+
+  lua_State* lua_;
+  std::mt19937_64 random_;
+};
+
+// Arguments of a call, as encoded for the wire ("$5\r\nhello\r\n..."), decoded.
+std::vector<std::string> DecodeBulks(std::string_view encoded);
+
+}  // namespace sluice::test
