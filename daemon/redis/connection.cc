@@ -23,7 +23,7 @@ std::string EncodeGreeting(const Greeting& greeting, size_t* replies) {
   if (greeting.password.empty()) {
     AppendCommand(&out, {"HELLO", "2", "SETNAME", greeting.client_name});
   } else {
-    const std::string_view user = greeting.user.empty() ? "default" : greeting.user;
+    const std::string user = greeting.user.empty() ? "default" : greeting.user;
     AppendCommand(&out,
                   {"HELLO", "2", "AUTH", user, greeting.password, "SETNAME", greeting.client_name});
   }

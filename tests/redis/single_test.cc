@@ -1,0 +1,334 @@
+// The client against one real server: calls, failures, alarms.
+
+#include "daemon/redis/error_reply.h"
+#include "tests/redis/client_fixture.h"
+
+namespace sluice::redis {
+namespace {
+
+using test::RedisProcess;
+
+class SingleNodeTest : public ClientFixture {
+ protected:
+  void StartServer(std::vector<std::string> arguments = {}) {
+    server_ = std::make_unique<RedisProcess>(RedisProcess::Options{false, std::move(arguments), 0});
+    ASSERT_TRUE(server_->running()) << server_->log();
+  }
+  ClientOptions ServerOptions() { return Options({server_->address()}, Mode::kSingle); }
+
+  std::unique_ptr<RedisProcess> server_;
+};
+
+TEST_P(SingleNodeTest, ACallMadeBeforeTheConnectionStandsIsAnswered) {
+  StartServer();
+  Create(ServerOptions());
+  EXPECT_FALSE(client_->Ready());
+  const Recorder::Outcome& outcome = Finish(Call(3, kEcho, "hello"));
+  EXPECT_TRUE(outcome.ok) << outcome.failure.message;
+  EXPECT_EQ("hello", outcome.reply.text);
+  EXPECT_EQ(0u, outcome.primary);
+  EXPECT_EQ(server_->address(), client_->Primary(0).address);
+  EXPECT_TRUE(client_->Ready());
+}
+
+TEST_P(SingleNodeTest, ManyPipelinedCallsAreEachAnsweredOnceWithTheirOwnReply) {
+  StartServer();
+  Create(ServerOptions());
+  std::vector<uint64_t> tokens;
+  for (int i = 0; i < 2000; ++i) {
+    tokens.push_back(Call(static_cast<uint32_t>(i % 12), kEcho, "value " + std::to_string(i)));
+  }
+  ASSERT_TRUE(Turn([&] { return client_->outstanding() == 0; }));
+  for (int i = 0; i < 2000; ++i) {
+    const Recorder::Outcome& outcome = recorder_.calls[tokens[static_cast<size_t>(i)]];
+    ASSERT_EQ(1, outcome.times);
+    ASSERT_EQ("value " + std::to_string(i), outcome.reply.text) << outcome.failure.message;
+  }
+  EXPECT_EQ(2000u, client_->Stats().at(0).latency.total);
+  EXPECT_EQ(2000u, client_->Counters().replies);
+}
+
+TEST_P(SingleNodeTest, ALargeBatchGoesThroughWhole) {
+  StartServer();
+  Create(ServerOptions());
+  const std::string big(900'000, 'b');
+  EXPECT_TRUE(Finish(Call(0, kEcho, big)).reply.text == big);
+}
+
+TEST_P(SingleNodeTest, NoscriptIsAnsweredByTheWholeScriptOnce) {
+  StartServer();
+  Create(ServerOptions());
+  EXPECT_EQ(1, Finish(Call(5, kCount)).reply.integer);
+  server_->Command({"SCRIPT", "FLUSH"});
+  EXPECT_EQ(2, Finish(Call(5, kCount)).reply.integer);
+  EXPECT_EQ(1u, client_->Counters().noscript);
+  EXPECT_EQ(3, Finish(Call(5, kCount)).reply.integer);
+  EXPECT_EQ(1u, client_->Counters().noscript) << "EVAL has left the script on the server";
+}
+
+TEST_P(SingleNodeTest, AFailingScriptIsAScriptFailure) {
+  StartServer();
+  Create(ServerOptions());
+  const Recorder::Outcome& outcome = Finish(Call(0, kBoom));
+  EXPECT_FALSE(outcome.ok);
+  EXPECT_EQ(FailureKind::kScript, outcome.failure.kind);
+  EXPECT_NE(std::string::npos, outcome.failure.message.find("boom")) << outcome.failure.message;
+  EXPECT_EQ(1u, client_->Counters().script_errors);
+}
+
+TEST_P(SingleNodeTest, TheConnectionIsNamedForTheOperator) {
+  StartServer();
+  ClientOptions options = ServerOptions();
+  options.client_name = "sluice-my host";
+  Create(std::move(options));
+  ASSERT_TRUE(BecomesReady());
+  const std::string list = server_->Command({"CLIENT", "LIST"}).text;
+  EXPECT_NE(std::string::npos, list.find("name=sluice-my-host ")) << list;
+}
+
+TEST_P(SingleNodeTest, AUserWithTheAdvisedRightsSuffices) {
+  StartServer();
+  std::vector<std::string> words;
+  std::string line(kAclLine);
+  for (const auto& [from, to] : {std::pair{"PASSWORD", "secret"}, std::pair{"PREFIX", "rl"}}) {
+    line.replace(line.find(from), std::string(from).size(), to);
+  }
+  for (size_t at = 0; at < line.size();) {
+    const size_t space = std::min(line.find(' ', at), line.size());
+    words.push_back(line.substr(at, space - at));
+    at = space + 1;
+  }
+  ASSERT_EQ("OK", server_->Command(words).text);
+  server_->Command({"ACL", "SETUSER", "sluice", "+hincrby"});  // the tests' own script
+  ClientOptions options = ServerOptions();
+  options.user = "sluice";
+  options.password = "secret";
+  options.probe_script = kProbe;
+  Create(std::move(options));
+  const Recorder::Outcome& outcome = Finish(Call(0, kCount));
+  EXPECT_TRUE(outcome.ok) << outcome.failure.message;
+  EXPECT_TRUE(FinishPing(Ping(0)).ok);
+  EXPECT_TRUE(recorder_.alarms.empty());
+}
+
+TEST_P(SingleNodeTest, AWrongPasswordIsDeniedWithOneAlarmAndClearedWhenMended) {
+  StartServer({"--requirepass", "right"});
+  ClientOptions options = ServerOptions();
+  options.password = "wrong";
+  Create(std::move(options));
+  const Recorder::Outcome& outcome = Finish(Call(0, kEcho));
+  EXPECT_EQ(FailureKind::kDenied, outcome.failure.kind);
+  EXPECT_NE(std::string::npos, outcome.failure.mend.find("redis.password"));
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kWrongPassword) == 1; }));
+  EXPECT_FALSE(recorder_.Last(AlarmKind::kWrongPassword)->mend.empty());
+  // Several attempts later it is still one alarm.
+  ASSERT_TRUE(Turn([&] { return !FinishPing(Ping(0)).ok && last_token_ > 3; }));
+  EXPECT_EQ(1, recorder_.Raised(AlarmKind::kWrongPassword));
+  RedisProcess* server = server_.get();
+  server->Kill();
+  server_ = std::make_unique<RedisProcess>(
+      RedisProcess::Options{false, {"--requirepass", "wrong"}, server->port()});
+  ASSERT_TRUE(server_->running());
+  ASSERT_TRUE(BecomesReady());
+  ASSERT_TRUE(Turn([&] { return recorder_.Cleared(AlarmKind::kWrongPassword) == 1; }));
+}
+
+TEST_P(SingleNodeTest, AMissingPasswordSaysThatTheServerWantsOne) {
+  StartServer({"--requirepass", "right"});
+  Create(ServerOptions());
+  EXPECT_EQ(FailureKind::kDenied, Finish(Call(0, kEcho)).failure.kind);
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kWrongPassword) == 1; }));
+  EXPECT_NE(std::string::npos,
+            recorder_.Last(AlarmKind::kWrongPassword)->mend.find("wants a password"));
+}
+
+TEST_P(SingleNodeTest, AMissingPermissionNamesTheRightsAndIsClearedByTheNextGoodCall) {
+  StartServer();
+  server_->Command({"ACL", "SETUSER", "sluice", "on", ">pw", "~*", "+@all", "-evalsha"});
+  ClientOptions options = ServerOptions();
+  options.user = "sluice";
+  options.password = "pw";
+  Create(std::move(options));
+  const Recorder::Outcome& outcome = Finish(Call(0, kEcho));
+  EXPECT_EQ(FailureKind::kDenied, outcome.failure.kind) << outcome.failure.message;
+  EXPECT_NE(std::string::npos, outcome.failure.mend.find("+evalsha")) << outcome.failure.mend;
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kMissingPermission) == 1; }));
+  Finish(Call(0, kEcho));
+  EXPECT_EQ(1, recorder_.Raised(AlarmKind::kMissingPermission));
+  server_->Command({"ACL", "SETUSER", "sluice", "+evalsha"});
+  EXPECT_TRUE(Finish(Call(0, kEcho)).ok);
+  ASSERT_TRUE(Turn([&] { return recorder_.Cleared(AlarmKind::kMissingPermission) == 1; }));
+}
+
+TEST_P(SingleNodeTest, ACommandForbiddenInsideTheScriptIsAMissingPermissionToo) {
+  StartServer();
+  server_->Command({"ACL", "SETUSER", "sluice", "on", ">pw", "~*", "+@all", "-hincrby"});
+  ClientOptions options = ServerOptions();
+  options.user = "sluice";
+  options.password = "pw";
+  Create(std::move(options));
+  EXPECT_EQ(FailureKind::kDenied, Finish(Call(0, kCount)).failure.kind);
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kMissingPermission) == 1; }));
+}
+
+TEST_P(SingleNodeTest, AFullServerIsDeniedWithAnAlarm) {
+  StartServer({"--maxmemory", "1", "--maxmemory-policy", "noeviction"});
+  Create(ServerOptions());
+  const Recorder::Outcome& outcome = Finish(Call(0, kCount));
+  EXPECT_EQ(FailureKind::kDenied, outcome.failure.kind) << outcome.failure.message;
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kRefusesWrites) == 1; }));
+  server_->Command({"CONFIG", "SET", "maxmemory", "0"});
+  EXPECT_TRUE(Finish(Call(0, kCount)).ok);
+  ASSERT_TRUE(Turn([&] { return recorder_.Cleared(AlarmKind::kRefusesWrites) == 1; }));
+}
+
+TEST_P(SingleNodeTest, AskedForAClusterASingleServerRaisesTheWrongModeAlarm) {
+  StartServer();
+  Create(Options({server_->address()}, Mode::kCluster));
+  const Recorder::Outcome& outcome = Finish(Call(0, kEcho));
+  EXPECT_EQ(FailureKind::kDenied, outcome.failure.kind) << outcome.failure.message;
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kWrongMode) == 1; }));
+  EXPECT_NE(std::string::npos,
+            recorder_.Last(AlarmKind::kWrongMode)->mend.find("redis.mode: single"));
+  EXPECT_EQ(0, recorder_.Raised(AlarmKind::kNoSeedReachable));
+  EXPECT_FALSE(client_->Ready());
+}
+
+TEST_P(SingleNodeTest, AStoppedServerTimesOutAndALateAnswerIsNotTakenForAnotherCalls) {
+  StartServer();
+  Create(ServerOptions());
+  EXPECT_EQ(1, Finish(Call(0, kCount)).reply.integer);
+  server_->Pause();
+  const uint64_t late = Call(0, kCount);
+  EXPECT_EQ(FailureKind::kTimeout, Finish(late).failure.kind);
+  server_->Resume();
+  // The client has not sent it again; whether the first one was applied is for the caller to know.
+  const Recorder::Outcome& next = Finish(Call(0, kEcho, "after"));
+  EXPECT_TRUE(!next.ok || next.reply.text == "after") << next.reply.text;
+  EXPECT_EQ(1, recorder_.calls[late].times);
+  ASSERT_TRUE(BecomesReady());
+  EXPECT_EQ(3, Finish(Call(0, kCount)).reply.integer) << "applied once, not twice";
+}
+
+TEST_P(SingleNodeTest, AServerThatStaysStoppedLosesItsConnectionAndGetsANewOneLater) {
+  StartServer();
+  Create(ServerOptions());
+  ASSERT_TRUE(BecomesReady());
+  server_->Pause();
+  Call(0, kEcho);
+  ASSERT_TRUE(Turn([&] { return !client_->Primary(0).connected; }));
+  EXPECT_EQ(1u, client_->Counters().disconnects);
+  server_->Resume();
+  ASSERT_TRUE(BecomesReady());
+  EXPECT_TRUE(Finish(Call(0, kEcho)).ok);
+}
+
+TEST_P(SingleNodeTest, AKilledServerIsUnavailableWithOneAlarmUntilItReturns) {
+  StartServer();
+  Create(ServerOptions());
+  ASSERT_TRUE(BecomesReady());
+  server_->Kill();
+  EXPECT_EQ(FailureKind::kUnavailable, Finish(Call(0, kEcho)).failure.kind);
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kNoSeedReachable) == 1; }));
+  EXPECT_EQ(FailureKind::kUnavailable, FinishPing(Ping(0)).failure.kind);
+  EXPECT_EQ(FailureKind::kUnavailable, Finish(Call(0, kEcho)).failure.kind);
+  ASSERT_TRUE(server_->Restart());
+  ASSERT_TRUE(BecomesReady());
+  EXPECT_TRUE(Finish(Call(0, kEcho)).ok) << "the scripts were loaded again";
+  EXPECT_EQ(0u, client_->Counters().noscript);
+  EXPECT_EQ(1, recorder_.Raised(AlarmKind::kNoSeedReachable));
+  EXPECT_EQ(1, recorder_.Cleared(AlarmKind::kNoSeedReachable));
+}
+
+TEST_P(SingleNodeTest, AProbeInThePauseTriesAtOnce) {
+  StartServer();
+  Create(ServerOptions());
+  ASSERT_TRUE(BecomesReady());
+  server_->Kill();
+  ASSERT_TRUE(Turn([&] { return !client_->Primary(0).connected; }));
+  for (int i = 0; i < 6; ++i) FinishPing(Ping(0));  // the pause has grown
+  ASSERT_TRUE(server_->Restart());
+  EXPECT_TRUE(FinishPing(Ping(0)).ok);
+  EXPECT_TRUE(client_->Ready());
+}
+
+TEST_P(SingleNodeTest, AReplicaAsksForThePrimary) {
+  StartServer();
+  server_->Command({"REPLICAOF", "127.0.0.1", std::to_string(test::FreePort())});
+  Create(ServerOptions());
+  const Recorder::Outcome& outcome = Finish(Call(0, kCount));
+  EXPECT_EQ(FailureKind::kRetryLater, outcome.failure.kind) << outcome.failure.message;
+}
+
+TEST_P(SingleNodeTest, ANameIsResolvedApart) {
+  StartServer();
+  Create(Options({"localhost:" + std::to_string(server_->port())}, Mode::kSingle));
+  ASSERT_TRUE(BecomesReady());  // whatever family the name gives first
+  EXPECT_TRUE(Finish(Call(0, kEcho)).ok);
+}
+
+TEST_P(SingleNodeTest, AnUnknownNameRaisesTheWrongAddressAlarm) {
+  Create(Options({"no-such-host.invalid:6379"}, Mode::kSingle));
+  Finish(Call(0, kEcho));
+  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kWrongAddress) == 1; }));
+  EXPECT_NE(std::string::npos,
+            recorder_.Last(AlarmKind::kWrongAddress)->text.find("no-such-host.invalid"));
+}
+
+TEST_P(SingleNodeTest, AListenerMayCallFromItsCallbacks) {
+  StartServer();
+  Create(ServerOptions());
+  int calls = 0;
+  recorder_.on_outcome = [&](uint64_t) {
+    if (++calls < 200) Call(static_cast<uint32_t>(calls % 12), kEcho, std::string(1000, 'c'));
+  };
+  Call(0, kEcho);
+  ASSERT_TRUE(Turn([&] { return calls == 200 && client_->outstanding() == 0; }));
+  for (const auto& [token, outcome] : recorder_.calls) EXPECT_EQ(1, outcome.times);
+}
+
+TEST_P(SingleNodeTest, IsDestroyedSafelyWithCallsInFlight) {
+  StartServer();
+  Create(ServerOptions());
+  ASSERT_TRUE(BecomesReady());
+  for (int i = 0; i < 100; ++i) Call(0, kEcho, std::string(10'000, 'd'));
+  const size_t told = recorder_.calls.size();
+  client_.reset();
+  ASSERT_TRUE(ring_->Wait(1'000'000).ok());
+  EXPECT_EQ(told, recorder_.calls.size());
+  EXPECT_EQ(0u, ring_->channel_count());
+}
+
+INSTANTIATE_TEST_SUITE_P(BothBackEnds, SingleNodeTest,
+                         testing::Values(ring::RingChoice::kUring, ring::RingChoice::kEpoll),
+                         BackEndName);
+
+TEST(ClientOptionsTest, RefusesWhatCannotWorkAndNamesTheOption) {
+  absl::StatusOr<ring::OpenedRing> opened = ring::OpenRing(ring::RingChoice::kEpoll);
+  ASSERT_TRUE(opened.ok());
+  Recorder recorder;
+  const auto refused = [&](const std::string& option, auto change) {
+    ClientOptions options;
+    options.seeds = {"127.0.0.1:1"};
+    options.scripts = TestScripts();
+    change(options);
+    ClusterClient::Environment environment{opened->ring.get(), &recorder, SteadyNs,
+                                           [] { return uint64_t{4}; }};
+    const absl::Status status =
+        ClusterClient::Create(std::move(options), std::move(environment)).status();
+    EXPECT_EQ(absl::StatusCode::kInvalidArgument, status.code());
+    EXPECT_EQ(0u, std::string(status.message()).find(option)) << status;
+  };
+  refused("seeds", [](ClientOptions& o) { o.seeds.clear(); });
+  refused("seeds", [](ClientOptions& o) { o.seeds = {"127.0.0.1"}; });
+  refused("shards", [](ClientOptions& o) { o.shards = 0; });
+  refused("shards", [](ClientOptions& o) { o.shards = 5000; });
+  refused("prefix", [](ClientOptions& o) { o.prefix = "a{b}"; });
+  refused("prefix", [](ClientOptions& o) { o.prefix = ""; });
+  refused("user", [](ClientOptions& o) { o.user = "u"; });
+  refused("probe_script", [](ClientOptions& o) { o.probe_script = 99; });
+  refused("timeouts", [](ClientOptions& o) { o.request_timeout_max_ns = 1; });
+}
+
+}  // namespace
+}  // namespace sluice::redis
