@@ -124,16 +124,19 @@ class Plan:
             timeout = timeout if timeout > 0 else UNIT_TIMEOUT_S
             env = dict(test.get("env") or {})
             env.setdefault("SLUICE_BUILD", folder)
-            argv, report = list(test["cmd"]), None
+            argv = list(test["cmd"])
             if kind:
                 env.update(SANITIZERS[kind]["env"])
                 timeout *= SANITIZE_SLOWER
                 argv = _without_aslr() + argv if kind == "tsan" else argv
-            if test.get("protocol") == "gtest":
-                report = os.path.join(folder, "test-logs", re.sub(r"\W+", "-", name) + ".xml")
-                env["GTEST_OUTPUT"] = f"xml:{report}"
+            # GoogleTest programs obey the variable, whatever protocol the test was declared with.
+            report = os.path.join(folder, "test-logs", re.sub(r"\W+", "-", name) + ".xml")
+            env["GTEST_OUTPUT"] = f"xml:{report}"
+            # Those that start servers of their own get the machine for themselves.
+            parallel = test.get("is_parallel", True) and "integration" not in groups
             suites.append(Suite(name, argv, report=report, env=env, cwd=test.get("workdir"),
-                                timeout_s=timeout, parallel=test.get("is_parallel", True)))
+                                may_report=test.get("protocol") != "gtest", timeout_s=timeout,
+                                parallel=parallel))
         return suites
 
     def python_suites(self):

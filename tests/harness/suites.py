@@ -37,13 +37,18 @@ class Result:
 
 
 class Suite:
-    """A command and how to count it. `report` is the JUnit file that it writes, or None."""
+    """A command and how to count it.
 
-    def __init__(self, name, argv, *, report=None, env=None, cwd=None, timeout_s=600,
-                 parallel=False):
+    `report` is the JUnit file that it writes; with `may_report` it may write none, and is then one
+    case, which its exit code decides.
+    """
+
+    def __init__(self, name, argv, *, report=None, may_report=False, env=None, cwd=None,
+                 timeout_s=600, parallel=False):
         self.name = name
         self.argv = argv
         self.report = report
+        self.may_report = may_report
         self.env = env or {}
         self.cwd = cwd
         self.timeout_s = timeout_s
@@ -123,18 +128,20 @@ class _Running:
         result.seconds = time.monotonic() - self.started
         result.log_path = self.log_path
         cases = 0
-        if suite.report and os.path.exists(suite.report):
+        reported = suite.report is not None and os.path.exists(suite.report)
+        one_case = not reported and (suite.report is None or suite.may_report)
+        if reported:
             try:
                 cases = read_report(suite.report, result)
             except (xml.ParseError, OSError) as error:
                 result.fail("report", f"unreadable: {error}")
         if self.timed_out:
             result.fail("timeout", f"took longer than {suite.timeout_s} s")
-        elif code == 77 and not suite.report:  # Meson's word for "skipped".
+        elif code == 77 and one_case:  # Meson's word for "skipped".
             result.skipped.append(suite.name)
         elif code != 0 and not result.failures:
             result.fail("exit", f"the program {how_it_ended(code)}")
-        elif code == 0 and not suite.report:
+        elif code == 0 and one_case:
             result.passed += 1
         elif code == 0 and cases == 0:
             result.fail("empty", "no case ran")

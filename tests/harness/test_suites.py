@@ -68,6 +68,19 @@ def test_the_cases_of_a_gtest_report_are_counted_each(tmp_path):
         "unit": [1, 1, [["S.Breaks", "expected 1, got 2"]]]}
 
 
+def test_a_program_that_may_report_is_counted_by_its_cases_or_as_one(tmp_path):
+    (tmp_path / "source.xml").write_text(GTEST_XML)
+    assert outcome(
+        tmp_path,
+        shell("with", f"cp {tmp_path}/source.xml {tmp_path}/with.xml; exit 1",
+              report=str(tmp_path / "with.xml"), may_report=True),
+        shell("without", "exit 0", report=str(tmp_path / "without.xml"), may_report=True),
+        shell("crash", "kill -SEGV $$", report=str(tmp_path / "crash.xml"), may_report=True)) == {
+        "with": [1, 1, [["S.Breaks", "expected 1, got 2"]]],
+        "without": [1, 0, []],
+        "crash": [0, 0, [["exit", "the program was killed by SIGSEGV"]]]}
+
+
 def test_a_report_of_an_earlier_run_is_not_counted_for_a_program_that_crashed(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text(GTEST_XML.replace('<failure message="expected 1, got 2"/>', ""))

@@ -197,20 +197,6 @@ def test_every_folder_of_tests_is_wired():
     none(problems, "tests that would not run")
 
 
-def test_gtest_programs_are_counted_case_by_case():
-    # Without the protocol a program of a hundred cases counts as one.
-    problems = []
-    for name in FILES:
-        if os.path.basename(name) != "meson.build" or not name.startswith("tests/"):
-            continue
-        text = read(name)
-        for call in re.finditer(r"^\s*test\((.*?)\)\s*$", text, re.MULTILINE | re.DOTALL):
-            if "protocol" not in call[1]:
-                line = text[:call.start()].count("\n") + 1
-                problems.append(f"{name}:{line}: {call[1].split(',')[0]}")
-    none(problems, "test() without protocol: 'gtest' (or 'exitcode')")
-
-
 def test_the_license_is_there():
     text = read("LICENSE")
     assert "Apache License" in text and "Version 2.0, January 2004" in text
