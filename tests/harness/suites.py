@@ -94,6 +94,11 @@ def _tail(path, lines=SHOWN_LINES):
         return []
 
 
+def _is_gtest(log_path):
+    with open(log_path, "rb") as file:
+        return b"[==========] Running " in file.read()
+
+
 class _Running:
     def __init__(self, suite, log_path):
         self.suite = suite
@@ -141,6 +146,8 @@ class _Running:
             result.skipped.append(suite.name)
         elif code != 0 and not result.failures:
             result.fail("exit", f"the program {how_it_ended(code)}")
+        elif code == 0 and one_case and suite.may_report and _is_gtest(self.log_path):
+            result.fail("report", "the program ended in the middle of its cases")
         elif code == 0 and one_case:
             result.passed += 1
         elif code == 0 and cases == 0:

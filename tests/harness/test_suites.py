@@ -81,6 +81,12 @@ def test_a_program_that_may_report_is_counted_by_its_cases_or_as_one(tmp_path):
         "crash": [0, 0, [["exit", "the program was killed by SIGSEGV"]]]}
 
 
+def test_a_gtest_program_that_exits_in_the_middle_is_a_failure(tmp_path):
+    assert outcome(tmp_path, shell("exits", "echo '[==========] Running 3 tests'; exit 0",
+                                   report=str(tmp_path / "r.xml"), may_report=True)) == {
+        "exits": [0, 0, [["report", "the program ended in the middle of its cases"]]]}
+
+
 def test_a_report_of_an_earlier_run_is_not_counted_for_a_program_that_crashed(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text(GTEST_XML.replace('<failure message="expected 1, got 2"/>', ""))
