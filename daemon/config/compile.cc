@@ -1,0 +1,303 @@
+#include "daemon/config/compile.h"
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "daemon/config/crc32.h"
+#include "daemon/config/text.h"
+
+namespace sluice::config {
+namespace {
+
+using shm::ConditionView;
+using shm::GroupView;
+using shm::KeyPartView;
+using shm::PolicyHeader;
+using shm::RuleView;
+using shm::StringRef;
+
+uint32_t FactorQ16(double factor) { return static_cast<uint32_t>(std::llround(65536.0 / factor)); }
+
+// Gathers the arrays of a policy; Finish() lays them out. String offsets count from the beginning
+// of the string bytes, and one-of offsets from the beginning of the references, until then.
+class Builder {
+ public:
+  explicit Builder(const shm::HashKey& salt_key) : salt_key_(salt_key) {}
+
+  absl::Status Add(const RuleConfig& rule);
+  absl::StatusOr<std::string> Finish(uint64_t seq);
+
+ private:
+  uint8_t NameId(const std::string& name);
+  StringRef Text(const std::string& text);
+  void AddConditions(const RuleConfig& rule, GroupView* group);
+  void AddKey(const RuleConfig& rule, GroupView* group);
+  void AddRule(const RuleConfig& rule, const TierConfig* tier);
+  void AddNameIndex(PolicyHeader* header) const;
+
+  const shm::HashKey& salt_key_;
+  std::vector<std::string> names_;
+  std::vector<GroupView> groups_;
+  std::vector<RuleView> rules_;
+  std::vector<std::string> labels_;  // of rules_
+  std::vector<ConditionView> conditions_;
+  std::vector<KeyPartView> key_parts_;
+  std::vector<StringRef> refs_;
+  std::string strings_;
+  absl::flat_hash_map<std::string, StringRef> interned_;
+};
+
+uint8_t Builder::NameId(const std::string& name) {
+  for (size_t i = 0; i < names_.size(); ++i) {
+    if (names_[i] == name) return static_cast<uint8_t>(i);
+  }
+  names_.push_back(name);
+  return static_cast<uint8_t>(names_.size() - 1);
+}
+
+StringRef Builder::Text(const std::string& text) {
+  const auto [at, is_new] = interned_.try_emplace(text);
+  if (is_new) {
+    at->second = {static_cast<uint32_t>(strings_.size()), static_cast<uint32_t>(text.size())};
+    strings_ += text;
+  }
+  return at->second;
+}
+
+void Builder::AddConditions(const RuleConfig& rule, GroupView* group) {
+  group->conditions_offset = static_cast<uint32_t>(conditions_.size());
+  group->condition_count = static_cast<uint16_t>(rule.match.size());
+  for (const MatchConfig& match : rule.match) {
+    ConditionView condition{};
+    condition.name = NameId(match.descriptor);
+    condition.op = match.op;
+    if (match.op == shm::MatchOp::kOneOf) {
+      condition.count = static_cast<uint16_t>(match.values.size());
+      condition.value = {static_cast<uint32_t>(refs_.size()),
+                         static_cast<uint32_t>(match.values.size() * sizeof(StringRef))};
+      for (const std::string& value : match.values) refs_.push_back(Text(value));
+    } else {
+      condition.value = Text(match.values.front());
+    }
+    conditions_.push_back(condition);
+    group->needed |= 1ull << (condition.name % shm::kMaxNames);
+  }
+}
+
+void Builder::AddKey(const RuleConfig& rule, GroupView* group) {
+  group->key_offset = static_cast<uint32_t>(key_parts_.size());
+  group->key_count = static_cast<uint16_t>(rule.key.size());
+  for (const KeyConfig& key : rule.key) {
+    key_parts_.push_back({.name = NameId(key.descriptor),
+                          .form = key.form,
+                          .v4_bits = key.v4_bits,
+                          .v6_bits = key.v6_bits});
+    group->needed |= 1ull << (key_parts_.back().name % shm::kMaxNames);
+  }
+}
+
+void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
+  const LimitConfig& limit = tier == nullptr ? *rule.limit : tier->limit;
+  const DegradedConfig& degraded = tier == nullptr ? rule.degraded : tier->degraded;
+  const std::string label = RuleLabel(rule, tier);
+  RuleView view{};
+  view.limit = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
+  view.hash_seed = shm::HashValue(salt_key_, label, 0);
+  view.for_ns = degraded.for_ns;
+  view.label = Text(label);
+  view.tier = Text(tier == nullptr ? std::string() : tier->tier);
+  view.cost = limit.cost;
+  view.factor_q16 = FactorQ16(degraded.factor);
+  view.then_factor_q16 = FactorQ16(degraded.then_factor);
+  view.group = static_cast<uint16_t>(groups_.size());
+  view.mode = degraded.mode;
+  view.then_mode = degraded.then;
+  view.strict = rule.strict ? 1 : 0;
+  view.alert = degraded.alert ? 1 : 0;
+  view.shadow = rule.shadow ? 1 : 0;
+  rules_.push_back(view);
+  labels_.push_back(label);
+}
+
+absl::Status Builder::Add(const RuleConfig& rule) {
+  const size_t rule_count = rules_.size() + rule.tiers.size() + (rule.limit ? 1 : 0);
+  if (rule_count > shm::kMaxRules) {
+    return absl::ResourceExhaustedError(Cat("with rule `", rule.name, "` there are ", rule_count,
+                                            " limits, ", rule_count - shm::kMaxRules,
+                                            " more than the ", shm::kMaxRules, " that fit"));
+  }
+  GroupView group{};
+  group.tier_name = shm::kNoName;
+  group.base_rule = shm::kNoRule;
+  AddConditions(rule, &group);
+  AddKey(rule, &group);
+  group.first_rule = static_cast<uint16_t>(rules_.size());
+  group.tier_count = static_cast<uint16_t>(rule.tiers.size());
+  for (const TierConfig& tier : rule.tiers) AddRule(rule, &tier);
+  if (rule.limit) {
+    group.base_rule = static_cast<uint16_t>(rules_.size());
+    AddRule(rule, nullptr);
+  }
+  if (!rule.tiers.empty()) {
+    group.tier_name = NameId(rule.tier_by);
+    if (!rule.limit) group.needed |= 1ull << (group.tier_name % shm::kMaxNames);
+  }
+  if (names_.size() > shm::kMaxNames) {
+    return absl::ResourceExhaustedError(
+        Cat("with rule `", rule.name, "` the rules speak of ", names_.size(), " descriptors, ",
+            names_.size() - shm::kMaxNames, " more than the ", shm::kMaxNames, " that fit"));
+  }
+  groups_.push_back(group);
+  return absl::OkStatus();
+}
+
+void Builder::AddNameIndex(PolicyHeader* header) const {
+  std::memset(header->name_slots, shm::kNoName, sizeof(header->name_slots));
+  for (size_t i = 0; i < names_.size(); ++i) {
+    uint32_t slot = shm::NameSlot(names_[i]);
+    while (header->name_slots[slot] != shm::kNoName) slot = (slot + 1) % shm::kNameSlots;
+    header->name_slots[slot] = static_cast<uint8_t>(i);
+  }
+}
+
+template <class T>
+void Append(const std::vector<T>& items, std::string* bytes) {
+  if (!items.empty()) {
+    bytes->append(reinterpret_cast<const char*>(items.data()), items.size() * sizeof(T));
+  }
+}
+
+absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
+  std::vector<StringRef> name_refs;
+  for (const std::string& name : names_) name_refs.push_back(Text(name));
+
+  // 64-bit sums: what does not fit must not wrap.
+  const uint64_t groups_at = sizeof(PolicyHeader);
+  const uint64_t rules_at = groups_at + groups_.size() * sizeof(GroupView);
+  const uint64_t conditions_at = rules_at + rules_.size() * sizeof(RuleView);
+  const uint64_t key_parts_at = conditions_at + conditions_.size() * sizeof(ConditionView);
+  const uint64_t refs_at = key_parts_at + key_parts_.size() * sizeof(KeyPartView);
+  const uint64_t strings_at = refs_at + refs_.size() * sizeof(StringRef);
+  const uint64_t total = strings_at + strings_.size();
+  if (total > shm::kPolicyBufferBytes) {
+    return absl::ResourceExhaustedError(Cat("the rules take ", total, " bytes compiled, ",
+                                            total - shm::kPolicyBufferBytes, " more than the ",
+                                            shm::kPolicyBufferBytes, " that fit"));
+  }
+  const auto move_text = [&](StringRef* ref) { ref->offset += static_cast<uint32_t>(strings_at); };
+
+  PolicyHeader header{};
+  header.magic = shm::kPolicyMagic;
+  header.bytes = static_cast<uint32_t>(total);
+  header.name_count = static_cast<uint32_t>(names_.size());
+  header.group_count = static_cast<uint32_t>(groups_.size());
+  header.groups_offset = static_cast<uint32_t>(groups_at);
+  header.rule_count = static_cast<uint32_t>(rules_.size());
+  header.rules_offset = static_cast<uint32_t>(rules_at);
+  AddNameIndex(&header);
+  for (size_t i = 0; i < name_refs.size(); ++i) {
+    header.names[i] = name_refs[i];
+    move_text(&header.names[i]);
+  }
+  for (GroupView& group : groups_) {
+    group.conditions_offset =
+        static_cast<uint32_t>(conditions_at + group.conditions_offset * sizeof(ConditionView));
+    group.key_offset = static_cast<uint32_t>(key_parts_at + group.key_offset * sizeof(KeyPartView));
+  }
+  for (RuleView& rule : rules_) {
+    move_text(&rule.label);
+    move_text(&rule.tier);
+  }
+  for (ConditionView& condition : conditions_) {
+    if (condition.op == shm::MatchOp::kOneOf) {
+      condition.value.offset =
+          static_cast<uint32_t>(refs_at + condition.value.offset * sizeof(StringRef));
+    } else {
+      move_text(&condition.value);
+    }
+  }
+  for (StringRef& ref : refs_) move_text(&ref);
+
+  const auto assemble = [&] {
+    std::string bytes(reinterpret_cast<const char*>(&header), sizeof(header));
+    Append(groups_, &bytes);
+    Append(rules_, &bytes);
+    Append(conditions_, &bytes);
+    Append(key_parts_, &bytes);
+    Append(refs_, &bytes);
+    return bytes + strings_;
+  };
+  // The version must not depend on this host's salt or on how often it has reloaded.
+  std::vector<uint64_t> seeds;
+  for (RuleView& rule : rules_) seeds.push_back(std::exchange(rule.hash_seed, 0));
+  uint64_t version = 0xcbf29ce484222325;
+  for (const char c : assemble()) version = (version ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  for (size_t i = 0; i < rules_.size(); ++i) rules_[i].hash_seed = seeds[i];
+
+  header.version_hash = version;
+  header.seq = seq;
+  std::string bytes = assemble();
+  header.crc32 = Crc32(std::string_view(bytes).substr(sizeof(PolicyHeader)));
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  return bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> Compile(const Config& config, const shm::HashKey& salt_key,
+                                    uint64_t seq) {
+  if (config.rules.size() > shm::kMaxGroups) {
+    return absl::ResourceExhaustedError(Cat("there are ", config.rules.size(), " rules, ",
+                                            config.rules.size() - shm::kMaxGroups,
+                                            " more than the ", shm::kMaxGroups, " that fit"));
+  }
+  Builder builder(salt_key);
+  for (const RuleConfig& rule : config.rules) {
+    const absl::Status added = builder.Add(rule);
+    if (!added.ok()) return added;
+  }
+  return builder.Finish(seq);
+}
+
+absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes) {
+  const absl::Status verified = VerifyPolicy(policy_bytes);
+  if (!verified.ok()) return verified;
+  // A copy that is aligned as the views need it.
+  std::vector<uint64_t> copy((policy_bytes.size() + 7) / 8);
+  std::memcpy(copy.data(), policy_bytes.data(), policy_bytes.size());
+  const shm::PolicyView view(reinterpret_cast<const char*>(copy.data()));
+
+  CompiledRules compiled;
+  compiled.seq_ = view.header().seq;
+  compiled.version_hash_ = view.header().version_hash;
+  for (uint32_t id = 0; id < view.rule_count(); ++id) {
+    const RuleView& rule = view.rule(id);
+    compiled.rules_.push_back({.id = static_cast<uint16_t>(id),
+                               .group = rule.group,
+                               .label = std::string(view.text(rule.label)),
+                               .hash_seed = rule.hash_seed,
+                               .limit = rule.limit,
+                               .cost = rule.cost,
+                               .mode = rule.mode,
+                               .factor_q16 = rule.factor_q16,
+                               .for_ns = rule.for_ns,
+                               .then_mode = rule.then_mode,
+                               .then_factor_q16 = rule.then_factor_q16,
+                               .strict = rule.strict != 0,
+                               .shadow = rule.shadow != 0,
+                               .alert = rule.alert != 0,
+                               .key_count = view.group(rule.group).key_count});
+    compiled.by_label_.emplace(compiled.rules_.back().label, static_cast<uint16_t>(id));
+    compiled.max_debt_ns_ =
+        std::max(compiled.max_debt_ns_, rule.limit.tau_ns + rule.limit.debt_max_ns);
+  }
+  return compiled;
+}
+
+const CompiledRule* CompiledRules::Find(std::string_view label) const {
+  const auto at = by_label_.find(ToAbsl(label));
+  return at == by_label_.end() ? nullptr : &rules_[at->second];
+}
+
+}  // namespace sluice::config

@@ -1,0 +1,333 @@
+#include "daemon/config/keys.h"
+#include "daemon/config/units.h"
+#include "shm/layout.h"
+#include "shm/policy_view.h"
+
+namespace sluice::config {
+namespace {
+
+constexpr int64_t kMs = 1'000'000;
+constexpr int64_t kSecond = 1000 * kMs;
+constexpr int64_t kDay = 86'400 * kSecond;
+constexpr int64_t kMillion = 1'000'000;
+
+// Shared by a rule's own limit and those of its tiers.
+constexpr std::string_view kBurstDoc =
+    "How many tokens may be spent at once after a rest. burst x period / limit is at most 366 "
+    "days.";
+constexpr std::string_view kCostDoc =
+    "Tokens that one unit of a request's cost takes. At most the burst, else nothing would ever "
+    "be allowed.";
+constexpr std::string_view kLimitDoc =
+    "Tokens per period. Units are s, m, h and d; any duration from 1ms to 400d does for a period.";
+
+constexpr KeySpec kKeys[] = {
+    {.path = "daemon",
+     .type = KeyType::kSection,
+     .doc = "The process itself. All of it may be left out."},
+    {.path = "daemon.runtime_dir",
+     .type = KeyType::kText,
+     .fallback = "/run/sluice",
+     .min = 1,
+     .max = 90,  // "/attach.sock" behind it still fits a socket's address
+     .doc = "Absolute path of the folder of attach.sock (for clients) and admin.sock (for "
+            "operators).",
+     .example = "/run/sluice"},
+    {.path = "daemon.buckets",
+     .type = KeyType::kInteger,
+     .fallback = "131072",
+     .min = static_cast<int64_t>(shm::kMinCapacity),
+     .max = static_cast<int64_t>(shm::kMaxCapacity),
+     .doc = "How many buckets this host keeps, rounded up to a power of two. Plan twice as many "
+            "as are live at once; each takes about 180 bytes of shared memory. Read at start: a "
+            "reload does not change it.",
+     .example = "1048576"},
+    {.path = "daemon.group",
+     .type = KeyType::kText,
+     .min = 1,
+     .max = 32,
+     .doc = "Group that may attach: it becomes the group of attach.sock. Left out, the socket "
+            "keeps the daemon's own group.",
+     .example = "sluice"},
+    {.path = "daemon.log_level",
+     .type = KeyType::kChoice,
+     .fallback = "info",
+     .choices = "debug|info|warning|error",
+     .doc = "The least severe messages that are written.",
+     .example = "warning"},
+
+    {.path = "redis",
+     .type = KeyType::kSection,
+     .doc = "The Redis over which hosts share their limits. Without this section each host "
+            "limits by itself, and needs nothing else."},
+    {.path = "redis.addresses",
+     .type = KeyType::kTextList,
+     .required = true,
+     .min = 1,
+     .max = 64,
+     .doc = "Nodes to ask first, each as host:port, [ipv6]:port or unix:/path. In a cluster two "
+            "or three are enough, the others are found from them.",
+     .example = "[\"10.0.0.1:6379\", \"[2001:db8::7]:6379\"]"},
+    {.path = "redis.mode",
+     .type = KeyType::kChoice,
+     .fallback = "cluster",
+     .choices = "cluster|single",
+     .doc = "Redis Cluster, or one server that holds everything.",
+     .example = "single"},
+    {.path = "redis.username",
+     .type = KeyType::kText,
+     .min = 1,
+     .max = 256,
+     .doc = "The ACL user. Left out: the default user.",
+     .example = "sluice"},
+    {.path = "redis.password",
+     .type = KeyType::kText,
+     .min = 1,
+     .max = 4096,
+     .doc = "The password itself. Better: password_file.",
+     .example = "\"...\""},
+    {.path = "redis.password_file",
+     .type = KeyType::kText,
+     .min = 2,
+     .max = 4096,
+     .doc = "Absolute path of a file whose first line is the password. Read at start and at each "
+            "reload.",
+     .example = "/etc/sluice/redis.password"},
+    {.path = "redis.prefix",
+     .type = KeyType::kText,
+     .fallback = "rl",
+     .min = 1,
+     .max = 64,
+     .doc = "Head of every key in Redis. Hosts that share limits have the same prefix and the "
+            "same number of shards.",
+     .example = "rl"},
+    {.path = "redis.shards",
+     .type = KeyType::kInteger,
+     .fallback = "64",
+     .min = 1,
+     .max = shm::kMaxShards,
+     .doc = "Into how many keys of Redis the buckets are spread. Some twenty per primary spread "
+            "well. A change starts all limits afresh, so choose once.",
+     .example = "64"},
+    {.path = "redis.flush_interval",
+     .type = KeyType::kDuration,
+     .fallback = "100ms",
+     .min = 10 * kMs,
+     .max = 10 * kSecond,
+     .doc = "How often use is told to Redis. Shorter means closer to the limit over all hosts, "
+            "and more calls. It grows by itself where Redis would get too many.",
+     .example = "100ms"},
+    {.path = "redis.connect_timeout",
+     .type = KeyType::kDuration,
+     .fallback = "1s",
+     .min = 10 * kMs,
+     .max = 60 * kSecond,
+     .doc = "The most that a new connection may take, its greeting included.",
+     .example = "1s"},
+    {.path = "redis.request_timeout",
+     .type = KeyType::kDuration,
+     .fallback = "250ms",
+     .min = 25 * kMs,
+     .max = 10 * kSecond,
+     .doc = "The most that one call may take. The time-out in force is four times the slowest "
+            "percent of late, and never more than this. No check ever waits for it.",
+     .example = "250ms"},
+    {.path = "redis.transport",
+     .type = KeyType::kChoice,
+     .fallback = "auto",
+     .choices = "auto|io_uring|epoll",
+     .doc = "How to talk to the network. auto takes io_uring where the kernel allows it, else "
+            "epoll.",
+     .example = "epoll"},
+    {.path = "redis.host_name",
+     .type = KeyType::kText,
+     .min = 1,
+     .max = 64,
+     .doc = "Under which name Redis lists this host's connections. Left out: the machine's own.",
+     .example = "api-7"},
+
+    {.path = "rules",
+     .type = KeyType::kSections,
+     .required = true,
+     .max = shm::kMaxGroups,
+     .doc = "The limits. All rules that match a request apply, the strictest decides, and a "
+            "request that one of them rejects spends nothing in any. `rules: []` limits nothing."},
+    {.path = "rules[].name",
+     .type = KeyType::kText,
+     .required = true,
+     .min = 2,
+     .max = 32,
+     .doc = "Names the rule in answers, metrics, logs and Redis. Lower-case letters, digits and "
+            "_ . - only. A rule that changes its name starts with fresh buckets.",
+     .example = "user-default"},
+    {.path = "rules[].match",
+     .type = KeyType::kMatch,
+     .fallback = "{}",
+     .max = shm::kMaxConditions,
+     .doc = "What a request's descriptors must be for the rule to apply; see [match](#match). "
+            "Left out: the rule applies to each request that has the descriptors of its key.",
+     .example = "{route: /v1/*, method: [GET, HEAD]}"},
+    {.path = "rules[].key",
+     .type = KeyType::kKey,
+     .required = true,
+     .max = shm::kMaxKeyParts,
+     .doc = "The descriptors whose values make the bucket; see [key](#key). A request that lacks "
+            "one of them is not subject to the rule. `key: []` is one bucket for all.",
+     .example = "[tenant, user]"},
+    {.path = "rules[].limit",
+     .type = KeyType::kRate,
+     .min = 1,
+     .max = 1'000'000'000,
+     .doc = kLimitDoc,
+     .example = "100/s"},
+    {.path = "rules[].burst",
+     .type = KeyType::kInteger,
+     .fallback = "the limit's tokens",
+     .min = 1,
+     .max = 1'000'000'000,
+     .doc = kBurstDoc,
+     .example = "200"},
+    {.path = "rules[].cost",
+     .type = KeyType::kInteger,
+     .fallback = "1",
+     .min = 1,
+     .max = kMillion,
+     .doc = kCostDoc,
+     .example = "1"},
+    {.path = "rules[].algorithm",
+     .type = KeyType::kChoice,
+     .fallback = "token_bucket",
+     .choices = "token_bucket",
+     .doc = "How tokens come back: steadily, up to the burst.",
+     .example = "token_bucket"},
+    {.path = "rules[].consistency",
+     .type = KeyType::kChoice,
+     .fallback = "approximate",
+     .choices = "approximate|strict",
+     .doc = "How hosts share the limit. In this version strict decides as approximate does, and "
+            "says so when it is loaded.",
+     .example = "approximate"},
+    {.path = "rules[].tier_by",
+     .type = KeyType::kText,
+     .fallback = "tier",
+     .min = 1,
+     .max = 64,
+     .doc = "The descriptor whose value chooses among the tiers.",
+     .example = "plan"},
+    {.path = "rules[].tiers",
+     .type = KeyType::kSections,
+     .max = shm::kMaxRules,
+     .doc = "Limits by the value of the `tier_by` descriptor. A request of no listed tier has the "
+            "rule's own limit; a rule without a limit of its own does not apply to it. Each tier "
+            "has buckets of its own. Tier names have letters, digits and _ . - and at most 31 of "
+            "them.",
+     .example = "{free: {limit: 10/s}, paid: {limit: 1000/s, burst: 2000}}"},
+    {.path = "rules[].tiers.*.limit",
+     .type = KeyType::kRate,
+     .required = true,
+     .min = 1,
+     .max = 1'000'000'000,
+     .doc = kLimitDoc,
+     .example = "1000/s"},
+    {.path = "rules[].tiers.*.burst",
+     .type = KeyType::kInteger,
+     .fallback = "the limit's tokens",
+     .min = 1,
+     .max = 1'000'000'000,
+     .doc = kBurstDoc,
+     .example = "2000"},
+    {.path = "rules[].tiers.*.cost",
+     .type = KeyType::kInteger,
+     .fallback = "the rule's",
+     .min = 1,
+     .max = kMillion,
+     .doc = kCostDoc,
+     .example = "1"},
+    {.path = "rules[].tiers.*.when_degraded",
+     .type = KeyType::kSection,
+     .fallback = "the rule's",
+     .doc = "As the rule's own, and in its stead: keys left out have their defaults, not the "
+            "rule's values.",
+     .example = "{mode: closed}"},
+    {.path = "rules[].shadow",
+     .type = KeyType::kBool,
+     .fallback = "false",
+     .doc = "Count and show what the rule would reject, but reject nothing: for trying a limit.",
+     .example = "true"},
+    {.path = "rules[].when_degraded",
+     .type = KeyType::kSection,
+     .doc = "What happens while Redis cannot be reached, or answers too late; see "
+            "[when_degraded](#when_degraded). Left out: each host goes on with its last share of "
+            "the limit."},
+    {.path = "rules[].when_degraded.mode",
+     .type = KeyType::kChoice,
+     .fallback = "degrade",
+     .choices = "open|closed|degrade",
+     .doc = "open allows all, closed rejects all, degrade goes on with the host's last share of "
+            "the limit times `factor`.",
+     .example = "degrade"},
+    {.path = "rules[].when_degraded.factor",
+     .type = KeyType::kNumber,
+     .fallback = "1",
+     .min = 100,
+     .max = kMillion,
+     .doc = "For mode degrade: the part of the share that is still allowed.",
+     .example = "0.25"},
+    {.path = "rules[].when_degraded.for",
+     .type = KeyType::kDuration,
+     .min = 100 * kMs,
+     .max = 400 * kDay,
+     .doc = "How long `mode` holds; `then` follows. Left out: as long as the outage.",
+     .example = "60s"},
+    {.path = "rules[].when_degraded.then",
+     .type = KeyType::kChoice,
+     .choices = "open|closed|degrade",
+     .doc = "What follows when `for` is over, until the outage ends. Needed with `for`.",
+     .example = "closed"},
+    {.path = "rules[].when_degraded.then_factor",
+     .type = KeyType::kNumber,
+     .fallback = "the value of factor",
+     .min = 100,
+     .max = kMillion,
+     .doc = "`factor` for `then: degrade`.",
+     .example = "0.1"},
+    {.path = "rules[].when_degraded.alert",
+     .type = KeyType::kBool,
+     .fallback = "false",
+     .doc = "Raise an alert when this rule degrades and clear it when it has recovered, once "
+            "each.",
+     .example = "true"},
+};
+
+}  // namespace
+
+absl::Span<const KeySpec> AllKeys() { return kKeys; }
+
+const KeySpec* FindKey(std::string_view path) {
+  // A tier's when_degraded has the same keys as the rule's.
+  constexpr std::string_view kTierDegraded = "rules[].tiers.*.when_degraded.";
+  std::string mapped;
+  if (path.substr(0, kTierDegraded.size()) == kTierDegraded) {
+    mapped = "rules[].when_degraded.";
+    mapped += path.substr(kTierDegraded.size());
+    path = mapped;
+  }
+  for (const KeySpec& spec : kKeys) {
+    if (spec.path == path) return &spec;
+  }
+  return nullptr;
+}
+
+std::vector<std::string_view> KeysWithin(std::string_view section) {
+  if (section == "rules[].tiers.*.when_degraded") section = "rules[].when_degraded";
+  std::vector<std::string_view> names;
+  for (const KeySpec& spec : kKeys) {
+    const size_t dot = spec.path.rfind('.');
+    const bool top = dot == std::string_view::npos;
+    if ((top ? std::string_view() : spec.path.substr(0, dot)) != section) continue;
+    names.push_back(top ? spec.path : spec.path.substr(dot + 1));
+  }
+  return names;
+}
+
+}  // namespace sluice::config

@@ -1,0 +1,254 @@
+#include "daemon/config/parse.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <bit>
+#include <exception>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "daemon/config/compile.h"
+#include "daemon/config/keys.h"
+#include "daemon/config/parse_rules.h"
+#include "daemon/config/section.h"
+#include "daemon/config/text.h"
+
+namespace sluice::config {
+namespace {
+
+bool HasOnly(std::string_view text, std::string_view punctuation) {
+  return std::all_of(text.begin(), text.end(), [&](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+           punctuation.find(c) != std::string_view::npos;
+  });
+}
+
+// Bytes of the UTF-8 character at the head of `text`; 0 when it is none, or a control character
+// that YAML forbids (yaml-cpp would take some of them for the end of the file).
+size_t CharacterBytes(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  if (byte(0) < 0x80) {
+    return (byte(0) >= 0x20 && byte(0) != 0x7f) || absl::ascii_isspace(byte(0)) ? 1 : 0;
+  }
+  const size_t n = byte(0) >= 0xf0 ? 4 : byte(0) >= 0xe0 ? 3 : 2;
+  if (byte(0) < 0xc2 || byte(0) > 0xf4 || text.size() < n) return 0;
+  for (size_t i = 1; i < n; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  // Overlong forms, surrogates and what lies beyond U+10FFFF.
+  const bool bad_second =
+      (byte(0) == 0xe0 && byte(1) < 0xa0) || (byte(0) == 0xed && byte(1) > 0x9f) ||
+      (byte(0) == 0xf0 && byte(1) < 0x90) || (byte(0) == 0xf4 && byte(1) > 0x8f);
+  return bad_second ? 0 : n;
+}
+
+// False, with a problem, when the text is not YAML's kind of text.
+bool CheckCharacters(std::string_view text, Findings* findings) {
+  YAML::Mark mark;
+  for (size_t at = 0; at < text.size();) {
+    const size_t n = CharacterBytes(text.substr(at));
+    if (n == 0) {
+      findings->Problem(mark, "", "there is a byte here that is neither UTF-8 text nor a blank",
+                        "save the file as UTF-8 text");
+      return false;
+    }
+    ++mark.column;
+    if (text[at] == '\n') {
+      ++mark.line;
+      mark.column = 0;
+    }
+    at += n;
+  }
+  return true;
+}
+
+std::string MendOf(std::string_view message, std::string_view line, int column) {
+  const std::string_view from =
+      column >= 0 && static_cast<size_t>(column) < line.size() ? line.substr(column) : "";
+  const std::string_view trimmed = Trim(line);
+  if (line.substr(0, line.find_first_not_of(" \t")).find('\t') != std::string_view::npos) {
+    return "indent with blanks, not with tabs";
+  }
+  if (message.find("alias") != std::string_view::npos ||
+      message.find("anchor") != std::string_view::npos || from.substr(0, 1) == "*") {
+    return "put a value that begins with * or & in quotes, as in \"*\"";
+  }
+  if (from.substr(0, 1) == "%" || from.substr(0, 1) == "@" || from.substr(0, 1) == "`") {
+    return "put a value that begins with %, @ or ` in quotes";
+  }
+  if (trimmed.find('[') != std::string_view::npos || trimmed.find('{') != std::string_view::npos) {
+    return "close each [ and {, and put values that hold them, or ': ', in quotes";
+  }
+  return "check the indentation and the ':' behind each key; put values with ': ' or '#' in quotes";
+}
+
+void ReportYamlError(const YAML::Exception& error, std::string_view text, Findings* findings) {
+  std::string_view line;
+  if (!error.mark.is_null()) {
+    const std::vector<std::string_view> lines = Split(text, '\n');
+    if (static_cast<size_t>(error.mark.line) < lines.size()) line = lines[error.mark.line];
+  }
+  findings->Problem(error.mark, "", Cat("this is not YAML: ", error.msg),
+                    MendOf(error.msg, line, error.mark.column));
+}
+
+void ParseDaemon(Section* top, DaemonConfig* daemon, Findings* findings) {
+  Section section(top->Value("daemon"), top->MarkOf("daemon"), "daemon", "daemon", findings);
+  if (section.Read("runtime_dir", &daemon->runtime_dir)) {
+    if (daemon->runtime_dir.front() != '/') {
+      section.Problem("runtime_dir", Cat(Shown(daemon->runtime_dir), " is no absolute path"),
+                      "write it from the root, as in /run/sluice");
+    }
+    while (daemon->runtime_dir.size() > 1 && daemon->runtime_dir.back() == '/') {
+      daemon->runtime_dir.pop_back();
+    }
+  }
+  if (section.Read("group", &daemon->group) && !HasOnly(daemon->group, "_-.")) {
+    section.Problem("group", Cat(Shown(daemon->group), " is no name of a group"),
+                    "write it as `getent group` shows it");
+  }
+  if (uint64_t buckets = 0; section.Read("buckets", &buckets)) {
+    daemon->buckets = std::bit_ceil(buckets);
+    if (daemon->buckets != buckets) {
+      section.Warning("buckets",
+                      Cat(buckets, " is no power of two: ", daemon->buckets, " are kept"),
+                      Cat("write ", daemon->buckets));
+    }
+  }
+  if (size_t level = 0; section.ReadChoice("log_level", &level)) {
+    daemon->log_level = static_cast<LogLevel>(level);
+  }
+}
+
+// What is wrong with an address, or "".
+std::string AddressFault(std::string_view address) {
+  if (address.find("://") != std::string_view::npos) {
+    return "write host:port alone; user and password have keys of their own";
+  }
+  if (address.substr(0, 5) == "unix:") {
+    const std::string_view path = address.substr(5);
+    if (path.empty() || path.front() != '/') return "write an absolute path, as in unix:/run/redis";
+    return path.size() > 107 ? "a socket's path has at most 107 bytes" : "";
+  }
+  const size_t colon = address.rfind(':');
+  const bool in_brackets = address.substr(0, 1) == "[";
+  if (in_brackets && (colon == std::string_view::npos || colon < 1 || address[colon - 1] != ']')) {
+    return Cat("write the port behind it, as in ", address.back() == ']' ? address : "[::1]",
+               ":6379");
+  }
+  if (colon == std::string_view::npos) return Cat("write the port too, as in ", address, ":6379");
+  const std::string_view host = address.substr(0, colon);
+  if (!in_brackets && host.find(':') != std::string_view::npos) {
+    return Cat("put an IPv6 address in brackets, as in \"[", host, "]:6379\"");
+  }
+  const auto port = ParseWhole(address.substr(colon + 1));
+  if (!port.ok() || *port == 0 || *port > 65535) return "write a port from 1 to 65535";
+  if (host.empty() || host.size() > 255) return "write the host's name or address first";
+  return HasOnly(host, "._-:[]%") ? "" : "write the host's name or address and its port";
+}
+
+void ParseAddresses(Section* section, RedisConfig* redis, Findings* findings) {
+  std::vector<std::pair<std::string, YAML::Mark>> addresses;
+  if (!section->ReadTexts("addresses", &addresses)) return;
+  for (auto& [address, mark] : addresses) {
+    const std::string fault = AddressFault(address);
+    if (!fault.empty()) {
+      findings->Problem(mark, section->PathOf("addresses"),
+                        Cat(Shown(address), " is no address of a node"), fault);
+    } else if (std::find(redis->addresses.begin(), redis->addresses.end(), address) ==
+               redis->addresses.end()) {
+      redis->addresses.push_back(std::move(address));
+    }
+  }
+  if (redis->mode == RedisMode::kSingle && addresses.size() > 1) {
+    section->Warning("addresses", "mode single uses the first address only",
+                     "write `mode: cluster`, or one address");
+  }
+}
+
+void ParseRedis(Section* top, Config* config, Findings* findings) {
+  if (!top->Has("redis")) return;
+  Section section(top->Value("redis"), top->MarkOf("redis"), "redis", "redis", findings);
+  RedisConfig& redis = config->redis.emplace();
+  if (size_t mode = 0; section.ReadChoice("mode", &mode)) redis.mode = static_cast<RedisMode>(mode);
+  ParseAddresses(&section, &redis, findings);
+  section.Read("username", &redis.username);
+  section.Read("password", &redis.password);
+  if (section.Read("password_file", &redis.password_file) && redis.password_file.front() != '/') {
+    section.Problem("password_file", Cat(Shown(redis.password_file), " is no absolute path"),
+                    "write it from the root, as in /etc/sluice/redis.password");
+  }
+  if (section.Has("password") && section.Has("password_file")) {
+    section.Problem("password_file", "there is a password as well", "keep one of the two");
+  }
+  if (section.Has("username") && !section.Has("password") && !section.Has("password_file")) {
+    section.Warning("username", "is not sent without a password", "write `password_file`");
+  }
+  if (section.Read("prefix", &redis.prefix) && !HasOnly(redis.prefix, "_.-")) {
+    section.Problem("prefix", Cat(Shown(redis.prefix), " is no prefix of keys"),
+                    "write letters, digits and _ . - only");
+  }
+  if (uint64_t shards = 0; section.Read("shards", &shards)) {
+    redis.shards = static_cast<uint32_t>(shards);
+  }
+  section.ReadDuration("flush_interval", &redis.flush_interval_ns);
+  section.ReadDuration("connect_timeout", &redis.connect_timeout_ns);
+  section.ReadDuration("request_timeout", &redis.request_timeout_ns);
+  if (size_t transport = 0; section.ReadChoice("transport", &transport)) {
+    redis.transport = static_cast<Transport>(transport);
+  }
+  if (section.Read("host_name", &redis.host_name) && !HasOnly(redis.host_name, "_.-")) {
+    section.Problem("host_name", Cat(Shown(redis.host_name), " is no name of a host"),
+                    "write letters, digits and _ . - only");
+  }
+}
+
+void ParseDocument(const YAML::Node& document, ParseResult* result, Findings* findings) {
+  Section top(document, document.Mark(), "", "", findings);
+  if (document.IsDefined() && !document.IsNull() && !document.IsMap()) return;  // said already
+  ParseDaemon(&top, &result->config.daemon, findings);
+  ParseRedis(&top, &result->config, findings);
+  ParseRules(&top, &result->config, findings);
+  if (!result->ok()) return;
+  const auto compiled = Compile(result->config, shm::HashKey{}, 1);
+  if (!compiled.ok()) {
+    top.Problem("rules", std::string(compiled.status().message()),
+                "one rule with a key serves any number of users; merge rules, or shorten patterns");
+  }
+}
+
+}  // namespace
+
+std::string Finding::ToString() const {
+  std::string text = line > 0 ? Cat(file, ":", line, ":", column, ": ") : Cat(file, ": ");
+  if (!path.empty()) text += Cat(path, ": ");
+  text += what;
+  return mend.empty() ? text : Cat(text, "; ", mend);
+}
+
+ParseResult ParseConfig(std::string_view text, std::string_view filename) {
+  ParseResult result;
+  Findings findings(filename, &result);
+  if (text.size() > kMaxConfigBytes) {
+    findings.Problem(YAML::Mark::null_mark(), "", Cat("has ", text.size(), " bytes"),
+                     Cat("write at most ", kMaxConfigBytes));
+    return result;
+  }
+  if (!CheckCharacters(text, &findings)) return result;
+  try {
+    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
+    if (documents.size() > 1) {
+      findings.Problem(documents[1].Mark(), "", "a second document begins here",
+                       "write one file, without `---` between its parts");
+    }
+    ParseDocument(documents.empty() ? YAML::Node() : documents[0], &result, &findings);
+  } catch (const YAML::Exception& error) {
+    ReportYamlError(error, text, &findings);
+  } catch (const std::exception& error) {
+    findings.Problem(YAML::Mark::null_mark(), "", Cat("this is not YAML: ", error.what()), "");
+  }
+  return result;
+}
+
+}  // namespace sluice::config

@@ -1,0 +1,91 @@
+// What of the configuration comes from files.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <optional>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/status/status.h"
+#include "daemon/config/parse.h"
+#include "daemon/config/text.h"
+
+namespace sluice::config {
+namespace {
+
+struct FileText {
+  std::string text;
+  mode_t mode = 0;
+};
+
+// Reads a regular file of at most `max_bytes`. Errors are a sentence without the file's name.
+absl::StatusOr<FileText> ReadFile(const std::string& path, size_t max_bytes) {
+  // O_NONBLOCK: a pipe in the place of the file must not stop the daemon.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) {
+    const int error = errno;
+    return absl::NotFoundError(Cat("cannot be opened: ", strerror(error)));
+  }
+  const absl::Cleanup close_fd = [fd] { close(fd); };
+  struct stat status {};
+  if (fstat(fd, &status) != 0) return absl::InternalError("cannot be examined");
+  if (!S_ISREG(status.st_mode)) return absl::InvalidArgumentError("is not a regular file");
+  FileText file{.mode = status.st_mode};
+  char buffer[16 * 1024];
+  while (file.text.size() <= max_bytes) {
+    const ssize_t n = read(fd, buffer, sizeof(buffer));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      const int error = errno;
+      return absl::InternalError(Cat("cannot be read: ", strerror(error)));
+    }
+    if (n == 0) return file;
+    file.text.append(buffer, static_cast<size_t>(n));
+  }
+  return absl::ResourceExhaustedError(Cat("is larger than ", max_bytes, " bytes"));
+}
+
+}  // namespace
+
+ParseResult ParseConfigFile(const std::string& path) {
+  const auto file = ReadFile(path, kMaxConfigBytes);
+  if (!file.ok()) {
+    ParseResult result;
+    result.problems.push_back({.file = path,
+                               .what = std::string(file.status().message()),
+                               .mend = "name a file that the daemon's user can read, as in "
+                                       "`sluiced --config /etc/sluice/sluice.yaml`"});
+    return result;
+  }
+  ParseResult result = ParseConfig(file->text, path);
+  if (result.config.redis && !result.config.redis->password.empty() &&
+      (file->mode & S_IROTH) != 0) {
+    result.warnings.push_back({.file = path,
+                               .path = "redis.password",
+                               .what = "every user of this host can read the password",
+                               .mend = "write `password_file`, or take the right away: chmod o-r"});
+  }
+  return result;
+}
+
+absl::StatusOr<std::string> ReadPassword(const RedisConfig& redis) {
+  if (redis.password_file.empty()) return redis.password;
+  const auto file = ReadFile(redis.password_file, kMaxPasswordBytes);
+  if (!file.ok()) {
+    return absl::Status(file.status().code(),
+                        ToAbsl(Cat("redis.password_file ", redis.password_file, " ",
+                                   std::string(file.status().message()),
+                                   "; name a file that the daemon's user can read")));
+  }
+  std::string password = file->text.substr(0, file->text.find('\n'));
+  if (!password.empty() && password.back() == '\r') password.pop_back();
+  if (password.empty()) {
+    return absl::InvalidArgumentError(Cat("redis.password_file ", redis.password_file,
+                                          " has an empty first line; write the password there"));
+  }
+  return password;
+}
+
+}  // namespace sluice::config

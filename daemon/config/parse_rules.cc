@@ -1,0 +1,273 @@
+#include "daemon/config/parse_rules.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "daemon/config/text.h"
+#include "shm/gcra.h"
+
+namespace sluice::config {
+namespace {
+
+using shm::DegradedMode;
+
+constexpr size_t kMaxTierBytes = 31;  // with the longest name and '@' it fills a label
+static_assert(32 + 1 + kMaxTierBytes == shm::kMaxLabelBytes);
+
+constexpr std::string_view kOtherAlgorithms[] = {"fixed_window", "sliding_window", "sliding_log",
+                                                 "leaky_bucket", "concurrency"};
+
+bool IsRuleName(std::string_view name) {
+  return std::all_of(name.begin(), name.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return absl::ascii_islower(byte) || absl::ascii_isdigit(byte) || c == '_' || c == '.' ||
+           c == '-';
+  });
+}
+
+bool IsTierName(std::string_view name) {
+  return !name.empty() && name.size() <= kMaxTierBytes &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           const auto byte = static_cast<unsigned char>(c);
+           return absl::ascii_isalnum(byte) || c == '_' || c == '.' || c == '-';
+         });
+}
+
+// Whether the numbers of a limit fit each other; says which does not.
+bool CheckLimit(Section* section, const LimitConfig& limit) {
+  const uint64_t tau_ns = shm::CostNs(limit.burst, limit.period_ns, limit.limit);
+  const std::string rate = FormatRate({limit.limit, limit.period_ns});
+  if (tau_ns > kMaxTauNs) {
+    const auto largest = static_cast<uint64_t>(static_cast<unsigned __int128>(kMaxTauNs) *
+                                               limit.limit / limit.period_ns);
+    section->Problem(
+        section->Has("burst") ? "burst" : "limit",
+        Cat("a burst of ", limit.burst, " at ", rate, " takes more than 366 days to come back"),
+        largest == 0 ? std::string("write a period of at most 366d")
+                     : Cat("write a burst of at most ", largest, ", or a higher limit"));
+    return false;
+  }
+  if (limit.cost > limit.burst) {
+    section->Problem(section->Has("cost") ? "cost" : "burst",
+                     Cat("a cost of ", limit.cost, " never fits a burst of ", limit.burst,
+                         ": nothing would ever be allowed"),
+                     Cat("write a burst of at least ", limit.cost, ", or a lower cost"));
+    return false;
+  }
+  return true;
+}
+
+void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& config) {
+  const std::string rate = FormatRate({limit.limit, limit.period_ns});
+  // A cost is a whole number of ns, rounded up: at very high rates that costs some of them.
+  const auto rounded = static_cast<double>(shm::CostNs(limit.cost, limit.period_ns, limit.limit));
+  const double exact = static_cast<double>(limit.cost) * static_cast<double>(limit.period_ns) /
+                       static_cast<double>(limit.limit);
+  if (rounded > exact * 1.001) {
+    section->Warning("limit",
+                     Cat("at ", rate, " a request takes ", exact, " ns, counted as ",
+                         static_cast<uint64_t>(rounded), " ns: the limit in force is ",
+                         static_cast<int64_t>((1 - exact / rounded) * 1000) / 10.0, " % lower"),
+                     "take a limit that divides its period in ns, or count in units of cost");
+  }
+  if (!config.redis) return;
+  const double per_interval = static_cast<double>(limit.limit) *
+                              static_cast<double>(config.redis->flush_interval_ns) /
+                              static_cast<double>(limit.period_ns);
+  if (static_cast<double>(limit.burst) < 2 * per_interval) {
+    section->Warning(section->Has("burst") ? "burst" : "limit",
+                     Cat("a burst of ", limit.burst, " is spent within two flush intervals at ",
+                         rate, ": over several hosts less than the limit may be used"),
+                     Cat("write a burst of at least ", static_cast<uint64_t>(2 * per_interval) + 1,
+                         ", or a shorter redis.flush_interval"));
+  }
+}
+
+// The limit of a rule or of a tier; false when there is none, or a wrong one (then a problem).
+bool ParseLimit(Section* section, const Config& config, uint32_t default_cost, LimitConfig* limit) {
+  const size_t problems_before = section->problem_count();
+  Rate rate;
+  const bool has_rate = section->ReadRate("limit", &rate);
+  uint64_t burst = rate.tokens;
+  uint64_t cost = default_cost;
+  section->Read("burst", &burst);
+  section->Read("cost", &cost);
+  limit->cost = static_cast<uint32_t>(cost);
+  if (!has_rate) {
+    if (section->Has("burst") && !section->Has("limit")) {
+      section->Problem("burst", "has no limit beside it", "write `limit`, for example 100/s");
+    }
+    return false;
+  }
+  limit->limit = rate.tokens;
+  limit->period_ns = rate.period_ns;
+  limit->burst = burst;
+  if (section->problem_count() != problems_before || !CheckLimit(section, *limit)) return false;
+  WarnOfLimit(section, *limit, config);
+  return true;
+}
+
+bool ReadMode(Section* section, std::string_view name, DegradedMode* mode) {
+  constexpr std::array kModes = {DegradedMode::kOpen, DegradedMode::kClosed,
+                                 DegradedMode::kDegrade};  // in the order of the table
+  size_t index = 0;
+  if (!section->ReadChoice(name, &index)) return false;
+  *mode = kModes[index];
+  return true;
+}
+
+void ParseDegraded(Section* rule, DegradedConfig* degraded, Findings* findings) {
+  *degraded = DegradedConfig{};
+  const YAML::Node node = rule->Value("when_degraded");
+  if (node.IsDefined() && node.IsScalar()) {
+    rule->Problem(
+        "when_degraded", Cat(Shown(node.Scalar()), " is a single value, not a mapping"),
+        Cat("write `when_degraded: {mode: ", node.Scalar() == "open" ? "open" : "closed", "}`"));
+    return;
+  }
+  Section section(node, rule->MarkOf("when_degraded"), rule->PathOf("when_degraded"),
+                  rule->SpecPathOf("when_degraded"), findings);
+  ReadMode(&section, "mode", &degraded->mode);
+  section.ReadNumber("factor", &degraded->factor);
+  section.ReadDuration("for", &degraded->for_ns);
+  const bool has_then = ReadMode(&section, "then", &degraded->then);
+  degraded->then_factor = degraded->factor;
+  section.ReadNumber("then_factor", &degraded->then_factor);
+  section.Read("alert", &degraded->alert);
+
+  if (section.Has("for") && !section.Has("then")) {
+    section.Problem("for", "says how long, but not what follows",
+                    "write `then: open`, `then: closed` or `then: degrade`");
+  }
+  if (section.Has("then") && !section.Has("for")) {
+    section.Problem("then", "says what follows, but not after how long",
+                    "write `for`, for example `for: 60s`");
+  }
+  if (!has_then) degraded->then = degraded->mode;
+  const bool degrades = degraded->mode == DegradedMode::kDegrade;
+  const bool then_degrades = has_then && degraded->then == DegradedMode::kDegrade;
+  if (section.Has("factor") && !degrades && !then_degrades) {
+    section.Warning("factor", "has no effect without `degrade`", "write `mode: degrade`");
+  }
+  if (section.Has("then_factor") && !then_degrades) {
+    section.Warning("then_factor", "has no effect without `then: degrade`", "");
+  }
+}
+
+void ParseTiers(Section* rule, uint32_t rule_cost, const Config& config, RuleConfig* out,
+                Findings* findings) {
+  const YAML::Node node = rule->Value("tiers");
+  if (!node.IsDefined()) return;
+  const std::string path = rule->PathOf("tiers");
+  if (!node.IsMap() || node.size() == 0) {
+    rule->Problem("tiers", node.IsMap() ? "is empty" : Cat("is ", KindOf(node), ", not a mapping"),
+                  "write `tiers: {free: {limit: 10/s}, paid: {limit: 1000/s}}`");
+    return;
+  }
+  for (const Entry& entry : ReadEntries(node, path, findings)) {
+    if (!IsTierName(entry.name)) {
+      findings->Problem(entry.mark, path, Cat(Shown(entry.name), " is no name of a tier"),
+                        Cat("write letters, digits and _ . -, at most ", kMaxTierBytes));
+      continue;
+    }
+    Section section(entry.value, entry.mark, Cat(path, ".", entry.name), "rules[].tiers.*",
+                    findings);
+    TierConfig tier{.tier = entry.name, .degraded = out->degraded};
+    if (section.Has("when_degraded")) ParseDegraded(&section, &tier.degraded, findings);
+    if (ParseLimit(&section, config, rule_cost, &tier.limit)) out->tiers.push_back(tier);
+  }
+}
+
+void ParseAlgorithm(Section* rule) {
+  const YAML::Node node = rule->Value("algorithm");
+  if (!node.IsDefined()) return;
+  if (node.IsScalar() && std::find(std::begin(kOtherAlgorithms), std::end(kOtherAlgorithms),
+                                   node.Scalar()) != std::end(kOtherAlgorithms)) {
+    rule->Problem("algorithm", Cat("`", node.Scalar(), "` is not in this version"),
+                  "write `algorithm: token_bucket`, or remove the line");
+    return;
+  }
+  size_t index = 0;
+  rule->ReadChoice("algorithm", &index);
+}
+
+void ParseConsistency(Section* rule, bool* strict) {
+  size_t index = 0;
+  if (!rule->ReadChoice("consistency", &index) || index == 0) return;
+  *strict = true;
+  rule->Warning("consistency", "strict decides as approximate does in this version",
+                "write `approximate`, or keep the line for a later version");
+}
+
+void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleConfig>& others) {
+  if (!section->Read("name", &rule->name)) return;
+  if (!IsRuleName(rule->name)) {
+    section->Problem("name", Cat(Shown(rule->name), " is no name of a rule"),
+                     "write lower-case letters, digits and _ . - only");
+  }
+  for (const RuleConfig& other : others) {
+    if (other.name != rule->name) continue;
+    section->Problem("name", Cat("`", rule->name, "` is already the rule of line ", other.line),
+                     "give each rule a name of its own");
+    break;
+  }
+}
+
+RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::string& path,
+                     const Config& config, Findings* findings) {
+  Section section(node, at, path, "rules[]", findings);
+  RuleConfig rule;
+  rule.line = at.is_null() ? 0 : at.line + 1;
+  if (!node.IsMap() && !node.IsNull()) return rule;  // said already
+  ParseRuleName(&section, &rule, config.rules);
+  ParseMatch(&section, &rule.match, findings);
+  ParseKey(&section, &rule.key, findings);
+  ParseAlgorithm(&section);
+  ParseConsistency(&section, &rule.strict);
+  section.Read("shadow", &rule.shadow);
+  ParseDegraded(&section, &rule.degraded, findings);
+
+  LimitConfig own;
+  if (ParseLimit(&section, config, 1, &own)) rule.limit = own;
+  if (section.Read("tier_by", &rule.tier_by) &&
+      CheckDescriptorName(rule.tier_by, section.MarkOf("tier_by"), section.PathOf("tier_by"),
+                          findings) &&
+      !section.Has("tiers")) {
+    section.Warning("tier_by", "has no effect without `tiers`", "write `tiers`, or remove it");
+  }
+  ParseTiers(&section, own.cost, config, &rule, findings);
+  if (!section.Has("limit") && !section.Has("tiers")) {
+    section.Problem("limit", "is missing",
+                    "write for example `limit: 100/s`, or limits by `tiers`");
+  }
+  return rule;
+}
+
+}  // namespace
+
+void ParseRules(Section* top, Config* config, Findings* findings) {
+  const YAML::Node node = top->Value("rules");
+  if (!node.IsDefined()) return;
+  if (!node.IsSequence()) {
+    top->Problem("rules", Cat("is ", KindOf(node), ", not a list"),
+                 "write each rule as `- name: ...` with its keys below, or `rules: []` for none");
+    return;
+  }
+  if (node.size() > shm::kMaxGroups) {
+    top->Problem(
+        "rules", Cat("holds ", node.size(), " rules"),
+        Cat("write at most ", shm::kMaxGroups, "; one rule with a key serves any number of users"));
+    return;
+  }
+  for (size_t i = 0; i < node.size(); ++i) {
+    const YAML::Mark mark = node[i].Mark().is_null() ? top->MarkOf("rules") : node[i].Mark();
+    config->rules.push_back(ParseRule(node[i], mark, Cat("rules[", i, "]"), *config, findings));
+  }
+  if (config->rules.empty()) {
+    top->Warning("rules", "are empty: every request is allowed", "");
+  }
+}
+
+}  // namespace sluice::config

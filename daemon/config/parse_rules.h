@@ -1,0 +1,23 @@
+// The `rules` part of the file. Internal to the parser.
+#pragma once
+
+#include "daemon/config/config.h"
+#include "daemon/config/section.h"
+
+namespace sluice::config {
+
+// Reads all rules into config->rules. `config->redis` stands already: some warnings depend on it.
+void ParseRules(Section* top, Config* config, Findings* findings);
+
+// Reads `name` of `rule` into conditions or key parts; problems become findings.
+void ParseMatch(Section* rule, std::vector<MatchConfig>* match, Findings* findings);
+void ParseKey(Section* rule, std::vector<KeyConfig>* key, Findings* findings);
+
+// Whether `name` can name a descriptor: a letter or '_', then letters, digits, '_', '.', '-'; at
+// most 64 bytes. Says why not.
+bool CheckDescriptorName(std::string_view name, const YAML::Mark& mark, std::string_view path,
+                         Findings* findings);
+
+inline constexpr size_t kMaxDescriptorNameBytes = 64;
+
+}  // namespace sluice::config

@@ -1,0 +1,210 @@
+// Is this a whole policy? Asked of bytes that a former daemon left in the control segment. Only
+// daemons write there, so this finds torn writes and other versions, and proves every offset.
+#include <cstring>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "daemon/config/compile.h"
+#include "daemon/config/crc32.h"
+#include "daemon/config/text.h"
+
+namespace sluice::config {
+namespace {
+
+using shm::ConditionView;
+using shm::GroupView;
+using shm::KeyPartView;
+using shm::PolicyHeader;
+using shm::RuleView;
+using shm::StringRef;
+
+absl::Status Bad(std::string_view what) {
+  return absl::InvalidArgumentError(Cat("this is no whole policy: ", what));
+}
+
+class Verifier {
+ public:
+  // `aligned` holds the whole policy, `bytes` of them.
+  Verifier(const char* aligned, uint32_t bytes) : view_(aligned), bytes_(bytes) {}
+
+  absl::Status Names() const;
+  absl::Status Groups() const;
+  absl::Status Rules() const;
+
+ private:
+  bool TextFits(StringRef ref, uint32_t min, uint32_t max) const {
+    return ref.length >= min && ref.length <= max && ref.offset >= sizeof(PolicyHeader) &&
+           uint64_t{ref.offset} + ref.length <= bytes_;
+  }
+  template <class T>
+  bool ArrayFits(uint32_t offset, uint64_t count) const {
+    return offset % alignof(T) == 0 && offset >= sizeof(PolicyHeader) &&
+           offset + count * sizeof(T) <= bytes_;
+  }
+  bool IsName(uint8_t id) const { return id < view_.name_count(); }
+  bool ConditionFits(const ConditionView& condition) const;
+  absl::Status Group(const GroupView& group) const;
+  absl::Status Rule(const RuleView& rule, uint32_t id) const;
+
+  shm::PolicyView view_;
+  uint32_t bytes_;
+};
+
+absl::Status Verifier::Names() const {
+  const PolicyHeader& header = view_.header();
+  if (header.name_count > shm::kMaxNames) return Bad("too many descriptors");
+  for (const uint8_t slot : header.name_slots) {
+    if (slot != shm::kNoName && !IsName(slot)) return Bad("the index of descriptors is broken");
+  }
+  for (uint32_t i = 0; i < header.name_count; ++i) {
+    if (!TextFits(header.names[i], 1, shm::kMaxPatternBytes)) {
+      return Bad("a descriptor's name lies outside");
+    }
+  }
+  for (uint32_t i = 0; i < header.name_count; ++i) {
+    if (view_.FindName(view_.text(header.names[i])) != i) {
+      return Bad("a descriptor is not in the index");
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool Verifier::ConditionFits(const ConditionView& condition) const {
+  if (!IsName(condition.name)) return false;
+  switch (condition.op) {
+    case shm::MatchOp::kExact:
+    case shm::MatchOp::kPrefix:
+    case shm::MatchOp::kGlob:
+      return TextFits(condition.value, 0, shm::kMaxPatternBytes);
+    case shm::MatchOp::kOneOf:
+      break;
+    default:
+      return false;
+  }
+  if (condition.count == 0 || condition.count > shm::kMaxOneOf ||
+      !ArrayFits<StringRef>(condition.value.offset, condition.count)) {
+    return false;
+  }
+  const char* const refs = reinterpret_cast<const char*>(&view_.header()) + condition.value.offset;
+  for (uint32_t i = 0; i < condition.count; ++i) {
+    StringRef ref;
+    std::memcpy(&ref, refs + i * sizeof(ref), sizeof(ref));
+    if (!TextFits(ref, 0, shm::kMaxPatternBytes)) return false;
+  }
+  return true;
+}
+
+absl::Status Verifier::Group(const GroupView& group) const {
+  if (group.condition_count > shm::kMaxConditions || group.key_count > shm::kMaxKeyParts ||
+      !ArrayFits<ConditionView>(group.conditions_offset, group.condition_count) ||
+      !ArrayFits<KeyPartView>(group.key_offset, group.key_count)) {
+    return Bad("a rule's conditions or key lie outside");
+  }
+  uint64_t needed = 0;
+  for (uint32_t i = 0; i < group.condition_count; ++i) {
+    const ConditionView& condition = view_.condition(group, i);
+    if (!ConditionFits(condition)) return Bad("a condition is broken");
+    needed |= 1ull << condition.name;
+  }
+  for (uint32_t i = 0; i < group.key_count; ++i) {
+    const KeyPartView& part = view_.key_part(group, i);
+    if (!IsName(part.name) || part.form > shm::KeyForm::kIp || part.v4_bits > 32 ||
+        part.v6_bits > 128) {
+      return Bad("a key is broken");
+    }
+    needed |= 1ull << part.name;
+  }
+  const bool has_base = group.base_rule != shm::kNoRule;
+  if (uint32_t{group.first_rule} + group.tier_count > view_.rule_count() ||
+      (has_base && group.base_rule >= view_.rule_count()) || (!has_base && group.tier_count == 0) ||
+      (group.tier_count > 0) != IsName(group.tier_name) ||
+      (group.tier_count == 0 && group.tier_name != shm::kNoName)) {
+    return Bad("a rule's limits lie outside");
+  }
+  if (!has_base) needed |= 1ull << group.tier_name;
+  if (group.needed != needed) return Bad("a rule's mask of descriptors is wrong");
+  return absl::OkStatus();
+}
+
+absl::Status Verifier::Groups() const {
+  const PolicyHeader& header = view_.header();
+  if (header.group_count > shm::kMaxGroups || header.rule_count > shm::kMaxRules ||
+      !ArrayFits<GroupView>(header.groups_offset, header.group_count) ||
+      !ArrayFits<RuleView>(header.rules_offset, header.rule_count)) {
+    return Bad("the tables of rules lie outside");
+  }
+  for (uint32_t i = 0; i < header.group_count; ++i) {
+    const absl::Status status = Group(view_.group(i));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
+  if (rule.group >= view_.group_count()) return Bad("a limit is of no rule");
+  const GroupView& group = view_.group(rule.group);
+  const bool is_tier = id >= group.first_rule && id < uint32_t{group.first_rule} + group.tier_count;
+  if (!is_tier && id != group.base_rule) return Bad("a limit is of another rule");
+  if (!TextFits(rule.label, 1, shm::kMaxLabelBytes) ||
+      !TextFits(rule.tier, is_tier ? 1 : 0, shm::kMaxLabelBytes)) {
+    return Bad("a label lies outside");
+  }
+  const shm::Limit& limit = rule.limit;
+  constexpr uint64_t kMostTokens = 1'000'000'000;
+  if (limit.limit == 0 || limit.limit > kMostTokens || limit.burst == 0 ||
+      limit.burst > kMostTokens || limit.period_ns == 0 || limit.period_ns > shm::kMaxSpanNs ||
+      rule.cost == 0 || rule.cost > limit.burst) {
+    return Bad("a limit is out of range");
+  }
+  const shm::Limit expected = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
+  if (limit.interval_ns != expected.interval_ns || limit.tau_ns != expected.tau_ns ||
+      limit.debt_max_ns != expected.debt_max_ns || limit.tau_ns > shm::kMaxSpanNs) {
+    return Bad("a limit was computed otherwise");
+  }
+  constexpr uint32_t kOne = 1u << 16;
+  if (rule.mode > shm::DegradedMode::kNormal || rule.then_mode > shm::DegradedMode::kNormal ||
+      rule.factor_q16 < kOne || rule.then_factor_q16 < kOne || rule.for_ns > shm::kMaxSpanNs ||
+      rule.strict > 1 || rule.alert > 1 || rule.shadow > 1) {
+    return Bad("a rule's degraded mode or flags are broken");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Verifier::Rules() const {
+  absl::flat_hash_set<std::string> labels;
+  for (uint32_t id = 0; id < view_.rule_count(); ++id) {
+    const RuleView& rule = view_.rule(id);
+    const absl::Status status = Rule(rule, id);
+    if (!status.ok()) return status;
+    if (!labels.insert(std::string(view_.text(rule.label))).second) {
+      return Bad("two limits have one label");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status VerifyPolicy(std::string_view bytes) {
+  PolicyHeader header;
+  if (bytes.size() < sizeof(header)) return Bad("it is too short");
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  if (header.magic != shm::kPolicyMagic) return Bad("its magic number is missing");
+  if (header.bytes < sizeof(header) || header.bytes > bytes.size() ||
+      header.bytes > shm::kPolicyBufferBytes) {
+    return Bad("its length is wrong");
+  }
+  if (header.seq == 0) return Bad("it has no number");
+  const std::string_view body = bytes.substr(sizeof(header), header.bytes - sizeof(header));
+  if (Crc32(body) != header.crc32) return Bad("its checksum does not match");
+  // PolicyView's masks would read within a whole buffer, so it gets one.
+  std::vector<uint64_t> copy(shm::kPolicyBufferBytes / 8);
+  std::memcpy(copy.data(), bytes.data(), header.bytes);
+  const Verifier verifier(reinterpret_cast<const char*>(copy.data()), header.bytes);
+  absl::Status status = verifier.Names();
+  if (status.ok()) status = verifier.Groups();
+  if (status.ok()) status = verifier.Rules();
+  return status;
+}
+
+}  // namespace sluice::config
