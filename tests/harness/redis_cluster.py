@@ -337,6 +337,12 @@ class RedisCluster:
                 return f"{node} knows {state['cluster_known_nodes']} nodes"
             if replication["role"] == "slave" and replication["master_link_status"] != "up":
                 return f"{node}: replica not in step"
+            # A replica that has its copy gets no writes before its primary calls it online.
+            late = [value for key, value in replication.items()
+                    if key.startswith("slave") and "state=" in value
+                    and "state=online" not in value]
+            if late:
+                return f"{node}: its replica is not online: {late[0]}"
         return ""
 
     def wait_healthy(self, deadline_s=HEALTHY_DEADLINE_S):
@@ -370,9 +376,14 @@ class RedisCluster:
                     return sorted(found)
 
     def hgetall_all(self, prefix="rl:"):
-        """{key: {field: value}} of every hash whose key has this prefix, over all primaries."""
+        """{key: {field: value}} of every hash whose key has this prefix, over all primaries.
+
+        An AssertionError when a primary does not answer: a part of the keys would be a wrong answer.
+        """
         hashes = {}
-        for node in self.primaries():
+        primaries = self.primaries()
+        assert len(primaries) >= self._primary_count, f"only {primaries} answer as primaries"
+        for node in primaries:
             keys = self._scan(node, prefix)
             with node.connect() as connection:
                 for key in keys:
