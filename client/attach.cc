@@ -289,6 +289,7 @@ bool Attacher::Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint6
   a->denied = a->buckets.denied();
   a->second = a->buckets.second();
   a->dirty = a->buckets.dirty();
+  a->counters = a->buckets.counters();
   a->overflow = a->buckets.overflow();
   a->texts = a->buckets.texts();
   a->capacity = info.capacity;

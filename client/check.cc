@@ -162,8 +162,10 @@ void FillDecision(const Context& ctx, const Item& item, uint64_t policy, const A
   const uint64_t interval = shm::SharedCostNs(
       item.rule->interval_ns, shm::Dearer(shm::aux::InvShare(seen.aux), attempt.charge.dearer_q16),
       item.rule->tau_ns);
-  decision->remaining =
-      shm::Remaining(tat, now_ns, std::max<uint64_t>(interval, 1), item.rule->tau_ns);
+  // A coarse now may lag: what is missing to a whole token only by that counts as there.
+  const uint64_t per_token = std::max<uint64_t>(interval, 1);
+  const uint64_t lag_ns = std::min(ctx.time.lag_ns(), per_token - 1);
+  decision->remaining = shm::Remaining(tat, now_ns + lag_ns, per_token, item.rule->tau_ns);
   decision->retry_after_ns =
       shm::RetryAfterNs(seen.verdict, now_ns, seen.cost_ns, item.rule->tau_ns);
   if (allowed) decision->retry_after_ns = 0;
@@ -306,7 +308,7 @@ class RequestCheck {
                  attempt.seen.gen, ctx_.time.now_ns());
     }
     if (decision != nullptr) {
-      BeginDecision(ctx_, policy_, decision);
+      BeginDecision(ctx_, policy_, denied_ == 0, decision);
       FillDecision(ctx_, items_[decided], policy_, attempts_[decided], decision);
       decision->allowed = denied_ == 0 ? 1 : 0;
       if (denied_ == 0) decision->retry_after_ns = 0;

@@ -143,14 +143,17 @@ void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt);
 void FillDecision(const Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt,
                   sluice_decision_t* decision);
 void RecordSpend(const Item& item, const Attempt& attempt, bool spent, sluice_decision_t* decision);
-inline void BeginDecision(const Context& ctx, uint64_t policy, sluice_decision_t* decision) {
+// "When may I retry?" is answered by the precise clock; "how many are left?" need not be.
+inline void BeginDecision(Context& ctx, uint64_t policy, bool allowed,
+                          sluice_decision_t* decision) {
+  if (!allowed && ctx.time.lag_ns() != 0) ctx.time.ReadPrecise();
   decision->shadow = 0;
   decision->delay_ns = 0;
   decision->now_ns = ctx.time.now_ns();
   decision->policy = policy;
   decision->generation = ctx.attachment->generation;
   decision->spend_count = 0;
-  decision->reserved = 0;
+  decision->lag_ns = static_cast<uint32_t>(ctx.time.lag_ns());
 }
 
 // One item alone: the path of handles and bound rules. `attempt` is located.
@@ -168,7 +171,7 @@ inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t c
                ctx.time.now_ns());
   }
   if (decision != nullptr) {
-    BeginDecision(ctx, policy, decision);
+    BeginDecision(ctx, policy, allowed, decision);
     FillDecision(ctx, item, policy, *attempt, decision);
     RecordSpend(item, *attempt, allowed && attempt->charge.commit, decision);
     if (item.rule->shadow && !allowed) {

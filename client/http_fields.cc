@@ -78,8 +78,9 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
       spend.tokens == 0 || spend.cost_ns == 0
           ? limit.interval_ns
           : std::max<uint64_t>(spend.cost_ns / spend.tokens, limit.interval_ns);
-  entry->remaining = shm::Remaining(spend.new_ns, decision.now_ns, per_token, limit.tau_ns);
-  const uint64_t ahead = shm::ResetAfterNs(spend.new_ns, decision.now_ns);
+  const uint64_t now_ns = decision.now_ns + std::min<uint64_t>(decision.lag_ns, per_token - 1);
+  entry->remaining = shm::Remaining(spend.new_ns, now_ns, per_token, limit.tau_ns);
+  const uint64_t ahead = shm::ResetAfterNs(spend.new_ns, now_ns);
   const uint64_t over = ahead > limit.tau_ns ? ahead - limit.tau_ns : 0;
   // A full bucket gains nothing; else the next token comes when this one's time is up.
   entry->more_s =

@@ -19,24 +19,24 @@ enum class Outcome : uint8_t {
   kGaveUp,  // kMaxRestarts changes under our feet
 };
 
-// The reading of time for one request: coarse until a decision comes within a step of its edge.
+// The reading of time for one request: coarse until a decision comes near its edge.
 template <class Clock>
 class RequestTime {
  public:
   RequestTime(bool coarse_serves, uint64_t coarse_step_ns)
-      : step_ns_(coarse_serves ? coarse_step_ns : 0),
+      : lag_ns_(coarse_serves ? kCoarseLagSteps * coarse_step_ns : 0),
         now_ns_(coarse_serves ? Clock::CoarseNs() : Clock::PreciseNs()) {}
 
   uint64_t now_ns() const { return now_ns_; }
   // By how much `now_ns` may lag; 0 once the precise clock was read.
-  uint64_t lag_ns() const { return step_ns_; }
+  uint64_t lag_ns() const { return lag_ns_; }
   void ReadPrecise() {
     now_ns_ = Clock::PreciseNs();
-    step_ns_ = 0;
+    lag_ns_ = 0;
   }
 
  private:
-  uint64_t step_ns_;
+  uint64_t lag_ns_;
   uint64_t now_ns_;
 };
 

@@ -96,7 +96,7 @@ typedef struct sluice_decision {
   uint64_t generation;
   uint16_t rule; /* index of the deciding rule; 0xffff: none */
   uint16_t spend_count;
-  uint32_t reserved;
+  uint32_t lag_ns; /* now_ns may be this much behind */
   sluice_spend_t spends[SLUICE_MAX_RULES_PER_REQUEST];
 } sluice_decision_t;
 
