@@ -378,7 +378,7 @@ class RedisCluster:
     def hgetall_all(self, prefix="rl:"):
         """{key: {field: value}} of every hash whose key has this prefix, over all primaries.
 
-        An AssertionError when a primary does not answer: a part of the keys would be a wrong answer.
+        An AssertionError when a primary does not answer: part of the keys would be wrong.
         """
         hashes = {}
         primaries = self.primaries()
