@@ -68,7 +68,7 @@ constexpr MetricSpec kMetrics[] = {
     {"sluice_alarm", kGauge, "1 for each alarm that stands; see GET /status for its mend.", "id"},
 };
 
-std::string_view TypeName(MetricType type) {
+const char* TypeName(MetricType type) {
   switch (type) {
     case MetricType::kCounter:
       return "counter";
@@ -80,7 +80,7 @@ std::string_view TypeName(MetricType type) {
   return "untyped";
 }
 
-std::string EscapeLabel(std::string_view value) {
+std::string EscapeLabel(const std::string& value) {
   std::string text;
   for (const char c : value) {
     if (c == '\\' || c == '"') text.push_back('\\');
@@ -100,7 +100,7 @@ double Seconds(uint64_t ns) { return static_cast<double>(ns) * 1e-9; }
 class Page {
  public:
   // Begins a metric; what follows belongs to it.
-  Page& Of(std::string_view name) {
+  Page& Of(const std::string& name) {
     for (const MetricSpec& spec : kMetrics) {
       if (spec.name != name) continue;
       spec_ = &spec;
@@ -109,13 +109,13 @@ class Page {
                       TypeName(spec.type), "\n");
       return *this;
     }
-    std::fprintf(stderr, "sluiced: no metric %.*s\n", static_cast<int>(name.size()), name.data());
+    std::fprintf(stderr, "sluiced: no metric %s\n", name.c_str());
     std::abort();
   }
 
   // `values` of the labels, in the order of the table.
-  void Add(const std::vector<std::string>& values, double value, std::string_view suffix = "",
-           std::string_view le = "") {
+  void Add(const std::vector<std::string>& values, double value, const std::string& suffix = "",
+           const std::string& le = "") {
     std::string pairs;
     for (size_t i = 0; i < values.size() && i < labels_.size(); ++i) {
       absl::StrAppend(&pairs, pairs.empty() ? "" : ",", labels_[i], "=\"", EscapeLabel(values[i]),
@@ -127,8 +127,8 @@ class Page {
     absl::StrAppendFormat(&text_, " %.17g\n", value);
   }
 
-  void One(std::string_view name, double value) { Of(name).Add({}, value); }
-  void Count(std::string_view name, uint64_t value) { One(name, static_cast<double>(value)); }
+  void One(const std::string& name, double value) { Of(name).Add({}, value); }
+  void Count(const std::string& name, uint64_t value) { One(name, static_cast<double>(value)); }
 
   void Latency(const std::string& primary, const redis::LatencySnapshot& latency) {
     uint64_t sum = 0;

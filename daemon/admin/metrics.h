@@ -2,7 +2,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include "absl/types/span.h"
 #include "daemon/admin/status.h"
@@ -12,10 +11,10 @@ namespace sluice::admin {
 enum class MetricType { kCounter, kGauge, kHistogram };
 
 struct MetricSpec {
-  std::string_view name;
+  const char* name;
   MetricType type;
-  std::string_view help;    // one sentence, the unit in it where the name has none
-  std::string_view labels;  // comma-separated; empty: none
+  const char* help;    // one sentence, the unit in it where the name has none
+  const char* labels;  // comma-separated; empty: none
 };
 
 absl::Span<const MetricSpec> AllMetrics();
