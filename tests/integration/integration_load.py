@@ -1,0 +1,61 @@
+"""Steady demand from real client processes, and what they were admitted."""
+
+import json
+import os
+
+from harness.processes import Process
+from harness.sluice import build_dir
+
+TENTH_NS = 100_000_000
+
+
+class Load:
+    """One steady_load process against one daemon."""
+
+    def __init__(self, daemon, rate, seconds, **descriptors):
+        self.seconds = seconds
+        number = len(os.listdir(daemon.directory))
+        self.path = os.path.join(daemon.directory, f"load-{number}")
+        self.process = Process(
+            [os.path.join(build_dir(), "tests", "integration", "steady_load"), daemon.runtime_dir,
+             rate, seconds, *(f"{name}={value}" for name, value in descriptors.items())],
+            self.path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.close()
+
+    def lines(self):
+        """What it has reported so far."""
+        found = []
+        with open(self.path, encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("{") and line.endswith("}\n"):
+                    found.append(json.loads(line))
+        return found
+
+    def finish(self):
+        """Waits for its end; the reports with times, and the summary."""
+        assert self.process.wait(self.seconds + 40) == 0, self.process.log_tail()
+        lines = self.lines()
+        assert "p99_ns" in lines[-1], lines[-1:]
+        return lines[:-1], lines[-1]
+
+
+def admitted(reports, begin_ns=0, end_ns=1 << 63):
+    """Checks allowed in the reports that end in (begin, end]."""
+    return sum(r["allowed"] for r in reports if begin_ns < r["t_ns"] <= end_ns)
+
+
+def worst_window(reports, window_ns, begin_ns=0):
+    """The most that was admitted in any window of this length that starts at a report."""
+    times = [r["t_ns"] for r in reports if r["t_ns"] > begin_ns]
+    return max((admitted(reports, t - TENTH_NS, t - TENTH_NS + window_ns) for t in times),
+               default=0)
+
+
+def counted(cluster, prefix="rl:"):
+    """Tokens that Redis has counted, over all shards."""
+    return sum(int(fields.get("s:", 0)) for fields in cluster.hgetall_all(prefix).values())

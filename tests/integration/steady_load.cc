@@ -1,0 +1,96 @@
+// A client with a steady demand, for tests of several hosts: RATE checks a second of one list of
+// descriptors, spread evenly, for SECONDS. Prints one JSON line for each tenth of a second:
+//   {"t_ns": monotonic, "checks": n, "allowed": n, "denied": n, "emergency": n, "max_ns": n}
+// and at the end one with "p50_ns" and "p99_ns" of the time that checks took.
+//
+//   steady_load RUNTIME_DIR RATE SECONDS NAME=VALUE...
+#include <time.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "client/include/sluice.hpp"
+
+namespace {
+
+constexpr uint64_t kSecond = 1'000'000'000;
+constexpr uint64_t kReportNs = kSecond / 10;
+constexpr size_t kMaxSamples = 4'000'000;
+
+uint64_t Now() {
+  timespec ts;
+  clock_gettime(CLOCK_MONOTONIC, &ts);
+  return static_cast<uint64_t>(ts.tv_sec) * kSecond + static_cast<uint64_t>(ts.tv_nsec);
+}
+
+struct Interval {
+  uint64_t checks = 0;
+  uint64_t allowed = 0;
+  uint64_t denied = 0;
+  uint64_t emergency = 0;
+  uint64_t max_ns = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 5) return 2;
+  const double rate = strtod(argv[2], nullptr);
+  const double seconds = strtod(argv[3], nullptr);
+  std::vector<sluice::Descriptor> descriptors;
+  for (int i = 4; i < argc; ++i) {
+    const char* equals = strchr(argv[i], '=');
+    if (equals == nullptr) return 2;
+    descriptors.emplace_back(std::string_view(argv[i], static_cast<size_t>(equals - argv[i])),
+                             std::string_view(equals + 1));
+  }
+  sluice::Client client({.runtime_dir = argv[1], .label = "steady-load"});
+  if (!client.wait(std::chrono::seconds(20))) {
+    fprintf(stderr, "%s\n", client.info().message);
+    return 1;
+  }
+  const uint64_t start = Now();
+  const uint64_t end = start + static_cast<uint64_t>(seconds * 1e9);
+  uint64_t report = start + kReportNs;
+  uint64_t sent = 0;
+  Interval interval;
+  std::vector<uint32_t> samples;
+  samples.reserve(1 << 20);
+  for (uint64_t now = start; now < end; now = Now()) {
+    const uint64_t due = static_cast<uint64_t>(static_cast<double>(now - start) / 1e9 * rate);
+    for (; sent < due; ++sent) {
+      const uint64_t before = Now();
+      const sluice::Decision d = client.check(descriptors);
+      const uint64_t took = Now() - before;
+      if (samples.size() < kMaxSamples) {
+        samples.push_back(static_cast<uint32_t>(std::min<uint64_t>(took, UINT32_MAX)));
+      }
+      ++interval.checks;
+      ++(d ? interval.allowed : interval.denied);
+      interval.emergency += d.is_emergency() ? 1 : 0;
+      interval.max_ns = std::max(interval.max_ns, took);
+    }
+    if (now >= report) {
+      printf(
+          "{\"t_ns\": %lu, \"checks\": %lu, \"allowed\": %lu, \"denied\": %lu, "
+          "\"emergency\": %lu, \"max_ns\": %lu}\n",
+          now, interval.checks, interval.allowed, interval.denied, interval.emergency,
+          interval.max_ns);
+      fflush(stdout);
+      interval = {};
+      report += kReportNs;
+    }
+    const timespec pause = {0, 200'000};
+    nanosleep(&pause, nullptr);
+  }
+  if (samples.empty()) return 0;
+  std::sort(samples.begin(), samples.end());
+  printf("{\"p50_ns\": %u, \"p99_ns\": %u}\n", samples[samples.size() / 2],
+         samples[samples.size() * 99 / 100]);
+  return 0;
+}
