@@ -1,0 +1,101 @@
+#include "daemon/admin/bucket_list.h"
+
+#include <atomic>
+#include <cstring>
+#include <string_view>
+
+#include "shm/bucket_name.h"
+#include "shm/clock.h"
+#include "shm/gcra.h"
+#include "shm/layout.h"
+#include "shm/slot_table.h"
+
+namespace sluice::admin {
+namespace {
+
+using nlohmann::ordered_json;
+
+// Longer names are cut: 120 bytes of parts, each escaped to three bytes at worst.
+constexpr size_t kMaxNameBytes = 512;
+constexpr uint64_t kSlotsPerClockRead = 4096;
+
+// What a slot held at one moment; false when it holds no bucket whose name can be told.
+struct Seen {
+  uint64_t word = 0;
+  uint64_t key = 0;
+  char parts[shm::kKeyTextBytes];
+  shm::ParsedName name;
+};
+
+bool Read(const shm::MappedBuckets& buckets, uint64_t slot, Seen* seen) {
+  const shm::Slot& s = buckets.slots()[slot];
+  seen->word = s.word.load(std::memory_order_acquire);
+  seen->key = s.key.load(std::memory_order_acquire);
+  if (shm::key::Fp(seen->key) == 0 || shm::word::IsDead(seen->word)) return false;
+  shm::KeyText& text = buckets.texts()[slot];
+  if (text.tag.load(std::memory_order_acquire) != seen->key) return false;
+  for (size_t i = 0; i < shm::kKeyTextBytes; i += 8) {  // clients may write meanwhile
+    const uint64_t part = std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(text.text + i))
+                              .load(std::memory_order_relaxed);
+    std::memcpy(seen->parts + i, &part, 8);
+  }
+  return shm::ParseParts(seen->parts, &seen->name);
+}
+
+void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,
+              const config::CompiledRule& rule, uint64_t now_ns, ordered_json* out) {
+  const shm::Limit& limit = rule.limit;
+  const uint64_t used = buckets.slots()[slot].used.load(std::memory_order_relaxed);
+  const uint64_t denied = buckets.denied()[slot].load(std::memory_order_relaxed);
+  const uint16_t gen = shm::key::Gen(seen.key);
+  const uint64_t remaining = shm::Remaining(seen.word, now_ns, limit.interval_ns, limit.tau_ns);
+  (*out)["remaining"] = remaining;
+  (*out)["limit"] = limit.limit;
+  (*out)["period_ns"] = limit.period_ns;
+  (*out)["burst"] = limit.burst;
+  (*out)["reset_after_s"] = static_cast<double>(shm::ResetAfterNs(seen.word, now_ns)) * 1e-9;
+  (*out)["denying"] = remaining < rule.cost;
+  (*out)["unreconciled_tokens"] = shm::used::Gen(used) == gen ? shm::used::Count(used) : 0;
+  (*out)["denied_pending"] = shm::denied::Gen(denied) == gen ? shm::denied::Count(denied) : 0;
+}
+
+}  // namespace
+
+ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& buckets,
+                          const shm::SegmentInfo& info, const config::CompiledRules& rules,
+                          uint64_t now_ns) {
+  ordered_json list = ordered_json::array();
+  bool truncated = false;
+  for (uint64_t slot = 0; slot < buckets.capacity(); ++slot) {
+    if (slot % kSlotsPerClockRead == 0 &&
+        shm::MonotonicClock::PreciseNs() > now_ns + kBucketScanNs) {
+      truncated = true;
+      break;
+    }
+    Seen seen;
+    if (!Read(buckets, slot, &seen)) continue;
+    const config::CompiledRule* rule = rules.Find(seen.name.label);
+    // A text that does not hash to its slot's fingerprint was written by nobody in order.
+    if (rule != nullptr && shm::FingerprintOf(seen.name.Hash(info.hash_key, rule->hash_seed)) !=
+                               shm::key::Fp(seen.key)) {
+      continue;
+    }
+    char text[kMaxNameBytes];
+    const size_t n =
+        shm::WriteNameText(seen.name.label, seen.name.values, seen.name.count, text, sizeof text);
+    const std::string_view name(text, std::min(n, sizeof text));
+    if (!name.starts_with(query.prefix)) continue;
+    if (list.size() >= query.limit) {
+      truncated = true;
+      break;
+    }
+    ordered_json bucket = {{"name", std::string(name)},
+                           {"rule", std::string(seen.name.label)},
+                           {"shard", shm::ShardOf(name, info.shard_count)}};
+    if (rule != nullptr) AddState(buckets, slot, seen, *rule, now_ns, &bucket);
+    list.push_back(std::move(bucket));
+  }
+  return {{"scope", "local"}, {"truncated", truncated}, {"buckets", list}};
+}
+
+}  // namespace sluice::admin

@@ -1,0 +1,29 @@
+// The buckets of this host by name, read from the bucket segment.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "daemon/admin/status.h"
+
+namespace sluice::admin {
+
+inline constexpr uint64_t kDefaultBuckets = 100;
+inline constexpr uint64_t kMaxBucketsListed = 10'000;
+// A scan of 64 M slots takes longer; then the answer says that it is cut short.
+inline constexpr uint64_t kBucketScanNs = 2'000'000'000;
+
+struct BucketQuery {
+  std::string prefix;  // of the name; empty: all
+  uint64_t limit = kDefaultBuckets;
+};
+
+// {"scope": "local", "truncated": bool, "buckets": [{name, rule, shard, remaining, limit,
+// period_ns, burst, reset_after_s, denying, unreconciled_tokens, denied_pending}]}
+// A bucket whose rule is gone has only name, rule and shard. Thread-safe.
+nlohmann::ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& buckets,
+                                    const shm::SegmentInfo& info,
+                                    const config::CompiledRules& rules, uint64_t now_ns);
+
+}  // namespace sluice::admin

@@ -1,0 +1,29 @@
+// The JSON of the admin socket. Fields are only ever added; ids and words do not change.
+//
+// /status  version, pid, uptime_s, adopted, incarnation, generation (hex), mode (the worst of the
+//          shards'), policy {seq, rules, version_hash (hex)}, config {path, ok, reloads,
+//          failed_reloads, problems[], warnings[], pending},
+//          shards {count, healthy, stale, emergency, troubled[{shard, mode, since_s}]},
+//          redis: null, or {transport, unreconciled_age_s, batches, batched_buckets, resends,
+//            requeues, script_errors, redirects, map_refreshes, primaries[{address, connected,
+//            breaker, shards, p50_us, p99_us, calls, failures, last_error}]},
+//          table {capacity, live, load, claims, evictions, abandoned_tokens, overflows, gave_up,
+//            heals, duplicates, repairs},
+//          clients {attached, attached_total, refused_total, same_user, list[{pid, uid, label,
+//            since_s, same_user}]}, alarms[{id, text, mend, since_s}]
+// /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, match[{descriptor,
+//          op, values[]}], key[], consistency, shadow, when_degraded {mode, factor, for_ns, then,
+//          then_factor, alert}, allowed, denied, degraded}]
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "daemon/admin/status.h"
+
+namespace sluice::admin {
+
+nlohmann::ordered_json StatusJson(const DaemonStatus& status);
+// `engine` gives the counts.
+nlohmann::ordered_json RulesJson(const RulesInForce& in_force, const EngineSnapshot& engine);
+
+}  // namespace sluice::admin
