@@ -1,0 +1,136 @@
+#include "daemon/admin/http.h"
+
+#include <httplib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "daemon/admin/bucket_list.h"
+#include "daemon/admin/global_buckets.h"
+#include "daemon/admin/metrics.h"
+#include "daemon/admin/status_json.h"
+
+namespace sluice::admin {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr int kStartWaitMs = 1'000;
+
+constexpr char kHelp[] =
+    "sluice's admin socket\n"
+    "GET  /metrics\nGET  /status\nGET  /rules\n"
+    "GET  /buckets?prefix=TEXT&limit=N&scope=local|global\nPOST /reload\n";
+
+// Names of buckets are bytes, not always UTF-8: what is not is replaced.
+void Send(httplib::Response& response, const ordered_json& json, int code = 200) {
+  response.status = code;
+  response.set_content(json.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n",
+                       "application/json");
+}
+
+void SendError(httplib::Response& response, int code, const std::string& text) {
+  Send(response, {{"error", text}}, code);
+}
+
+void Buckets(StatusSource& source, const httplib::Request& request, httplib::Response& response) {
+  BucketQuery query;
+  query.prefix = request.get_param_value("prefix");
+  if (request.has_param("limit") &&
+      (!absl::SimpleAtoi(request.get_param_value("limit"), &query.limit) || query.limit == 0 ||
+       query.limit > kMaxBucketsListed)) {
+    return SendError(response, 400,
+                     absl::StrFormat("limit: write a number from 1 to %d", kMaxBucketsListed));
+  }
+  const std::string scope =
+      request.has_param("scope") ? request.get_param_value("scope") : std::string("local");
+  const RulesInForce in_force = source.Rules();
+  if (scope == "local") {
+    return Send(response, LocalBuckets(query, source.Buckets(), source.Segments(), *in_force.rules,
+                                       source.Status().now_ns));
+  }
+  if (scope != "global") return SendError(response, 400, "scope: write local or global");
+  if (!in_force.config->redis.has_value()) {
+    return SendError(response, 409, "there is no redis: section; the buckets of this host are all");
+  }
+  std::vector<std::string> primaries;
+  for (const PrimaryStatus& primary : source.Status().engine.primaries) {
+    primaries.push_back(primary.address);
+  }
+  const auto listed = GlobalBuckets(query, *in_force.config->redis, primaries, *in_force.rules);
+  if (!listed.ok()) return SendError(response, 503, std::string(listed.status().message()));
+  Send(response, *listed);
+}
+
+void Reload(StatusSource& source, httplib::Response& response) {
+  const ReloadResult result = source.Reload();
+  Send(response, {{"ok", result.ok}, {"problems", result.problems}, {"warnings", result.warnings}},
+       result.ok ? 200 : 422);
+}
+
+}  // namespace
+
+AdminServer::AdminServer(StatusSource* source)
+    : source_(source), server_(std::make_unique<httplib::Server>()) {}
+
+AdminServer::~AdminServer() { Stop(); }
+
+void AdminServer::AddRoutes() {
+  using httplib::Request;
+  using httplib::Response;
+  server_->Get("/", [](const Request&, Response& r) { r.set_content(kHelp, "text/plain"); });
+  server_->Get("/metrics", [this](const Request&, Response& r) {
+    r.set_content(RenderMetrics(source_->Status()), "text/plain; version=0.0.4");
+  });
+  server_->Get("/status",
+               [this](const Request&, Response& r) { Send(r, StatusJson(source_->Status())); });
+  server_->Get("/rules", [this](const Request&, Response& r) {
+    Send(r, RulesJson(source_->Rules(), source_->Status().engine));
+  });
+  server_->Get("/buckets", [this](const Request& q, Response& r) { Buckets(*source_, q, r); });
+  server_->Post("/reload", [this](const Request&, Response& r) { Reload(*source_, r); });
+  server_->set_error_handler([](const Request& q, Response& r) {
+    if (r.body.empty()) SendError(r, r.status, absl::StrCat("no ", q.method, " ", q.path));
+  });
+  server_->set_exception_handler([](const Request&, Response& r, std::exception_ptr) {
+    SendError(r, 500, "internal error; see the daemon's log");
+  });
+}
+
+absl::Status AdminServer::Start(const std::string& path) {
+  server_->new_task_queue = [] { return new httplib::ThreadPool(kHttpThreads); };
+  server_->set_payload_max_length(kMaxRequestBytes);
+  server_->set_read_timeout(kHttpTimeoutS);
+  server_->set_write_timeout(kHttpTimeoutS);
+  server_->set_keep_alive_max_count(1);  // two threads serve all: nobody may sit on one
+  server_->set_address_family(AF_UNIX);
+  AddRoutes();
+  // The port is not used, but must not be 0.
+  if (!server_->bind_to_port(path.c_str(), 80)) {
+    return absl::UnavailableError(absl::StrCat("cannot make ", path));
+  }
+  path_ = path;
+  if (chmod(path.c_str(), 0660) != 0) return absl::ErrnoToStatus(errno, path);
+  thread_ = std::thread([this] { server_->listen_after_bind(); });
+  // Stop has no effect on a server that does not run yet.
+  for (int i = 0; i < kStartWaitMs && !server_->is_running(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return absl::OkStatus();
+}
+
+void AdminServer::Stop() {
+  if (thread_.joinable()) {
+    server_->stop();
+    thread_.join();
+  }
+  if (!path_.empty()) unlink(path_.c_str());
+  path_.clear();
+}
+
+}  // namespace sluice::admin
