@@ -1,0 +1,228 @@
+// What is read from files, and the files of the tree that are made from the configuration's table.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <string>
+
+#include "daemon/config/keys.h"
+#include "daemon/config/parse.h"
+
+namespace sluice::config {
+namespace {
+
+std::string Root() {
+  const char* root = std::getenv("SLUICE_SOURCE_ROOT");
+  return root != nullptr ? root : ".";
+}
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+class FilesTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = testing::TempDir() + "sluice-config-XXXXXX";
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    directory_ = name;
+  }
+  void TearDown() override {
+    for (const std::string& file : files_) unlink(file.c_str());
+    rmdir(directory_.c_str());
+  }
+  std::string Write(const std::string& name, const std::string& text, mode_t mode = 0600) {
+    const std::string path = directory_ + "/" + name;
+    std::ofstream(path) << text;
+    EXPECT_EQ(chmod(path.c_str(), mode), 0);
+    files_.push_back(path);
+    return path;
+  }
+
+  std::string directory_;
+  std::vector<std::string> files_;
+};
+
+TEST_F(FilesTest, ReadsAConfigurationAndNamesItInProblems) {
+  EXPECT_TRUE(ParseConfigFile(Write("a.yaml", "rules: []\n")).ok());
+  const std::string path = Write("b.yaml", "rules: 1\n");
+  const ParseResult result = ParseConfigFile(path);
+  ASSERT_EQ(result.problems.size(), 1u);
+  EXPECT_EQ(result.problems[0].ToString().find(path + ":1:8: rules: "), 0u);
+}
+
+TEST_F(FilesTest, SaysWhyAFileIsNotRead) {
+  const auto said = [](const std::string& path) {
+    const ParseResult result = ParseConfigFile(path);
+    EXPECT_EQ(result.problems.size(), 1u);
+    return result.problems.empty() ? "" : result.problems[0].ToString();
+  };
+  EXPECT_NE(said(directory_ + "/none").find("No such file"), std::string::npos);
+  EXPECT_NE(said(directory_).find("is not a regular file"), std::string::npos);
+  const std::string pipe = directory_ + "/pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  files_.push_back(pipe);
+  EXPECT_NE(said(pipe).find("is not a regular file"), std::string::npos);
+  const std::string large = Write("large.yaml", std::string(kMaxConfigBytes + 1, '#'));
+  EXPECT_NE(said(large).find("is larger than"), std::string::npos);
+}
+
+TEST_F(FilesTest, WarnsOfAPasswordThatEverybodyCanRead) {
+  const std::string yaml = "redis: {addresses: \"h:1\", password: p}\nrules: []\n";
+  const auto warned = [](const std::string& path) {
+    for (const Warning& warning : ParseConfigFile(path).warnings) {
+      if (warning.path == "redis.password") return true;
+    }
+    return false;
+  };
+  EXPECT_TRUE(warned(Write("open.yaml", yaml, 0644)));
+  EXPECT_FALSE(warned(Write("closed.yaml", yaml, 0640)));
+}
+
+TEST_F(FilesTest, TakesThePasswordFromItsFileAnewEachTime) {
+  RedisConfig redis;
+  EXPECT_EQ(ReadPassword(redis).value(), "");
+  redis.password = "inline";
+  EXPECT_EQ(ReadPassword(redis).value(), "inline");
+  redis.password.clear();
+  redis.password_file = Write("password", "first\nsecond\n");
+  EXPECT_EQ(ReadPassword(redis).value(), "first");
+  Write("password", "changed\r\n");
+  EXPECT_EQ(ReadPassword(redis).value(), "changed");
+  Write("password", "\n");
+  EXPECT_NE(ReadPassword(redis).status().message().find("empty first line"),
+            absl::string_view::npos);
+  Write("password", std::string(kMaxPasswordBytes + 1, 'x'));
+  EXPECT_FALSE(ReadPassword(redis).ok());
+  redis.password_file = directory_ + "/none";
+  EXPECT_NE(ReadPassword(redis).status().message().find("No such file"), absl::string_view::npos);
+}
+
+TEST(ExampleFileTest, ParsesWithoutAProblemOrAWarning) {
+  const ParseResult result = ParseConfigFile(Root() + "/systemd/sluice.yaml");
+  for (const Finding& finding : result.problems) ADD_FAILURE() << finding.ToString();
+  for (const Finding& finding : result.warnings) ADD_FAILURE() << finding.ToString();
+}
+
+TEST(ExampleFileTest, ParsesWithItsRedisSectionToo) {
+  // "# redis:" and the indented lines that follow it, without their comment marks.
+  std::istringstream example(ReadAll(Root() + "/systemd/sluice.yaml"));
+  std::string text;
+  bool in_redis = false;
+  for (std::string line; std::getline(example, line);) {
+    in_redis = line.rfind("# redis:", 0) == 0 || (in_redis && line.rfind("#   ", 0) == 0);
+    text += (in_redis ? line.substr(2) : line) + "\n";
+  }
+  const ParseResult result = ParseConfig(text, "sluice.yaml");
+  for (const Finding& finding : result.problems) ADD_FAILURE() << finding.ToString();
+  for (const Finding& finding : result.warnings) ADD_FAILURE() << finding.ToString();
+  EXPECT_TRUE(result.config.redis.has_value());
+}
+
+TEST(ExampleFileTest, ShowsTheRoutesThatFailOpenAndThatCloseInSteps) {
+  const Config config = ParseConfigFile(Root() + "/systemd/sluice.yaml").config;
+  int open = 0;
+  int steps = 0;
+  for (const RuleConfig& rule : config.rules) {
+    const DegradedConfig& degraded = rule.degraded;
+    open += degraded.mode == shm::DegradedMode::kOpen && degraded.alert ? 1 : 0;
+    steps += degraded.mode == shm::DegradedMode::kDegrade && degraded.factor == 0.25 &&
+                     degraded.for_ns == 60'000'000'000 &&
+                     degraded.then == shm::DegradedMode::kClosed
+                 ? 1
+                 : 0;
+  }
+  EXPECT_GE(open, 1);
+  EXPECT_GE(steps, 1);
+}
+
+TEST(ReferenceTest, IsTheFileInDocs) {
+  EXPECT_EQ(RenderConfigReference(), ReadAll(Root() + "/docs/configuration.md"))
+      << "make it anew: sluiced --print-config-reference > docs/configuration.md";
+}
+
+// The defaults that the table shows are the ones that the parser fills in.
+TEST(ReferenceTest, ShowsTheDefaultsThatAreInForce) {
+  std::string written =
+      "redis:\n  addresses: \"h:1\"\n#redis\n"
+      "daemon:\n#daemon\n"
+      "rules:\n  - name: aa\n    key: [u]\n    limit: 5/s\n#rules[]\n"
+      "    when_degraded:\n      alert: false\n#rules[].when_degraded\n";
+  const ParseResult minimal = ParseConfig(written, "minimal");
+  ASSERT_TRUE(minimal.ok()) << minimal.problems[0].ToString();
+  int count = 0;
+  for (const KeySpec& spec : AllKeys()) {
+    if (spec.fallback.empty() || spec.fallback.find(' ') != std::string_view::npos) continue;
+    const size_t dot = spec.path.rfind('.');
+    const std::string section(spec.path.substr(0, dot));
+    const std::string mark = "#" + section + "\n";
+    const size_t at = written.find(mark);
+    if (at == std::string::npos || spec.path == "rules[].when_degraded.alert") continue;
+    const size_t depth = section == "rules[]" ? 4 : section == "rules[].when_degraded" ? 6 : 2;
+    written.insert(at, std::string(depth, ' ') + std::string(spec.path.substr(dot + 1)) + ": " +
+                           std::string(spec.fallback) + "\n");
+    ++count;
+  }
+  EXPECT_GE(count, 15);
+  const ParseResult full = ParseConfig(written, "full");
+  ASSERT_TRUE(full.ok()) << full.problems[0].ToString() << "\n" << written;
+  const Config& a = minimal.config;
+  const Config& b = full.config;
+  EXPECT_EQ(a.daemon.runtime_dir, b.daemon.runtime_dir);
+  EXPECT_EQ(a.daemon.buckets, b.daemon.buckets);
+  EXPECT_EQ(a.daemon.log_level, b.daemon.log_level);
+  EXPECT_EQ(a.redis->mode, b.redis->mode);
+  EXPECT_EQ(a.redis->prefix, b.redis->prefix);
+  EXPECT_EQ(a.redis->shards, b.redis->shards);
+  EXPECT_EQ(a.redis->flush_interval_ns, b.redis->flush_interval_ns);
+  EXPECT_EQ(a.redis->connect_timeout_ns, b.redis->connect_timeout_ns);
+  EXPECT_EQ(a.redis->request_timeout_ns, b.redis->request_timeout_ns);
+  EXPECT_EQ(a.redis->transport, b.redis->transport);
+  EXPECT_EQ(a.rules[0].limit->cost, b.rules[0].limit->cost);
+  EXPECT_EQ(a.rules[0].tier_by, b.rules[0].tier_by);
+  EXPECT_EQ(a.rules[0].strict, b.rules[0].strict);
+  EXPECT_EQ(a.rules[0].shadow, b.rules[0].shadow);
+  EXPECT_EQ(a.rules[0].degraded.mode, b.rules[0].degraded.mode);
+  EXPECT_EQ(a.rules[0].degraded.factor, b.rules[0].degraded.factor);
+}
+
+TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
+  for (const KeySpec& spec : AllKeys()) {
+    if (spec.example.empty()) continue;
+    const std::string value(spec.example);
+    const size_t dot = spec.path.rfind('.');
+    const std::string section(dot == std::string_view::npos ? "" : spec.path.substr(0, dot));
+    const std::string key(spec.path.substr(dot == std::string_view::npos ? 0 : dot + 1));
+    const std::string pair = key + ": " + value;
+    std::string text;
+    const std::string named = "rules:\n  - name: aa\n    key: [u]\n    ";
+    if (section == "daemon") {
+      text = "daemon: {" + pair + "}\nrules: []";
+    } else if (section == "redis") {
+      text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
+             "}\nrules: []";
+    } else if (section == "rules[]" && (key == "name" || key == "key")) {
+      text = "rules:\n  - " + pair + "\n    limit: 1/s\n    " +
+             (key == "name" ? "key: [u]" : "name: aa");
+    } else if (section == "rules[]") {
+      text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair;
+    } else if (section == "rules[].tiers.*") {
+      text = named + "tiers: {t: {" + (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";
+    } else if (section == "rules[].when_degraded") {
+      const std::string also = key == "for" ? ", then: open" : key == "then" ? ", for: 1s" : "";
+      text = named + "limit: 1/s\n    when_degraded: {" + pair + also + "}";
+    } else {
+      ADD_FAILURE() << spec.path;
+    }
+    const ParseResult result = ParseConfig(text, "t.yaml");
+    EXPECT_TRUE(result.ok()) << text << "\n" << result.problems[0].ToString();
+  }
+}
+
+}  // namespace
+}  // namespace sluice::config
