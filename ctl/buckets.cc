@@ -1,0 +1,95 @@
+// `sluicectl buckets`: buckets by name, on this host or over the fleet.
+
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "ctl/admin_client.h"
+#include "ctl/command.h"
+#include "ctl/text.h"
+
+namespace sluice::ctl {
+namespace {
+
+using nlohmann::json;
+
+constexpr uint32_t kMaxLimit = 10'000;  // the daemon's own bound
+
+struct BucketsOptions {
+  std::string prefix;
+  bool is_global = false;
+  uint32_t limit = 100;
+};
+
+void PrintBuckets(const json& answer, const BucketsOptions& options) {
+  Table table({"bucket", "limit", "burst", "remaining", "full in", "shard",
+               options.is_global ? "counted in Redis" : "not yet reported", ""});
+  for (const json& bucket : answer.at("buckets")) {
+    const std::string name = SafeText(bucket.at("name").get<std::string>());
+    const std::string shard = absl::StrCat(bucket.at("shard").get<uint64_t>());
+    if (!bucket.contains("limit")) {
+      table.Row({name, "-", "-", "-", "-", shard, "-", "its rule is gone"});
+      continue;
+    }
+    const double reset_s = bucket.at("reset_after_s").get<double>();
+    const json& tokens = bucket.at(options.is_global ? "tokens" : "unreconciled_tokens");
+    table.Row(
+        {name,
+         FormatLimit(bucket.at("limit").get<uint64_t>(), bucket.at("period_ns").get<uint64_t>()),
+         absl::StrCat(bucket.at("burst").get<uint64_t>()),
+         absl::StrCat(bucket.at("remaining").get<uint64_t>()),
+         FormatDuration(static_cast<uint64_t>(reset_s * 1e9)), shard,
+         absl::StrCat(tokens.get<int64_t>()), bucket.at("denying").get<bool>() ? "denying" : ""});
+  }
+  if (table.is_empty()) {
+    std::cout << "no bucket"
+              << (options.prefix.empty() ? "" : " whose name begins with " + options.prefix)
+              << (options.is_global ? " in Redis" : " on this host") << "\n";
+  } else {
+    std::cout << table.Format();
+  }
+  if (answer.at("truncated").get<bool>()) {
+    std::cout << "there are more: give a longer PREFIX, or a higher --limit\n";
+  }
+  if (const uint64_t missing = answer.value("unreachable_shards", uint64_t{0}); missing > 0) {
+    std::cout << missing << " shards could not be read: their primaries do not answer\n";
+  }
+}
+
+absl::Status RunBuckets(const Globals& globals, const BucketsOptions& options) {
+  const absl::StatusOr<json> answer =
+      AdminGetJson(globals, absl::StrCat("/buckets?prefix=", QueryEscape(options.prefix),
+                                         "&scope=", options.is_global ? "global" : "local",
+                                         "&limit=", options.limit));
+  if (!answer.ok()) return answer.status();
+  if (globals.is_json) {
+    std::cout << answer->dump(2) << "\n";
+  } else {
+    PrintBuckets(*answer, options);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddBuckets(CLI::App* root, Globals* globals) {
+  CLI::App* verb = AddVerb(
+      root, globals, "buckets", "buckets by name: what is left in each",
+      "Examples:\n"
+      "  sluicectl buckets                    some of this host's buckets\n"
+      "  sluicectl buckets per-tenant:acme    names begin with rule:value\n"
+      "  sluicectl buckets --global generate  as Redis has them, over all hosts\n"
+      "  sluicectl buckets --json --limit 10000 | jq '.buckets[] | select(.denying) | .name'");
+  auto options = std::make_shared<BucketsOptions>();
+  verb->add_option("PREFIX", options->prefix, "only names that begin with it (rule:value...)");
+  verb->add_flag("--global", options->is_global, "ask Redis for the whole fleet's state");
+  verb->add_option("--limit", options->limit, "show at most so many")
+      ->check(CLI::Range(1u, kMaxLimit))
+      ->capture_default_str();
+  verb->callback([globals, options] {
+    RunAdminVerb(globals, [&] { return RunBuckets(*globals, *options); });
+  });
+}
+
+}  // namespace sluice::ctl

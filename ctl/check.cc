@@ -1,0 +1,194 @@
+// `sluicectl check`: asks the rules as any client would, through libsluice.
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "ctl/client.h"
+#include "ctl/command.h"
+#include "ctl/text.h"
+#include "sluice.h"
+
+namespace sluice::ctl {
+namespace {
+
+constexpr uint32_t kMaxCount = 1'000'000;
+constexpr size_t kFieldsBytes = 4096;  // SLUICE_MAX_RULES_PER_REQUEST policies with long names
+
+struct CheckOptions {
+  std::vector<std::string> descriptors;
+  uint32_t cost = 1;
+  uint32_t count = 1;
+  bool is_peek = false;
+};
+
+const char* SourceText(uint16_t source) {
+  switch (source) {
+    case SLUICE_SOURCE_RULES:
+      return "rules";
+    case SLUICE_SOURCE_NO_MATCH:
+      return "no rule matches";
+    case SLUICE_SOURCE_DEFAULT:
+      return "default: not attached";
+    case SLUICE_SOURCE_EMERGENCY:
+      return "emergency: the rule is degraded";
+    case SLUICE_SOURCE_OVERFLOW:
+      return "overflow: the rule's shared bucket";
+    default:
+      return "unknown";
+  }
+}
+
+std::string Rule(sluice_t* client, const sluice_decision_t& decision, uint16_t rule) {
+  sluice_decision_t asked = decision;
+  asked.rule = rule;
+  char label[256];
+  const int bytes = sluice_decision_rule(client, &asked, label, sizeof(label));
+  return bytes > 0 ? std::string(label) : std::string();
+}
+
+// "name: value" lines of the HTTP fields.
+std::vector<std::pair<std::string, std::string>> Fields(sluice_t* client,
+                                                        const sluice_decision_t& decision) {
+  std::vector<std::pair<std::string, std::string>> fields;
+  char buffer[kFieldsBytes];
+  const int bytes = sluice_http_fields(client, &decision, buffer, sizeof(buffer));
+  std::string_view text(buffer, bytes > 0 ? static_cast<size_t>(bytes) : 0);
+  for (size_t end = text.find("\r\n"); end != std::string_view::npos; end = text.find("\r\n")) {
+    const std::string_view line = text.substr(0, end);
+    const size_t colon = line.find(": ");
+    if (colon != std::string_view::npos) {
+      fields.emplace_back(line.substr(0, colon), line.substr(colon + 2));
+    }
+    text.remove_prefix(end + 2);
+  }
+  return fields;
+}
+
+nlohmann::json ToJson(sluice_t* client, const sluice_decision_t& d, int result,
+                      uint64_t allowed_count, uint64_t count) {
+  nlohmann::json json = {
+      {"allowed", d.allowed != 0},
+      {"source", SourceText(d.source)},
+      {"checks", count},
+      {"checks_allowed", allowed_count},
+  };
+  if (result < 0) json["error"] = sluice_strerror(result);
+  if (d.limit != 0) {
+    json["rule"] = Rule(client, d, d.rule);
+    json["limit"] = d.limit;
+    json["period_ns"] = d.period_ns;
+    json["burst"] = d.burst;
+    json["remaining"] = d.remaining;
+    // null: this cost can never fit.
+    json["retry_after_ns"] =
+        d.retry_after_ns == SLUICE_NEVER ? nlohmann::json() : nlohmann::json(d.retry_after_ns);
+    json["reset_after_ns"] = d.reset_after_ns;
+    json["shadow"] = d.shadow != 0;
+  }
+  json["rules"] = nlohmann::json::array();
+  for (uint16_t i = 0; i < d.spend_count; ++i) {
+    json["rules"].push_back(Rule(client, d, d.spends[i].rule));
+  }
+  json["fields"] = nlohmann::json::object();
+  for (const auto& [name, value] : Fields(client, d)) json["fields"][name] = value;
+  return json;
+}
+
+void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions& options,
+               uint64_t allowed_count) {
+  if (options.count > 1) {
+    std::cout << allowed_count << " of " << options.count << " allowed; the last one:\n";
+  }
+  std::cout << (d.allowed != 0 ? "allowed" : "denied") << "  (" << SourceText(d.source) << ")\n";
+  if (d.limit != 0) {
+    std::cout << "  decided by   " << Rule(client, d, d.rule) << ": "
+              << FormatLimit(d.limit, d.period_ns) << ", burst " << d.burst << "\n"
+              << "  remaining    " << d.remaining << "\n";
+    if (d.allowed == 0) {
+      std::cout << "  retry after  " << FormatDuration(d.retry_after_ns)
+                << (d.retry_after_ns == SLUICE_NEVER ? ": the cost is more than the burst" : "")
+                << "\n";
+    }
+    std::cout << "  full again   in " << FormatDuration(d.reset_after_ns) << "\n";
+  }
+  if (d.shadow != 0) std::cout << "  a shadow rule would have denied it\n";
+  if (d.spend_count > 1) {
+    std::cout << "  rules        ";
+    for (uint16_t i = 0; i < d.spend_count; ++i) {
+      std::cout << (i == 0 ? "" : ", ") << Rule(client, d, d.spends[i].rule);
+    }
+    std::cout << "\n";
+  }
+  for (const auto& [name, value] : Fields(client, d)) {
+    std::cout << "  " << name << ": " << value << "\n";
+  }
+}
+
+absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* exit_code) {
+  std::vector<sluice_descriptor_t> descriptors;
+  for (const std::string& text : options.descriptors) {
+    const size_t equals = text.find('=');
+    if (equals == 0 || equals == std::string::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("'", text, "': write a descriptor as NAME=VALUE, such as tenant=acme"));
+    }
+    descriptors.push_back(
+        {text.data(), equals, text.data() + equals + 1, text.size() - equals - 1});
+  }
+  absl::StatusOr<Client> client = Client::Attach(globals, "sluicectl check");
+  if (!client.ok()) return client.status();
+
+  sluice_decision_t decision{};
+  int result = 0;
+  uint64_t allowed_count = 0;
+  for (uint32_t i = 0; i < options.count; ++i) {
+    result = sluice_check(client->get(), descriptors.data(), descriptors.size(),
+                          options.is_peek ? 0 : options.cost, &decision);
+    if (result < 0) break;
+    allowed_count += decision.allowed != 0 ? 1 : 0;
+  }
+  if (globals.is_json) {
+    std::cout << ToJson(client->get(), decision, result, allowed_count, options.count)
+                     .dump(2, ' ', false, nlohmann::json::error_handler_t::replace)
+              << "\n";
+  } else if (result >= 0) {
+    PrintText(client->get(), decision, options, allowed_count);
+  }
+  if (result < 0) return absl::InvalidArgumentError(sluice_strerror(result));
+  *exit_code = decision.allowed != 0 ? kExitOk : kExitDenied;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddCheck(CLI::App* root, Globals* globals) {
+  CLI::App* verb = AddVerb(
+      root, globals, "check",
+      "check one request against the running rules (spends, as a client does)",
+      "Examples:\n"
+      "  sluicectl check tenant=acme user=42 ip=203.0.113.7 route=/v1/generate tier=paid\n"
+      "  sluicectl check tenant=acme --cost 50      one request that costs 50\n"
+      "  sluicectl check tenant=acme --count 100    how many of 100 in a row are let through\n"
+      "  sluicectl check tenant=acme --peek         look without spending\n"
+      "  sluicectl check tenant=acme --json | jq .retry_after_ns\n\n"
+      "Exit code: 0 allowed, 1 denied (of several: the last), 2 wrong arguments, 3 no daemon.");
+  auto options = std::make_shared<CheckOptions>();
+  verb->add_option("DESCRIPTORS", options->descriptors, "NAME=VALUE ...")->required();
+  verb->add_option("--cost", options->cost, "tokens that the request costs")
+      ->check(CLI::Range(0u, SLUICE_MAX_COST))
+      ->capture_default_str();
+  verb->add_option("--count", options->count, "check so many times in a row")
+      ->check(CLI::Range(1u, kMaxCount))
+      ->capture_default_str();
+  verb->add_flag("--peek", options->is_peek, "spend nothing (a cost of 0)");
+  verb->callback([globals, options] {
+    const absl::Status status = RunCheck(*globals, *options, &globals->exit_code);
+    if (!status.ok()) globals->exit_code = Fail(status);
+  });
+}
+
+}  // namespace sluice::ctl

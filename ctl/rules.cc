@@ -1,0 +1,102 @@
+// `sluicectl rules`: the rules in force, with their counts.
+
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "ctl/admin_client.h"
+#include "ctl/command.h"
+#include "ctl/text.h"
+
+namespace sluice::ctl {
+namespace {
+
+using nlohmann::json;
+
+// Longer lists of values are cut; --json has them all.
+constexpr size_t kMaxValuesShown = 3;
+
+std::string MatchText(const json& match) {
+  std::string text;
+  for (const json& m : match) {
+    if (!text.empty()) text += " ";
+    text += SafeText(m.at("descriptor").get<std::string>()) + "=";
+    const json& values = m.at("values");
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (i == kMaxValuesShown) {
+        text += absl::StrCat("|...", values.size() - i, " more");
+        break;
+      }
+      text += (i > 0 ? "|" : "") + SafeText(values[i].get<std::string>());
+    }
+    if (m.at("op").get<std::string>() == "prefix") text += "*";
+  }
+  return text.empty() ? "all" : text;
+}
+
+std::string ModeText(const std::string& mode, double factor) {
+  return mode == "degrade" ? absl::StrFormat("x%g", factor) : mode;
+}
+
+std::string DegradedText(const json& degraded) {
+  std::string text = ModeText(degraded.at("mode"), degraded.at("factor"));
+  const uint64_t for_ns = degraded.at("for_ns").get<uint64_t>();
+  if (for_ns > 0) {
+    absl::StrAppend(&text, " for ", FormatDuration(for_ns), ", then ",
+                    ModeText(degraded.at("then"), degraded.at("then_factor")));
+  }
+  if (degraded.at("alert").get<bool>()) text += ", alert";
+  return text;
+}
+
+absl::Status RunRules(const Globals& globals) {
+  const absl::StatusOr<json> rules = AdminGetJson(globals, "/rules");
+  if (!rules.ok()) return rules.status();
+  if (globals.is_json) {
+    std::cout << rules->dump(2) << "\n";
+    return absl::OkStatus();
+  }
+  Table table({"rule", "limit", "burst", "for requests with", "one bucket per", "without Redis",
+               "allowed", "denied", ""});
+  for (const json& rule : rules->at("rules")) {
+    std::string match = MatchText(rule.at("match"));
+    const std::string tier = rule.at("tier").get<std::string>();
+    if (!tier.empty()) match += " tier=" + tier;
+    std::string key;
+    for (const json& part : rule.at("key")) {
+      key += (key.empty() ? "" : " + ") + SafeText(part.get<std::string>());
+    }
+    std::string notes;
+    if (rule.at("shadow").get<bool>()) notes += "shadow ";
+    if (rule.at("consistency").get<std::string>() == "strict") notes += "strict ";
+    if (rule.at("cost").get<uint64_t>() != 1) {
+      absl::StrAppend(&notes, "cost ", rule.at("cost").get<uint64_t>());
+    }
+    table.Row({rule.at("label").get<std::string>(),
+               FormatLimit(rule.at("limit").get<uint64_t>(), rule.at("period_ns").get<uint64_t>()),
+               absl::StrCat(rule.at("burst").get<uint64_t>()), match, key.empty() ? "(one)" : key,
+               DegradedText(rule.at("when_degraded")),
+               absl::StrCat(rule.at("allowed").get<uint64_t>()),
+               absl::StrCat(rule.at("denied").get<uint64_t>()), notes});
+  }
+  if (table.is_empty()) {
+    std::cout << "no rules: every request is allowed\n";
+  } else {
+    std::cout << table.Format();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddRules(CLI::App* root, Globals* globals) {
+  CLI::App* verb = AddVerb(root, globals, "rules", "the rules in force, and how often each decided",
+                           "Examples:\n"
+                           "  sluicectl rules\n"
+                           "  sluicectl rules --json | jq '.rules[] | {label, limit, denied}'");
+  verb->callback([globals] { RunAdminVerb(globals, [&] { return RunRules(*globals); }); });
+}
+
+}  // namespace sluice::ctl
