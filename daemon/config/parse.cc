@@ -1,10 +1,13 @@
 #include "daemon/config/parse.h"
 
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <bit>
 #include <exception>
+#include <optional>
+#include <sstream>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -61,6 +64,40 @@ bool CheckCharacters(std::string_view text, Findings* findings) {
     at += n;
   }
   return true;
+}
+
+// Counts documents and builds nothing.
+class DocumentCounter : public YAML::EventHandler {
+ public:
+  void OnDocumentStart(const YAML::Mark& mark) override { last_ = mark; }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+
+  const YAML::Mark& last() const { return last_; }
+
+ private:
+  YAML::Mark last_;
+};
+
+// Where what follows the first document begins. YAML::LoadAll would say it too, but never ends on
+// some texts: a document that begins with "," or "]" takes nothing from the input.
+std::optional<YAML::Mark> SecondDocument(const std::string& text) {
+  std::istringstream stream(text);
+  YAML::Parser parser(stream);
+  DocumentCounter counter;
+  parser.HandleNextDocument(counter);
+  if (!parser) return std::nullopt;
+  parser.HandleNextDocument(counter);
+  return counter.last();
 }
 
 std::string MendOf(std::string_view message, std::string_view line, int column) {
@@ -237,12 +274,13 @@ ParseResult ParseConfig(std::string_view text, std::string_view filename) {
   }
   if (!CheckCharacters(text, &findings)) return result;
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
-    if (documents.size() > 1) {
-      findings.Problem(documents[1].Mark(), "", "a second document begins here",
-                       "write one file, without `---` between its parts");
+    const std::string copy(text);
+    const YAML::Node document = YAML::Load(copy);
+    if (const auto second = SecondDocument(copy)) {
+      findings.Problem(*second, "", "a second document begins here",
+                       "write one file, without `---` or `...` between its parts");
     }
-    ParseDocument(documents.empty() ? YAML::Node() : documents[0], &result, &findings);
+    ParseDocument(document, &result, &findings);
   } catch (const YAML::Exception& error) {
     ReportYamlError(error, text, &findings);
   } catch (const std::exception& error) {

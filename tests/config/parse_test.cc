@@ -435,6 +435,20 @@ TEST(ParseTest, SharesValuesOverAnchorsAndSurvivesOnesThatHoldThemselves) {
   EXPECT_FALSE(ParseConfig("rules: [&a {name: *a, match: *a, key: *a}]", "t.yaml").ok());
 }
 
+TEST(ParseTest, EndsOnTextsThatTheLibraryReadsForever) {
+  for (const char* text :
+       {", ]|\n]>\n", ",", "]", "}", "rules: []\n]", "rules: []\n, a", ":", "- ]"}) {
+    EXPECT_FALSE(ParseConfig(text, "t.yaml").ok()) << text;
+  }
+}
+
+TEST(ParseTest, TakesDocumentMarksAroundTheOneDocument) {
+  for (const char* text : {"---\nrules: []\n", "rules: []\n...\n", "%YAML 1.2\n---\nrules: []\n",
+                           "\xef\xbb\xbfrules: []\n", "rules: []", "rules: []\r\n"}) {
+    EXPECT_TRUE(ParseConfig(text, "t.yaml").ok()) << text;
+  }
+}
+
 TEST(ParseTest, RefusesTowersOfBrackets) {
   for (const size_t depth : {100, 10'000, 500'000}) {
     EXPECT_FALSE(ParseConfig("rules: " + std::string(depth, '['), "t.yaml").ok());
