@@ -4,7 +4,8 @@
 // Threads: all functions may be called from any thread; a line is one write, so lines never mix.
 #pragma once
 
-#include <time.h>
+#include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -41,6 +42,14 @@ inline std::string_view LevelName(Level level) {
   return "?";
 }
 }  // namespace internal
+
+// True when stderr is the journal's own stream; the variable alone may be inherited.
+inline bool StderrIsJournal() {
+  const char* stream = getenv("JOURNAL_STREAM");  // "device:inode"
+  struct stat st;
+  if (stream == nullptr || fstat(STDERR_FILENO, &st) != 0) return false;
+  return absl::StrFormat("%d:%d", st.st_dev, st.st_ino) == stream;
+}
 
 // What is less urgent than `level` is left out. `for_systemd`: priorities, no times.
 inline void Configure(Level level, bool for_systemd) {

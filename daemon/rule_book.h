@@ -41,6 +41,8 @@ class RuleBook {
 
   // Puts the first rules in force, before the segments are published.
   absl::Status PublishFirst(uint64_t now_ns);
+  // What the file says; before PublishFirst only.
+  const config::Config& wanted() const { return wanted_; }
   // Who is told of new rules; outlives the book's use.
   void SetEngine(Engine* engine);
 

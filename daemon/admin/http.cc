@@ -51,7 +51,7 @@ void Buckets(StatusSource& source, const httplib::Request& request, httplib::Res
       request.has_param("scope") ? request.get_param_value("scope") : std::string("local");
   const RulesInForce in_force = source.Rules();
   if (scope == "local") {
-    return Send(response, LocalBuckets(query, source.Buckets(), source.Segments(), *in_force.rules,
+    return Send(response, LocalBuckets(query, source.Buckets(), source.Info(), *in_force.rules,
                                        source.Status().now_ns));
   }
   if (scope != "global") return SendError(response, 400, "scope: write local or global");

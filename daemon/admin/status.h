@@ -69,7 +69,7 @@ class StatusSource {
   virtual ReloadResult Reload() = 0;
   // Stay mapped as long as the source lives.
   virtual const shm::MappedBuckets& Buckets() const = 0;
-  virtual const shm::SegmentInfo& Segments() const = 0;
+  virtual const shm::SegmentInfo& Info() const = 0;
 };
 
 }  // namespace sluice::admin
