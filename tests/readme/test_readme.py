@@ -8,7 +8,7 @@ import re
 import pytest
 
 from harness.processes import run
-from harness.sluice import ROOT, build_dir
+from harness.sluice import ROOT, binary, build_dir
 
 DEADLINE_S = 120.0
 EXAMPLE_LINES_MAX = 39  # "under 40 lines"
@@ -132,6 +132,16 @@ def test_a_fragment_compiles(case, tmp_path):
     source = tmp_path / f"fragment.{language}"
     source.write_text(AROUND[language] % text)
     run([*FLAGS[language], "-Wno-unused", "-fsyntax-only", f"-I{HEADERS}", source], DEADLINE_S)
+
+
+@pytest.mark.parametrize("case", [(name, language, text, line) for name in pages()
+                                  for _, language, text, line in fences(name)
+                                  if language == "yaml"], ids=name_of)
+def test_a_configuration_is_accepted_by_the_daemon(case, tmp_path):
+    config = tmp_path / "sluice.yaml"
+    config.write_text(case[2])
+    done = run([binary("sluiced"), "--config", config, "--check-config"], DEADLINE_S)
+    assert "warning" not in done.stdout, done.stdout
 
 
 def test_every_block_of_c_or_cpp_is_compiled():
