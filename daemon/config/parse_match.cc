@@ -106,14 +106,16 @@ bool ParseKeyText(const std::string& text, KeyConfig* part) {
 
 // {ip: {v4: 24, v6: 64}}
 bool ParseKeyMap(const YAML::Node& node, KeyConfig* part) {
-  if (node.size() != 1 || !node.begin()->first.IsScalar() || !node.begin()->second.IsMap()) {
-    return false;
-  }
-  part->descriptor = node.begin()->first.Scalar();
+  if (node.size() != 1) return false;
+  // Held here: what an iterator points to lives no longer than the expression.
+  const YAML::Node name = node.begin()->first;
+  const YAML::Node bits_by_kind = node.begin()->second;
+  if (!name.IsScalar() || !bits_by_kind.IsMap()) return false;
+  part->descriptor = name.Scalar();
   part->form = shm::KeyForm::kIp;
   bool v4_seen = false;
   bool v6_seen = false;
-  for (const auto& pair : node.begin()->second) {
+  for (const auto& pair : bits_by_kind) {
     if (!pair.first.IsScalar() || !pair.second.IsScalar()) return false;
     const bool is_v4 = pair.first.Scalar() == "v4";
     if (!is_v4 && pair.first.Scalar() != "v6") return false;

@@ -72,7 +72,7 @@ address makes a bucket as it stands.
 constexpr std::string_view kDegraded = R"(## when_degraded
 
 What a rule does while the Redis primary of its bucket cannot be reached, or answers so late that
-the use of more than half a second (or of five flush intervals) is not reconciled.
+use older than half a second (or than five flush intervals, where that is longer) is not reconciled.
 
 | written | what happens |
 | --- | --- |

@@ -112,7 +112,7 @@ TEST(IpPrefixTest, AgreesWithTheLibraryOnEveryIpv6) {
     uint8_t bytes[16];
     for (int group = 0; group < 8; ++group) {
       // Zero groups often, short ones often: that is where the form is decided.
-      const uint64_t value = random() % 2 != 0 ? 0 : random() >> (random() % 17 + 48);
+      const uint64_t value = random() % 2 != 0 ? 0 : random() >> (random() % 16 + 48);
       bytes[2 * group] = static_cast<uint8_t>(value >> 8);
       bytes[2 * group + 1] = static_cast<uint8_t>(value);
     }
