@@ -58,9 +58,18 @@ def parse_arguments():
     parser.add_argument("--keep", action="store_true",
                         help="keep the folder with logs and configurations, and say where it is")
     parser.add_argument("--build", help=argparse.SUPPRESS, required=True)
+    parser.add_argument("--only-parse", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not MIN_SECONDS <= arguments.seconds <= MAX_SECONDS:
         parser.error(f"--seconds takes {MIN_SECONDS} to {MAX_SECONDS}")
+    if arguments.log:
+        try:
+            with open(arguments.log, "rb"):
+                pass
+        except OSError as error:
+            parser.error(f"--log {arguments.log}: {error.strerror}")
+    if arguments.only_parse:
+        sys.exit(0)
     return arguments
 
 
