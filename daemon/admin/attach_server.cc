@@ -11,7 +11,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "daemon/log.h"
-#include "shm/clock.h"
 
 namespace sluice::admin {
 namespace {
@@ -66,7 +65,7 @@ absl::Status AttachServer::Start(const std::string& path, gid_t group, int inher
   } else if (absl::Status status = Listen(path, group); !status.ok()) {
     return status;
   }
-  sweep_ = loop_->Every(kSweepNs, [this](uint64_t now_ns) { CloseSilent(now_ns); });
+  sweep_ = loop_->Every(kSweepNs, [this](uint64_t) { CloseSilent(clock_()); });
   return loop_->Add(listener_.get(), EPOLLIN, [this](uint32_t) { AcceptSome(); });
 }
 
@@ -95,7 +94,7 @@ void AttachServer::AcceptSome() {
     client.info.pid = peer.pid;
     client.info.uid = peer.uid;
     client.info.same_user = peer.uid == geteuid();
-    client.info.since_ns = shm::MonotonicClock::PreciseNs();
+    client.info.since_ns = clock_();
     const int number = fd.get();
     client.fd = std::move(fd);
     std::lock_guard lock(mutex_);
@@ -201,7 +200,7 @@ bool AttachServer::SendWelcome(const Client& client, shm::WelcomeStatus status,
     header->cmsg_len = CMSG_LEN(sizeof fds);
     memcpy(CMSG_DATA(header), fds, sizeof fds);
   }
-  welcome.daemon_now_ns = shm::MonotonicClock::PreciseNs();
+  welcome.daemon_now_ns = clock_();
   return sendmsg(client.fd.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) ==
          static_cast<ssize_t>(sizeof welcome);
 }

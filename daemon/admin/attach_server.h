@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "daemon/admin/event_loop.h"
+#include "shm/clock.h"
 #include "shm/handshake.h"
 #include "shm/segment.h"
 
@@ -49,7 +50,10 @@ class AttachServer {
     uint64_t generation = 0;
   };
 
-  explicit AttachServer(EventLoop* loop) : loop_(loop) {}
+  using Clock = uint64_t (*)();  // CLOCK_MONOTONIC in a daemon
+
+  explicit AttachServer(EventLoop* loop, Clock clock = shm::MonotonicClock::PreciseNs)
+      : loop_(loop), clock_(clock) {}
   ~AttachServer();
 
   // Listens on `path` (which must not exist), mode 0660, group `group` (-1: as it is), or on
@@ -79,6 +83,7 @@ class AttachServer {
   void CloseSilent(uint64_t now_ns);
 
   EventLoop* loop_;
+  Clock clock_;
   Offer offer_;
   std::string path_;  // empty: inherited
   shm::OwnedFd listener_;

@@ -1,0 +1,142 @@
+// The pages of the admin socket from given values: the metrics' table, and the JSON.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <string>
+
+#include "daemon/admin/metrics.h"
+#include "daemon/admin/status.h"
+#include "daemon/admin/status_json.h"
+
+namespace sluice::admin {
+namespace {
+
+DaemonStatus FullStatus() {
+  DaemonStatus status;
+  status.version = "1.2.3";
+  status.now_ns = 20'000'000'000;
+  status.started_ns = 5'000'000'000;
+  status.generation = 0xabc;
+  status.capacity = 1000;
+  status.shards = {shm::shard_state::Make(shm::ShardMode::kHealthy, 0),
+                   shm::shard_state::Make(shm::ShardMode::kEmergency, 19'000'000'000)};
+  status.counters.assign(shm::kCounters, 0);
+  status.counters[static_cast<size_t>(shm::Counter::kEvictions)] = 17;
+  status.engine.has_redis = true;
+  status.engine.transport = "epoll";
+  status.engine.live_buckets = 250;
+  status.engine.unreconciled_age_ns = 1'500'000'000;
+  PrimaryStatus primary;
+  primary.address = "127.0.0.1:7000";
+  primary.breaker = "open";
+  primary.calls.counts[0] = 3;
+  primary.calls.counts[2] = 2;
+  primary.calls.counts.back() = 1;
+  primary.calls.sum_us = 5'000'000;
+  status.engine.primaries = {primary};
+  RuleCounts counts;
+  counts.label = "per-\"user\"\\x";
+  counts.allowed = 12;
+  counts.denied = 3;
+  status.engine.rules = {counts};
+  status.clients.clients = {{.pid = 5, .uid = 6, .label = "web", .since_ns = 19'000'000'000}};
+  status.clients.attached = 1;
+  status.alarms = {{"config-bad", "text", "mend", 18'000'000'000}};
+  return status;
+}
+
+// Sample name without its suffix -> how often; TYPE lines -> type.
+struct Parsed {
+  std::map<std::string, int> samples;
+  std::map<std::string, std::string> types;
+};
+
+Parsed Parse(const std::string& page) {
+  Parsed parsed;
+  std::istringstream lines(page);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string first;
+    std::string second;
+    std::string name;
+    words >> first >> second >> name;
+    if (first == "#" && second == "TYPE") words >> parsed.types[name];
+    if (first != "#") ++parsed.samples[line.substr(0, line.find_first_of("{ "))];
+  }
+  return parsed;
+}
+
+TEST(MetricsTest, ShowsEveryMetricOfTheTableAndNoOther) {
+  const Parsed parsed = Parse(RenderMetrics(FullStatus()));
+  std::set<std::string> known;
+  for (const MetricSpec& spec : AllMetrics()) {
+    EXPECT_TRUE(known.insert(spec.name).second) << spec.name << " stands twice in the table";
+    EXPECT_EQ(parsed.types.count(spec.name), 1u) << spec.name << " is not on the page";
+  }
+  for (const auto& [name, type] : parsed.types) EXPECT_EQ(known.count(name), 1u) << name;
+}
+
+TEST(MetricsTest, NamesFollowTheConventions) {
+  for (const MetricSpec& spec : AllMetrics()) {
+    const std::string name = spec.name;
+    EXPECT_TRUE(name.starts_with("sluice_")) << name;
+    EXPECT_EQ(name.ends_with("_total"), spec.type == MetricType::kCounter) << name;
+    EXPECT_EQ(std::string(spec.help).back(), '.') << name;
+  }
+}
+
+TEST(MetricsTest, EscapesLabelsAndCountsPerRule) {
+  const std::string page = RenderMetrics(FullStatus());
+  EXPECT_NE(page.find("sluice_checks_total{rule=\"per-\\\"user\\\"\\\\x\",result=\"denied\"} 3\n"),
+            std::string::npos)
+      << page;
+  EXPECT_NE(page.find("sluice_table_evictions_total 17\n"), std::string::npos);
+  EXPECT_NE(page.find("sluice_shard_mode{shard=\"1\"} 2\n"), std::string::npos);
+  EXPECT_NE(page.find("sluice_alarm{id=\"config-bad\"} 1\n"), std::string::npos);
+}
+
+TEST(MetricsTest, HistogramsAreCumulativeAndEndWithTheirCount) {
+  const std::string page = RenderMetrics(FullStatus());
+  const std::string head = "sluice_redis_call_seconds_bucket{primary=\"127.0.0.1:7000\",le=";
+  EXPECT_NE(page.find(head + "\"0.0001\"} 3\n"), std::string::npos) << page;
+  EXPECT_NE(page.find(head + "\"0.0005\"} 5\n"), std::string::npos);
+  EXPECT_NE(page.find(head + "\"+Inf\"} 6\n"), std::string::npos);
+  EXPECT_NE(page.find("sluice_redis_call_seconds_count{primary=\"127.0.0.1:7000\"} 6\n"),
+            std::string::npos);
+  EXPECT_NE(page.find("sluice_redis_call_seconds_sum{primary=\"127.0.0.1:7000\"} 5\n"),
+            std::string::npos);
+}
+
+TEST(MetricsTest, ReferenceNamesEveryMetric) {
+  const std::string reference = MetricsReference();
+  for (const MetricSpec& spec : AllMetrics()) {
+    EXPECT_NE(reference.find("| `" + std::string(spec.name) + "` |"), std::string::npos);
+  }
+}
+
+TEST(StatusJsonTest, TellsTheWorstModeAndOnlyTroubledShards) {
+  const nlohmann::ordered_json json = StatusJson(FullStatus());
+  EXPECT_EQ(json["mode"], "emergency");
+  EXPECT_EQ(json["shards"]["healthy"], 1);
+  EXPECT_EQ(json["shards"]["troubled"].size(), 1u);
+  EXPECT_EQ(json["shards"]["troubled"][0]["shard"], 1);
+  EXPECT_DOUBLE_EQ(json["shards"]["troubled"][0]["since_s"], 1.0);
+  EXPECT_DOUBLE_EQ(json["uptime_s"], 15.0);
+  EXPECT_DOUBLE_EQ(json["table"]["load"], 0.25);
+  EXPECT_EQ(json["redis"]["primaries"][0]["calls"], 6);
+  EXPECT_EQ(json["alarms"][0]["mend"], "mend");
+  EXPECT_EQ(json["clients"]["list"][0]["pid"], 5);
+}
+
+TEST(StatusJsonTest, HasNoRedisWhereThereIsNone) {
+  DaemonStatus status = FullStatus();
+  status.engine = {};
+  const nlohmann::ordered_json json = StatusJson(status);
+  EXPECT_TRUE(json["redis"].is_null());
+}
+
+}  // namespace
+}  // namespace sluice::admin
