@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "daemon/log.h"
 
 namespace sluice {
@@ -149,7 +150,7 @@ admin::ReloadResult RuleBook::Reload(uint64_t now_ns, bool only_if_changed) {
   }
   auto loaded = LoadConfig(state_.path, "");
   if (!loaded.ok()) {
-    result.problems = {std::string(loaded.status().message())};
+    result.problems = absl::StrSplit(std::string(loaded.status().message()), '\n');
   } else {
     result.warnings = loaded->warnings;
     TakeOver(loaded->config, &result.warnings);
