@@ -29,13 +29,6 @@ constexpr uint32_t kLocalShards = 64;         // without Redis; its default, so 
 
 uint64_t NowNs() { return shm::MonotonicClock::PreciseNs(); }
 
-sigset_t Signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR2}) sigaddset(&set, signal);
-  return set;
-}
-
 log::Level ToLog(config::LogLevel level) {
   switch (level) {
     case config::LogLevel::kDebug:
@@ -71,6 +64,13 @@ absl::StatusOr<gid_t> GroupId(const std::string& name) {
 }  // namespace
 
 App::~App() = default;
+
+sigset_t App::Signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR2}) sigaddset(&set, signal);
+  return set;
+}
 
 void App::BlockSignals() {
   const sigset_t set = Signals();

@@ -4,6 +4,8 @@
 // own; the admin socket has a few.
 #pragma once
 
+#include <signal.h>
+
 #include <map>
 #include <memory>
 #include <mutex>
@@ -53,7 +55,9 @@ class App : public admin::StatusSource {
   // what went wrong is in the log. Signals must be blocked by BlockSignals before.
   int Run();
 
-  // Blocks the signals that Run reads; before any thread is made.
+  // The signals that Run reads.
+  static sigset_t Signals();
+  // Blocks them; before any thread is made.
   static void BlockSignals();
 
   // admin::StatusSource

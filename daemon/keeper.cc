@@ -135,9 +135,9 @@ void Keeper::BecomeWorker(pid_t keeper) {
   setenv("LISTEN_FDNAMES", absl::StrJoin(names, ":").c_str(), 1);
   setenv("WATCHDOG_PID", pid.c_str(), 1);
   setenv("WATCHDOG_USEC", absl::StrCat(kWatchdogNs / 1000).c_str(), 1);
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
+  // Blocked until it reads them: a reload that comes while it starts must not end it.
+  const sigset_t blocked = App::Signals();
+  sigprocmask(SIG_SETMASK, &blocked, nullptr);
   std::vector<char*> argv;
   for (std::string& arg : argv_) argv.push_back(arg.data());
   argv.push_back(nullptr);

@@ -47,8 +47,12 @@ absl::Status AttachServer::Listen(const std::string& path, gid_t group) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot make ", path));
   }
   path_ = path;
-  // Opened to the group before anybody can connect; the daemon's umask keeps all others out.
-  if (group != static_cast<gid_t>(-1) && chown(path.c_str(), static_cast<uid_t>(-1), group) != 0) {
+  // Given to the group before anybody can connect; the daemon's umask keeps all others out. Not
+  // where it has it already: a hardened service may not change owners at all.
+  struct stat st = {};
+  if (stat(path.c_str(), &st) != 0) return absl::ErrnoToStatus(errno, path);
+  if (group != static_cast<gid_t>(-1) && group != st.st_gid &&
+      chown(path.c_str(), static_cast<uid_t>(-1), group) != 0) {
     return absl::ErrnoToStatus(
         errno, absl::StrCat("cannot give ", path, " to its group (the daemon must be a member)"));
   }
