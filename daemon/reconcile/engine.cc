@@ -359,11 +359,7 @@ PrimaryStatus WorkingEngine::StatusOf(const redis::PrimaryStats& stats) const {
   status.connected = info.connected;
   status.shards = reconciler_->ShardsOf(stats.index);
   status.p99_ns = static_cast<uint64_t>(std::max<int64_t>(info.p99_ns, 0));
-  static_assert(kLatencyBoundsNs.size() == redis::kLatencyBoundsUs.size());
-  for (size_t i = 0; i < stats.latency.counts.size(); ++i) {
-    status.calls.counts[i] = stats.latency.counts[i];
-  }
-  status.calls.sum_ns = stats.latency.sum_us * 1000;
+  status.calls = stats.latency;
   const auto error = last_error_.find(stats.index);
   if (error != last_error_.end()) status.last_error = error->second;
   return status;
@@ -378,12 +374,6 @@ void WorkingEngine::Publish(uint64_t now_ns) {
   s.unreconciled_age_ns = stats.oldest_use_ns;
   s.live_buckets = reconciler_->live_buckets();
   s.harvested_tokens = stats.harvested_tokens;
-  s.overflow_tokens = stats.overflow_tokens;
-  const auto counter = [this](shm::Counter c) {
-    return parts_.buckets->counters()[static_cast<uint32_t>(c)].load(std::memory_order_relaxed);
-  };
-  s.evictions = counter(shm::Counter::kEvictions);
-  s.abandoned_tokens = counter(shm::Counter::kAbandonedUse);
   s.batches = stats.batches;
   s.batched_buckets = stats.batched_buckets;
   s.resends = stats.resends;
