@@ -36,6 +36,14 @@ struct Interval {
   uint64_t max_ns = 0;
 };
 
+void Print(uint64_t now, const Interval& interval) {
+  printf(
+      "{\"t_ns\": %lu, \"checks\": %lu, \"allowed\": %lu, \"denied\": %lu, "
+      "\"emergency\": %lu, \"max_ns\": %lu}\n",
+      now, interval.checks, interval.allowed, interval.denied, interval.emergency, interval.max_ns);
+  fflush(stdout);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -88,6 +96,7 @@ int main(int argc, char** argv) {
     const timespec pause = {0, 200'000};
     nanosleep(&pause, nullptr);
   }
+  Print(Now(), interval);
   if (samples.empty()) return 0;
   std::sort(samples.begin(), samples.end());
   printf("{\"p50_ns\": %u, \"p99_ns\": %u}\n", samples[samples.size() / 2],
