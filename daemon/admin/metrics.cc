@@ -1,5 +1,6 @@
 #include "daemon/admin/metrics.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -33,6 +34,7 @@ constexpr MetricSpec kMetrics[] = {
      "Age of the oldest use that Redis does not know yet; 0 without Redis.", ""},
     {"sluice_shard_mode", kGauge, "Per virtual shard: 0 healthy, 1 stale, 2 emergency.", "shard"},
     {"sluice_shards", kGauge, "Virtual shards by mode.", "mode"},
+    {"sluice_emergency", kGauge, "Virtual shards in emergency.", ""},
     {"sluice_transport_info", kGauge, "Always 1 with Redis; how its sockets are driven.",
      "transport"},
     {"sluice_redis_connected", kGauge, "1: connected to this primary.", "primary"},
@@ -51,6 +53,7 @@ constexpr MetricSpec kMetrics[] = {
     {"sluice_harvested_tokens_total", kCounter, "Use taken from the buckets.", ""},
     {"sluice_table_slots", kGauge, "Capacity of the bucket table.", ""},
     {"sluice_table_live_slots", kGauge, "Slots that hold a bucket.", ""},
+    {"sluice_table_load_ratio", kGauge, "Live slots / slots; above 0.55 keys find no slot.", ""},
     {"sluice_table_claims_total", kCounter, "Slots taken for a new bucket.", ""},
     {"sluice_table_evictions_total", kCounter, "Slots taken from an expired bucket.", ""},
     {"sluice_table_abandoned_tokens_total", kCounter, "Use lost when its slot was reused.", ""},
@@ -163,6 +166,7 @@ void AddShards(const DaemonStatus& status, Page* page) {
   page->Add({"healthy"}, static_cast<double>(by_mode[0]));
   page->Add({"stale"}, static_cast<double>(by_mode[1]));
   page->Add({"emergency"}, static_cast<double>(by_mode[2]));
+  page->Count("sluice_emergency", by_mode[2]);
 }
 
 void AddRules(const EngineSnapshot& engine, Page* page) {
@@ -211,6 +215,9 @@ void AddTable(const DaemonStatus& status, Page* page) {
   page->Count("sluice_harvested_tokens_total", status.engine.harvested_tokens);
   page->Count("sluice_table_slots", status.capacity);
   page->Count("sluice_table_live_slots", status.engine.live_buckets);
+  page->One("sluice_table_load_ratio",
+            static_cast<double>(status.engine.live_buckets) /
+                static_cast<double>(std::max<uint64_t>(status.capacity, 1)));
   page->Count("sluice_table_claims_total", count(shm::Counter::kClaims));
   page->Count("sluice_table_evictions_total", count(shm::Counter::kEvictions));
   page->Count("sluice_table_abandoned_tokens_total", count(shm::Counter::kAbandonedUse));
