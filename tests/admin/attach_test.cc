@@ -10,11 +10,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "client/attach.h"
@@ -33,7 +35,7 @@ constexpr uint64_t kMs = 1'000'000;
 constexpr int kMaxRounds = 2000;
 
 // What the clock says to daemon and client; the daemon's may be set off by `offset_ns`.
-uint64_t test_now_ns = 0;
+std::atomic<uint64_t> test_now_ns{0};
 uint64_t daemon_offset_ns = 0;
 uint64_t NowNs() { return test_now_ns + daemon_offset_ns; }
 
@@ -135,7 +137,7 @@ class AttachTest : public testing::Test {
 
   std::string folder_;
   std::unique_ptr<FakeDaemon> daemon_;
-  uint64_t& now_ns_ = test_now_ns;
+  std::atomic<uint64_t>& now_ns_ = test_now_ns;
 };
 
 shm::Hello GoodHello() {
@@ -366,7 +368,7 @@ TEST_F(AttachTest, AChildOfForkMakesItsOwnConnection) {
   if (child == 0) {
     close(leave[1]);
     if (attacher.fork_epoch() != 0) _exit(1);
-    uint64_t now_ns = now_ns_;
+    uint64_t now_ns = now_ns_.load();
     attacher.Step(now_ns);
     for (int i = 0; i < 5000 && attacher.attach_count() == 0; ++i) {
       attacher.Step(now_ns += kMs / 200);
@@ -394,6 +396,34 @@ TEST_F(AttachTest, AChildOfForkMakesItsOwnConnection) {
   EXPECT_EQ(daemon_->server->Snapshot().attached, 1u);
   EXPECT_EQ(attacher.fork_epoch(), epoch);
   close(ready[0]);
+}
+
+TEST_F(AttachTest, ServesManyThreadsWhileGenerationsComeAndGo) {
+  Attacher attacher;
+  ASSERT_TRUE(attacher.Open(folder_.c_str(), nullptr));
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] {
+      char text[160];
+      while (!stop.load()) {
+        attacher.Step(now_ns_);
+        const client::Attachment* a = attacher.current();
+        if (a != nullptr) a->slots[a->capacity - 1].word.fetch_add(1);
+        attacher.Message(now_ns_, text, sizeof text);
+        attacher.IsDaemonAlive(now_ns_);
+      }
+    });
+  }
+  for (uint64_t i = 1; i <= 8; ++i) {
+    StartDaemon();
+    EXPECT_TRUE(Attach(attacher)) << i << ": " << MessageOf(attacher);
+    daemon_->Die();
+    now_ns_ += i % 2 == 0 ? client::kRetireNs : 2 * shm::kHeartbeatFreshNs;
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(attacher.attach_count(), 8u);
 }
 
 TEST_F(AttachTest, BoundsTheGenerationsThatOneClientFollows) {
