@@ -269,7 +269,8 @@ admin::ReloadResult App::ReloadFile(bool only_if_changed) {
 void App::StoreConfig() {
   const std::string text = book_->text();
   const shm::OwnedFd fd(memfd_create("sluice-config", MFD_CLOEXEC));
-  if (fd.get() < 0 ||
+  // It may hold a password: whoever gets at the descriptor's path shall not get at the text.
+  if (fd.get() < 0 || fchmod(fd.get(), 0400) != 0 ||
       pwrite(fd.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
     return;
   }
