@@ -74,6 +74,18 @@ std::string_view BreakerName(Breaker::State state) {
   return "?";
 }
 
+// The upper bound of the histogram's middle.
+uint64_t MedianNs(const redis::LatencySnapshot& latency) {
+  uint64_t seen = 0;
+  for (size_t i = 0; i < redis::kLatencyBoundsUs.size(); ++i) {
+    seen += latency.counts[i];
+    if (seen * 2 >= latency.total) {
+      return latency.total == 0 ? 0 : static_cast<uint64_t>(redis::kLatencyBoundsUs[i]) * 1000;
+    }
+  }
+  return static_cast<uint64_t>(redis::kLatencyBoundsUs.back()) * 1000;
+}
+
 class WorkingEngine : public Engine, public redis::Listener, public reconcile::Transport {
  public:
   explicit WorkingEngine(const EngineParts& parts)
@@ -94,7 +106,7 @@ class WorkingEngine : public Engine, public redis::Listener, public reconcile::T
   void LastFlush(uint64_t until_ns);
   void Wait(uint64_t now_ns, uint64_t tick_ns);
   void Publish(uint64_t now_ns);
-  void RaiseRuleAlarms(uint64_t now_ns);
+  void RaiseRuleAlarms();
   void SetAlarm(const std::string& id, bool raised, std::string text, std::string mend);
   PrimaryStatus StatusOf(const redis::PrimaryStats& stats) const;
 
@@ -140,6 +152,7 @@ class WorkingEngine : public Engine, public redis::Listener, public reconcile::T
   std::unique_ptr<Reconciler> reconciler_;
   std::map<std::string, Alarm> alarms_;
   std::map<uint32_t, std::string> last_error_;  // by primary
+  std::map<uint32_t, uint64_t> failures_;       // by primary
   uint64_t published_ns_ = 0;
 };
 
@@ -283,7 +296,7 @@ void WorkingEngine::LastFlush(uint64_t until_ns) {
     Wait(now_ns, std::min(until_ns, now_ns + reconcile::kTickNs));
   }
   if (client_ != nullptr && !reconciler_->IsSettled()) {
-    log::Warning("stopping with use that Redis does not know; the segments keep it");
+    log::Warning("stopping with use that Redis does not know: it stays in this host's words only");
   }
 }
 
@@ -297,6 +310,7 @@ void WorkingEngine::Stop(absl::Duration bound) {
 
 void WorkingEngine::OnFailure(uint32_t shard, uint64_t token, const redis::Failure& failure,
                               redis::PrimaryIndex primary) {
+  ++failures_[primary];
   last_error_[primary] =
       absl::StrCat(std::string(redis::FailureName(failure.kind)), ": ", failure.message);
   log::Debug("shard %d: %s", shard, last_error_[primary]);
@@ -336,12 +350,9 @@ void WorkingEngine::SetAlarm(const std::string& id, bool raised, std::string tex
   alarms_[id] = {.id = id, .text = std::move(text), .mend = std::move(mend), .since_ns = Now()};
 }
 
-void WorkingEngine::RaiseRuleAlarms(uint64_t now_ns) {
-  (void)now_ns;
+void WorkingEngine::RaiseRuleAlarms() {
   const uint32_t shards = reconciler_->emergencies();
-  SetAlarm("emergency", shards != 0,
-           absl::StrCat(shards, " of ", parts_.control->info().shard_count,
-                        " shards are in emergency: their routes follow when_degraded"),
+  SetAlarm("emergency", shards != 0, "shards are in emergency: their routes follow when_degraded",
            "look at redis.primaries in sluicectl status");
   if (rules_ == nullptr) return;
   for (const config::CompiledRule& rule : rules_->rules()) {
@@ -360,6 +371,9 @@ PrimaryStatus WorkingEngine::StatusOf(const redis::PrimaryStats& stats) const {
   status.shards = reconciler_->ShardsOf(stats.index);
   status.p99_ns = static_cast<uint64_t>(std::max<int64_t>(info.p99_ns, 0));
   status.calls = stats.latency;
+  status.p50_ns = MedianNs(stats.latency);
+  const auto failures = failures_.find(stats.index);
+  if (failures != failures_.end()) status.failures = failures->second;
   const auto error = last_error_.find(stats.index);
   if (error != last_error_.end()) status.last_error = error->second;
   return status;
@@ -379,7 +393,10 @@ void WorkingEngine::Publish(uint64_t now_ns) {
   s.resends = stats.resends;
   s.requeues = stats.requeues;
   if (client_ != nullptr) {
-    RaiseRuleAlarms(now_ns);
+    RaiseRuleAlarms();
+    SetAlarm("given-up", stats.given_up != 0,
+             "batches that Redis never answered were given up: their use is not counted there",
+             "look for a Redis that has been cut off for 12 hours");
     const redis::ClientCounters counters = client_->Counters();
     s.script_errors = counters.script_errors + stats.bad_replies;
     s.redirects = counters.moved + counters.asked;

@@ -73,8 +73,9 @@ void Reconciler::Tick(uint64_t now_ns) {
   stats_.interval_ns = IntervalNs();
   if (now_ns >= hosts_turn_ns_ + kHostsTurnNs) {
     hosts_turn_ns_ = now_ns;
-    hosts_ = std::max<int64_t>(hosts_next_, 1);
-    hosts_next_ = 1;
+    // Without replies, as in an outage, the last view stands.
+    if (hosts_next_ != 0) hosts_ = hosts_next_;
+    hosts_next_ = 0;
   }
   Harvest(now_ns);
   ledger_.Forget(now_ns, harvester_);
@@ -106,8 +107,14 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
   const uint32_t shard = named.shard;
   const uint16_t rule = named.rule->id;
   const BucketId id = ledger_.Intern(place, std::move(named), now_ns_);
+  // A host without a view of a key takes its part of the fleet while nobody can tell more.
+  Bucket& b = ledger_.bucket(id);
+  if (b.reported_ns == 0 && hosts_ > 1 && ledger_.shard(shard).mode == shm::ShardMode::kEmergency) {
+    b.hosts = hosts_;
+    b.inv_share = InverseShare(1.0 / static_cast<double>(hosts_));
+  }
   // The claimer's hint may be another's, or of an earlier policy.
-  shm::SetAux(buckets_->slots()[place.slot], place.key, ledger_.bucket(id).inv_share, shard, rule);
+  shm::SetAux(buckets_->slots()[place.slot], place.key, b.inv_share, shard, rule);
   return id;
 }
 

@@ -145,7 +145,7 @@ class Reconciler : public harvest::Sink {
   uint64_t last_harvest_ns_ = 0;
   uint32_t emergencies_ = 0;
   int64_t hosts_ = 1;  // most seen on a bucket in this and the last generation
-  int64_t hosts_next_ = 1;
+  int64_t hosts_next_ = 0;
   uint64_t hosts_turn_ns_ = 0;
   BucketId expire_at_ = 0;
 };

@@ -202,7 +202,7 @@ void ClusterClient::Impl::TakeError(uint64_t id, const Reply& reply) {
       shunned_ = primary;
       RequestRefresh();
       if (options_.mode == Mode::kSingle) {
-        failure.mend = "the server is a replica: name the primary in redis.seeds";
+        failure.mend = "the server is a replica: name the primary in redis.addresses";
       }
       failure.kind = FailureKind::kRetryLater;
       break;

@@ -102,7 +102,7 @@ void ClusterClient::Impl::OnDown(Connection* connection, const ConnectionEnd& en
     RaiseFor(index, *end.alarm, end.failure, &node.start_alarm);
   } else if (options_.mode == Mode::kSingle && end.failure.kind == FailureKind::kUnavailable) {
     alarms_.Raise(AlarmKind::kNoSeedReachable, "redis", end.failure.message,
-                  "check redis.seeds, the network, and that the server runs");
+                  "check redis.addresses, the network, and that the server runs");
   }
   for (uint64_t id : std::exchange(node.waiting, {})) FailRequest(id, end.failure);
   shunned_ = index;

@@ -139,7 +139,7 @@ void ClusterClient::Impl::FinishRefresh(bool taken, int64_t now_ns) {
         std::any_of(nodes_.begin(), nodes_.end(),
                     [](const std::unique_ptr<Node>& node) { return node->connection.ready(); });
     if (only_unreachable_ && !any_ready) {
-      no_map_.mend = "check redis.seeds, the network, and that the servers run";
+      no_map_.mend = "check redis.addresses, the network, and that the servers run";
       alarms_.Raise(
           AlarmKind::kNoSeedReachable, "redis",
           absl::StrCat("no seed and no known node answers; the last one: ", no_map_.message),

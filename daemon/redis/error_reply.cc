@@ -49,11 +49,11 @@ ErrorVerdict JudgeError(std::string_view line) {
   }
   if (code == "NOAUTH") {
     return Denied(AlarmKind::kWrongPassword,
-                  "the server wants a password: set redis.password (and redis.user)");
+                  "the server wants a password: set redis.password (and redis.username)");
   }
   if (code == "WRONGPASS" || Contains(line, "Client sent AUTH, but no password is set") ||
       Contains(line, "AUTH <password> called without any password")) {
-    return Denied(AlarmKind::kWrongPassword, "correct redis.user and redis.password");
+    return Denied(AlarmKind::kWrongPassword, "correct redis.username and redis.password");
   }
   // The second and third form come from commands inside a script.
   if (code == "NOPERM" || Contains(line, "can't run this command") ||
