@@ -211,7 +211,7 @@ constexpr const char* kExamples =
     "Sources: ip route path path1 method status user remote-user network tenant tier const:TEXT.\n"
     "A request line that is not HTTP counts with route and method \"-\".\n\n"
     "The generator's users follow a Zipf distribution; further settings: tenants=N, addresses=N,\n"
-    "paid=SHARE, seed=N. The time of every 16th check is measured.";
+    "paid=SHARE, seed=N. One check in 16 is timed.";
 
 }  // namespace
 

@@ -7,11 +7,13 @@
 namespace sluice::ctl {
 namespace {
 
-// One check in so many is timed: reading the clock twice costs more than a check.
+// One check in so many is timed, on the average: reading the clock twice costs more than a check.
+// The distance varies, else it could fall in step with the pace and time only the first check
+// after each sleep.
 constexpr uint64_t kSampleEvery = 16;
 // A paced thread wakes at multiples of this and sends what is due: waking for each request would
 // measure the scheduler and the cold caches after a sleep, not the checks.
-constexpr uint64_t kTickNs = 2'000'000;
+constexpr uint64_t kTickNs = 5'000'000;
 // The longest sleep: how soon Stop() is heard.
 constexpr uint64_t kMaxSleepNs = 50'000'000;
 // Further behind than this, a thread gives the lost time up instead of catching up in a burst.
@@ -124,16 +126,18 @@ class ReplayRunner::Worker {
     start_ns_ = NowNs();
     now_ns_ = start_ns_;
     Request request;
-    uint64_t n = 0;
+    uint64_t until_sample = 0;
     while (!stop.load(std::memory_order_relaxed) && stream_->Next(&request)) {
       if (options_.speed > 0 && !Pace(request.due_ns, stop)) break;
-      const bool is_sample = n++ % kSampleEvery == 0;
+      const bool is_sample = until_sample-- == 0;
       const uint64_t t0 = is_sample ? NowNs() : 0;
       const int result =
           sluice_check(client_, request.descriptors, request.count, options_.cost, &decision_);
       if (is_sample) {
         const uint64_t took_ns = NowNs() - t0;
         check_ns_.Add(took_ns > overhead_ns ? took_ns - overhead_ns : 0);
+        random_ = random_ * 6364136223846793005 + 1442695040888963407;
+        until_sample = (random_ >> 33) % (2 * kSampleEvery - 1);
       }
       Count(result, request);
     }
@@ -247,6 +251,7 @@ class ReplayRunner::Worker {
   uint64_t start_ns_ = 0;
   uint64_t now_ns_ = 0;
   uint64_t policy_ = 0;
+  uint64_t random_ = 1;
   std::vector<uint16_t> ids_;  // rule index of the current policy -> label id
   sluice_decision_t decision_{};
 

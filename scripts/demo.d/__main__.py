@@ -19,7 +19,7 @@ import report
 from children import Child, DemoError
 from clients import Client, Totals
 from cluster import SLOTS, Cluster, call
-from limits import HOSTS, SHARDS, Plan, shard_of
+from limits import HOSTS, SHARDS, Plan, is_plain, shard_of
 from watcher import HEALTHY, Watcher
 
 CLIENTS_PER_HOST = 3
@@ -31,6 +31,7 @@ READY_S = 40.0
 RECOVERY_S = 25.0
 CALM_S = 3.0  # normal running after the recovery
 MIN_SECONDS, MAX_SECONDS = 10, 3600
+SOCKET_PATH_MAX = 100
 
 
 class Stopped(Exception):
@@ -105,6 +106,9 @@ class Demo:
         for path in (self.sluiced, self.sluicectl):
             if not os.access(path, os.X_OK):
                 raise DemoError(f"{path} is missing: run scripts/demo, which builds it")
+        if len(os.path.join(folder, "host-1", "attach.sock")) > SOCKET_PATH_MAX or (
+                not is_plain(folder)):
+            raise DemoError(f"{folder} will not do for Unix sockets: set TMPDIR to a short path")
         for program in ("redis-server", "redis-cli"):
             if shutil.which(program) is None:
                 raise DemoError(f"{program} is not installed: scripts/install-deps core")
@@ -150,7 +154,7 @@ class Demo:
         if self.arguments.log:
             report.log_found(next(line for line in done if line["type"] == "log"))
             routes = [value["value"] for value in top.get("route", [])
-                      if value["value"].startswith("/")][:2]
+                      if value["value"].startswith("/") and is_plain(value["value"])][:2]
             if len(routes) < 2:
                 raise DemoError("the log has fewer than two routes")
         return Plan(top, RATE, routes)
@@ -285,7 +289,7 @@ def main():
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, stop)
-    # Short: a Unix socket's path has 107 bytes.
+    # A Unix socket's path has 107 bytes at most: see the check in Demo.
     folder = tempfile.mkdtemp(prefix="sluice-demo-")
     code = 1
     try:

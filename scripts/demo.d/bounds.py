@@ -6,7 +6,8 @@ A limit of L tokens/s and a burst of B permits, in t seconds,
 
 tokens. Hosts that report every 0.1 s can exceed that by what one of them cannot know of the others:
 at most a burst and what the limit brings while use is unreported (a: the greatest age that the
-daemons showed). What is too much becomes debt and is paid back, so it counts once:
+daemons showed in calm; while other shards are cut off they show the age of those, and the bucket's
+own mode vouches for it). What is too much becomes debt and is paid back, so it counts once:
 
     + (hosts - 1) (B + L a)
 
@@ -23,11 +24,16 @@ import dataclasses
 import math
 
 from clients import BIN_S
-from limits import HOSTS
+from limits import FLUSH_INTERVAL_S, HOSTS
 from watcher import SAMPLE_S
 
 # A shard stays in emergency a moment longer on one host than on the other.
 FOR_SLACK_S = 1.0
+# A shard is healthy up to an age of 3 flush intervals and stale up to 0.5 s; every route follows
+# its word within a second.
+HEALTHY_AGE_S = 3 * FLUSH_INTERVAL_S
+STALE_AGE_S = 0.5
+DETECT_MAX_S = 1.0
 
 
 @dataclasses.dataclass
@@ -57,7 +63,7 @@ class Row:
 
 
 def judge(limit, value, watch, outage, ages, end_s):
-    """The Row of one watched bucket. `ages`: (a, [d of each outage])."""
+    """The Row of one watched bucket. `ages`: (a, [d of each outage]), in seconds."""
     rate, burst = limit.rate, limit.burst
     age_s = ages[0] + SAMPLE_S
     others = HOSTS - 1
@@ -97,13 +103,17 @@ def judge(limit, value, watch, outage, ages, end_s):
 def rows(plan, totals, watcher, shard_of, end_s):
     """A Row for every watched bucket that anything was asked of."""
     limits = plan.by_label()
+    calm_age_s = watcher.calm_age()
     found = []
     for (label, descriptor, value), watch in totals.watches.items():
         limit = limits.get(label)
         if limit is None or limit.key != descriptor or watch.asked == 0:
             continue
-        outage = watcher.emergencies(shard_of(label, value), end_s)
-        ages = (watcher.oldest_age(outage), [watcher.age_before(begin) for begin, _ in outage])
+        shard = shard_of(label, value)
+        outage = watcher.emergencies(shard, end_s)
+        own_age_s = STALE_AGE_S if watcher.was_stale(shard) else HEALTHY_AGE_S
+        ages = (max(calm_age_s, own_age_s),
+                [min(watcher.age_before(begin), DETECT_MAX_S) for begin, _ in outage])
         found.append(judge(limit, value, watch, outage, ages, end_s))
     return found
 

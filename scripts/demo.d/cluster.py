@@ -100,6 +100,8 @@ class Node:
             "repl-diskless-sync-delay": 0, "cluster-enabled": "yes",
             "cluster-config-file": f"nodes-{self.port}.conf",
             "cluster-node-timeout": NODE_TIMEOUT_MS,
+            # Primaries that live go on while another is away: only its shards are cut off.
+            "cluster-require-full-coverage": "no",
         }
         path = os.path.join(folder, f"redis-{self.port}.conf")
         with open(path, "w", encoding="utf-8") as file:

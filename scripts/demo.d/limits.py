@@ -13,11 +13,13 @@ SHARDS = 64
 HOSTS = 2
 # Demand of the busiest key of a rule, divided by its limit. Two at least, so that the two hosts
 # together would admit twice too much if they did not share; more where other rules take a part.
-USER_EXCESS = 8.0
+USER_EXCESS = 3.0
 TENANT_EXCESS = 4.0
-IP_EXCESS = 4.0
-ROUTE_EXCESS = 3.0
+IP_EXCESS = 16.0
+ROUTE_EXCESS = 4.0
 PAID_FACTOR = 2.5
+# Routes that the per-tenant rule names; the two with a rule of their own are not among them.
+OTHER_ROUTES_MAX = 64
 # A burst of half a second is far above what two flush intervals bring.
 BURST_S = 0.5
 # What other routes than the two below do in an emergency: each host half of its share.
@@ -81,24 +83,29 @@ class Plan:
             if not top.get(name):
                 raise DemoError(f"the traffic has no descriptor '{name}'")
         self.metadata_route, self.generate_route = routes
-        user = _nice(rate * _share(top, "user", "free") / USER_EXCESS)
-        tenant = _nice(rate * _share(top, "tenant", "free") / TENANT_EXCESS)
-        address = _nice(rate * _share(top, "ip", "") / IP_EXCESS)
+        self.other_routes = [value["value"] for value in top["route"]
+                             if value["value"] not in routes
+                             and is_plain(value["value"])][:OTHER_ROUTES_MAX]
+        if not self.other_routes:
+            raise DemoError("the traffic has fewer than three routes")
         shares = {value["value"]: value["share"] for value in top["route"]}
-        per_tenant = rate * _share(top, "tenant", "")
+        others_share = sum(shares[route] for route in self.other_routes)
+        user = self._both_tiers(top, "user", rate / USER_EXCESS)
+        tenant = self._both_tiers(top, "tenant", rate * others_share / TENANT_EXCESS)
+        address = _nice(rate * _share(top, "ip", "") / IP_EXCESS)
+        per_tenant = rate * _share(top, "tenant", "") / ROUTE_EXCESS
         others = {"mode": "degrade", "factor": OTHERS_FACTOR}
         self.limits = [
             Limit("per-user", "user", "", user, **others),
-            Limit("per-user@paid", "user", "paid", _nice(user * PAID_FACTOR), **others),
-            Limit("per-tenant", "tenant", "", tenant, **others),
-            Limit("per-tenant@paid", "tenant", "paid", _nice(tenant * PAID_FACTOR), **others),
+            Limit("per-user@paid", "user", "paid", int(user * PAID_FACTOR), **others),
+            Limit("per-tenant", "tenant", "", tenant, **others, route="most routes"),
+            Limit("per-tenant@paid", "tenant", "paid", int(tenant * PAID_FACTOR), **others,
+                  route="most routes"),
             Limit("per-ip", "ip", "", address, **others),
-            Limit("metadata", "tenant", "",
-                  _nice(per_tenant * shares.get(self.metadata_route, 0) / ROUTE_EXCESS), "open",
-                  route=self.metadata_route),
-            Limit("generate", "tenant", "",
-                  _nice(per_tenant * shares.get(self.generate_route, 0) / ROUTE_EXCESS), "degrade",
-                  GENERATE_FACTOR, GENERATE_FOR_S, route=self.generate_route),
+            Limit("metadata", "tenant", "", _nice(per_tenant * shares.get(routes[0], 0)), "open",
+                  route=routes[0]),
+            Limit("generate", "tenant", "", _nice(per_tenant * shares.get(routes[1], 0)),
+                  "degrade", GENERATE_FACTOR, GENERATE_FOR_S, route=routes[1]),
         ]
         self.tiers = {}  # (descriptor, value) -> tier
         self.watched = []
@@ -107,9 +114,17 @@ class Plan:
             for value in top[name]:
                 if by_tier.get(value["tier"], self.WATCHED) >= self.WATCHED:
                     continue
+                if not is_plain(value["value"]):
+                    continue
                 by_tier[value["tier"]] += 1
                 self.watched.append((name, value["value"]))
                 self.tiers[name, value["value"]] = value["tier"]
+
+    @staticmethod
+    def _both_tiers(top, descriptor, rate):
+        """A free limit that binds the busiest free key, and so that the paid one binds, too."""
+        free, paid = _share(top, descriptor, "free"), _share(top, descriptor, "paid")
+        return _nice(rate * min([share for share in (free, paid / PAID_FACTOR) if share] or [0]))
 
     def by_label(self):
         return {limit.label: limit for limit in self.limits}
@@ -122,11 +137,12 @@ class Plan:
             limit = limits[label]
             return f"{{limit: {limit.rate}/s, burst: {limit.burst}}}"
 
-        def rule(name, more=()):
+        def rule(name, routes=(), more=()):
             limit = limits[name]
             lines = [f"  - name: {name}"]
-            if limit.route:
-                lines.append(f'    match: {{route: "{_quote(limit.route)}"}}')
+            if routes:
+                text = ", ".join(f'"{route}"' for route in routes)
+                lines.append(f"    match: {{route: [{text}]}}")
             lines += [f"    key: [{limit.key}]", f"    limit: {limit.rate}/s",
                       f"    burst: {limit.burst}", *more]
             return lines
@@ -134,26 +150,30 @@ class Plan:
         others = f"    when_degraded: {{mode: degrade, factor: {OTHERS_FACTOR}}}"
         lines = [
             "daemon:",
-            f'  runtime_dir: "{_quote(runtime_dir)}"',
+            f'  runtime_dir: "{runtime_dir}"',
             "redis:",
             "  addresses: [" + ", ".join(f'"{address}"' for address in addresses) + "]",
             f"  host_name: {host_name}",
             f"  shards: {SHARDS}",
             f"  flush_interval: {int(FLUSH_INTERVAL_S * 1000)}ms",
             "rules:",
-            *rule("per-user", ["    tiers:", f"      paid: {rate('per-user@paid')}", others]),
-            *rule("per-tenant", ["    tiers:", f"      paid: {rate('per-tenant@paid')}", others]),
-            *rule("per-ip", [others]),
-            *rule("metadata", ["    when_degraded: {mode: open, alert: true}"]),
-            *rule("generate", [
+            *rule("per-user", (),
+                  ["    tiers:", f"      paid: {rate('per-user@paid')}", others]),
+            *rule("per-tenant", self.other_routes,
+                  ["    tiers:", f"      paid: {rate('per-tenant@paid')}", others]),
+            *rule("per-ip", (), [others]),
+            *rule("metadata", [self.metadata_route],
+                  ["    when_degraded: {mode: open, alert: true}"]),
+            *rule("generate", [self.generate_route], [
                 f"    when_degraded: {{mode: degrade, factor: {GENERATE_FACTOR}, "
                 f"for: {GENERATE_FOR_S}s, then: closed, alert: true}}"]),
         ]
         return "\n".join(lines) + "\n"
 
 
-def _quote(text):
-    return "".join(c if c.isprintable() and c not in '"\\' else f"\\x{ord(c):02x}" for c in text)
+def is_plain(text):
+    """Whether a value from a log can stand in a rule and on a command line as it is."""
+    return text.isprintable() and not set(text) & set('"\\*?[]\ufffd')
 
 
 # The shard of a bucket's text, as every host computes it: FNV-1a and a finaliser.

