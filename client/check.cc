@@ -22,8 +22,8 @@ struct Name {
   size_t count;
 };
 
-bool MakeName(const Context& ctx, const Item& item, uint64_t policy, Name* name) {
-  name->label_bytes = CopyLabel(*ctx.attachment, policy, item.rule->id, name->label);
+bool MakeName(const Attachment& attachment, const Item& item, uint64_t policy, Name* name) {
+  name->label_bytes = CopyLabel(attachment, policy, item.rule->id, name->label);
   if (name->label_bytes == 0) return false;
   name->count = std::min<size_t>(item.value_count, shm::kMaxKeyParts);
   for (size_t i = 0; i < name->count; ++i) name->values[i] = item.values[i].view();
@@ -90,7 +90,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
                        .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
                        .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
   Name name;
-  const bool named = MakeName(ctx, item, policy, &name);
+  const bool named = MakeName(a, item, policy, &name);
   const uint32_t shard = named ? ShardOfName(name, a.shard_count) : 0;
   bool claimed = false;
   index = ctx.table.FindOrClaim(item.hash, shm::Kind::kTokenBucket,
@@ -104,11 +104,24 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   if (claimed && named) StoreText(a, name, item.folded, index);
 }
 
-void WriteText(Context& ctx, const Item& item, uint64_t policy, uint32_t index) {
+void WriteText(const Attachment& attachment, const Item& item, uint64_t policy, uint32_t index) {
   Name name;
-  if (!MakeName(ctx, item, policy, &name)) return;
-  StoreText(*ctx.attachment, name, item.folded, index);
-  ctx.attachment->slots[index].aux.fetch_and(~shm::aux::kTextWanted, std::memory_order_relaxed);
+  if (!MakeName(attachment, item, policy, &name)) return;
+  StoreText(attachment, name, item.folded, index);
+  attachment.slots[index].aux.fetch_and(~shm::aux::kTextWanted, std::memory_order_relaxed);
+}
+
+bool Tidy(const sluice_t& client, const Attachment& attachment, shm::Slot& slot) {
+  const uint64_t aux = slot.aux.load(std::memory_order_seq_cst);
+  if ((aux & shm::aux::kDirty) == 0) {
+    shm::MarkDirty(slot, attachment.dirty, IndexOf(attachment, slot));
+  }
+  if (IsTallyOfOther(slot)) FlushTally(client);
+  return (aux & shm::aux::kTextWanted) != 0;
+}
+
+uint64_t CostOf(const Rule& rule, uint32_t cost) {
+  return cost == 0 ? 0 : shm::CostNs(uint64_t{cost} * rule.cost, rule.period_ns, rule.limit);
 }
 
 bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, Attempt* attempt) {
@@ -146,9 +159,22 @@ void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt) {
       item.rule->mode == DegradedMode::kClosed ? Outcome::kDenied : Outcome::kAllowed;
 }
 
-void FillDecision(const Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt,
+// "When may I retry?" is answered by the precise clock; "how many are left?" need not be.
+void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, Time* time,
+                   sluice_decision_t* decision) {
+  if (!allowed && time->lag_ns() != 0) time->ReadPrecise();
+  decision->shadow = 0;
+  decision->delay_ns = 0;
+  decision->now_ns = time->now_ns();
+  decision->policy = policy;
+  decision->generation = attachment.generation;
+  decision->spend_count = 0;
+  decision->lag_ns = static_cast<uint32_t>(time->lag_ns());
+}
+
+void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
                   sluice_decision_t* decision) {
-  const uint64_t now_ns = ctx.time.now_ns();
+  const uint64_t now_ns = time.now_ns();
   const bool allowed = attempt.outcome == Outcome::kAllowed;
   const shm::Seen& seen = attempt.seen;
   const uint64_t tat = allowed ? seen.verdict.new_ns : seen.verdict.base_ns;
@@ -156,25 +182,23 @@ void FillDecision(const Context& ctx, const Item& item, uint64_t policy, const A
   decision->source = attempt.overflow    ? SLUICE_SOURCE_OVERFLOW
                      : attempt.emergency ? SLUICE_SOURCE_EMERGENCY
                                          : SLUICE_SOURCE_RULES;
-  decision->limit = item.rule->limit;
-  decision->period_ns = item.rule->period_ns;
-  decision->burst = item.rule->burst;
+  decision->limit = rule.limit;
+  decision->period_ns = rule.period_ns;
+  decision->burst = rule.burst;
   const uint64_t interval = shm::SharedCostNs(
-      item.rule->interval_ns, shm::Dearer(shm::aux::InvShare(seen.aux), attempt.charge.dearer_q16),
-      item.rule->tau_ns);
+      rule.interval_ns, shm::Dearer(shm::aux::InvShare(seen.aux), attempt.charge.dearer_q16),
+      rule.tau_ns);
   // A coarse now may lag: what is missing to a whole token only by that counts as there.
   const uint64_t per_token = std::max<uint64_t>(interval, 1);
-  const uint64_t lag_ns = std::min(ctx.time.lag_ns(), per_token - 1);
-  decision->remaining = shm::Remaining(tat, now_ns + lag_ns, per_token, item.rule->tau_ns);
-  decision->retry_after_ns =
-      shm::RetryAfterNs(seen.verdict, now_ns, seen.cost_ns, item.rule->tau_ns);
+  const uint64_t lag_ns = std::min(time.lag_ns(), per_token - 1);
+  decision->remaining = shm::Remaining(tat, now_ns + lag_ns, per_token, rule.tau_ns);
+  decision->retry_after_ns = shm::RetryAfterNs(seen.verdict, now_ns, seen.cost_ns, rule.tau_ns);
   if (allowed) decision->retry_after_ns = 0;
   decision->reset_after_ns = shm::ResetAfterNs(tat, now_ns);
-  decision->policy = policy;
-  decision->rule = item.rule->id;
+  decision->rule = rule.id;
 }
 
-void RecordSpend(const Item& item, const Attempt& attempt, bool spent,
+void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
                  sluice_decision_t* decision) {
   if (decision->spend_count >= kMaxItems) return;
   sluice_spend_t& spend = decision->spends[decision->spend_count++];
@@ -183,10 +207,24 @@ void RecordSpend(const Item& item, const Attempt& attempt, bool spent,
   spend.slot = attempt.index;
   spend.tokens = attempt.charge.tokens;
   spend.gen = attempt.seen.gen;
-  spend.rule = item.rule->id;
+  spend.rule = rule.id;
   spend.flags =
       static_cast<uint16_t>((spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0));
   spend.reserved = 0;
+}
+
+int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_t policy,
+              const Attempt& attempt, sluice_decision_t* decision) {
+  const bool allowed = attempt.outcome == Outcome::kAllowed;
+  BeginDecision(attachment, policy, allowed, &time, decision);
+  FillDecision(time, rule, attempt, decision);
+  RecordSpend(rule, attempt, allowed && attempt.charge.commit, decision);
+  if (!allowed && rule.shadow) {
+    decision->shadow = 1;
+    decision->allowed = 1;
+    decision->retry_after_ns = 0;
+  }
+  return decision->allowed;
 }
 
 namespace {
@@ -304,17 +342,17 @@ class RequestCheck {
     for (size_t i = 0; i < count_ && denied_ + shadow_ != 0; ++i) {
       const Attempt& attempt = attempts_[i];
       if (attempt.outcome != Outcome::kDenied || attempt.overflow) continue;
-      NoteDenied(*ctx_.attachment, ctx_.client->id, ctx_.fork_epoch, attempt.index,
-                 attempt.seen.gen, ctx_.time.now_ns());
+      NoteDenied(*ctx_.attachment, *ctx_.client, *attempt.slot, attempt.seen.gen,
+                 ctx_.time.now_ns());
     }
     if (decision != nullptr) {
-      BeginDecision(ctx_, policy_, denied_ == 0, decision);
-      FillDecision(ctx_, items_[decided], policy_, attempts_[decided], decision);
+      BeginDecision(*ctx_.attachment, policy_, denied_ == 0, &ctx_.time, decision);
+      FillDecision(ctx_.time, *items_[decided].rule, attempts_[decided], decision);
       decision->allowed = denied_ == 0 ? 1 : 0;
       if (denied_ == 0) decision->retry_after_ns = 0;
       decision->shadow = shadow_ != 0 ? 1 : 0;
       for (size_t i = 0; i < count_; ++i) {
-        RecordSpend(items_[i], attempts_[i], spent_[i], decision);
+        RecordSpend(*items_[i].rule, attempts_[i], spent_[i], decision);
       }
     }
     return denied_ == 0 ? 1 : 0;

@@ -28,14 +28,12 @@ struct Context {
   sluice_t* client;
   const Attachment* attachment;
   Table table;
-  uint64_t fork_epoch;
   Time time;
 
   Context(sluice_t* c, const Attachment* a, bool coarse_serves)
       : client(c),
         attachment(a),
         table(a->slots, a->capacity, a->counters),
-        fork_epoch(c->attacher.fork_epoch()),
         time(coarse_serves, c->coarse_step_ns) {
     c->attacher.Step(time.now_ns());
   }
@@ -59,6 +57,21 @@ struct Degraded {
   uint64_t since_ns = 0;
 };
 
+// The state word of the shard that a slot's aux names; never out of bounds.
+inline const std::atomic<uint64_t>* ShardWordOf(const Attachment& a, uint64_t aux) {
+  const uint32_t shard = shm::aux::Shard(aux);
+  return &a.shard_states[shard < a.shard_count ? shard : 0];
+}
+
+inline bool IsShardHealthy(const Attachment& a, const shm::Slot& slot) {
+  const uint64_t aux = slot.aux.load(std::memory_order_relaxed);
+  return !shm::shard_state::IsEmergency(ShardWordOf(a, aux)->load(std::memory_order_relaxed));
+}
+
+inline uint32_t IndexOf(const Attachment& a, const shm::Slot& slot) {
+  return static_cast<uint32_t>(&slot - a.slots);
+}
+
 // True where the daemon reconciles but its heartbeat has stopped, or the slot's shard is in
 // emergency. A daemon without Redis may die: local decisions are exact all the same.
 inline Degraded DegradedNow(const Attachment& a, uint64_t aux, uint64_t now_ns) {
@@ -68,9 +81,7 @@ inline Degraded DegradedNow(const Attachment& a, uint64_t aux, uint64_t now_ns) 
   if (now_ns > beat + shm::kHeartbeatFreshNs) [[unlikely]] {
     return {true, beat + shm::kHeartbeatFreshNs};
   }
-  const uint32_t shard = shm::aux::Shard(aux);
-  const uint64_t state =
-      a.shard_states[shard < a.shard_count ? shard : 0].load(std::memory_order_relaxed);
+  const uint64_t state = ShardWordOf(a, aux)->load(std::memory_order_relaxed);
   if (shm::shard_state::Mode(state) != shm::ShardMode::kEmergency) [[likely]] {
     return {};
   }
@@ -83,27 +94,29 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
 
 // Rare states: emergency (mode and factor), a wanted text.
 bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, Attempt* attempt);
-void WriteText(Context& ctx, const Item& item, uint64_t policy, uint32_t index);
+void WriteText(const Attachment& attachment, const Item& item, uint64_t policy, uint32_t index);
 
-// The charge of one item for `cost` units; false where it can never be computed (cost too large:
-// then it can never fit either).
-inline void SetCharge(const Item& item, uint32_t cost, bool commit, shm::Charge* charge) {
-  charge->cost_ns = cost == 1   ? item.rule->unit_ns
-                    : cost == 0 ? 0
-                                : shm::CostNs(uint64_t{cost} * item.rule->cost,
-                                              item.rule->period_ns, item.rule->limit);
-  charge->tau_ns = item.rule->tau_ns;
-  charge->debt_max_ns = item.rule->debt_max_ns;
-  charge->tokens = cost * item.rule->cost;
-  charge->dearer_q16 = 0;
-  charge->admit_always = false;
-  charge->commit = commit && cost != 0;
+// The time that `cost` units stand for, where cost is not 1: a division.
+uint64_t CostOf(const Rule& rule, uint32_t cost);
+
+inline uint64_t CostNs(const Rule& rule, uint32_t cost) {
+  return cost == 1 ? rule.unit_ns : CostOf(rule, cost);
+}
+
+inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, bool commit) {
+  return {.cost_ns = cost_ns,
+          .tau_ns = rule.tau_ns,
+          .debt_max_ns = rule.debt_max_ns,
+          .tokens = cost * rule.cost,
+          .dearer_q16 = 0,
+          .admit_always = false,
+          .commit = commit && cost != 0};
 }
 
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
 inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
                 Attempt* attempt) {
-  SetCharge(item, cost, commit, &attempt->charge);
+  attempt->charge = ChargeOf(*item.rule, cost, CostNs(*item.rule, cost), commit);
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     attempt->emergency = false;
     const Degraded degraded = DegradedNow(
@@ -132,29 +145,26 @@ inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attem
   const uint64_t aux =
       shm::AddUse(*attempt.slot, ctx.attachment->dirty, attempt.index, attempt.charge.tokens);
   if ((aux & shm::aux::kTextWanted) != 0) [[unlikely]] {
-    WriteText(ctx, item, policy, attempt.index);
+    WriteText(*ctx.attachment, item, policy, attempt.index);
   }
-  NoteOther(ctx.client->id, ctx.fork_epoch, attempt.index);
+  if (IsTallyOfOther(*attempt.slot)) [[unlikely]] {
+    FlushTally(*ctx.client);
+  }
 }
 
 // kGaveUp becomes an answer by the rule's fail mode; a shadow rule's denial is none.
 void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt);
 
-void FillDecision(const Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt,
+// The parts of a decision: what heads it, the deciding rule's numbers, one line per rule.
+void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, Time* time,
+                   sluice_decision_t* decision);
+void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
                   sluice_decision_t* decision);
-void RecordSpend(const Item& item, const Attempt& attempt, bool spent, sluice_decision_t* decision);
-// "When may I retry?" is answered by the precise clock; "how many are left?" need not be.
-inline void BeginDecision(Context& ctx, uint64_t policy, bool allowed,
-                          sluice_decision_t* decision) {
-  if (!allowed && ctx.time.lag_ns() != 0) ctx.time.ReadPrecise();
-  decision->shadow = 0;
-  decision->delay_ns = 0;
-  decision->now_ns = ctx.time.now_ns();
-  decision->policy = policy;
-  decision->generation = ctx.attachment->generation;
-  decision->spend_count = 0;
-  decision->lag_ns = static_cast<uint32_t>(ctx.time.lag_ns());
-}
+void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent, sluice_decision_t* decision);
+
+// A decision over one item, whole. Returns the answer.
+int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_t policy,
+              const Attempt& attempt, sluice_decision_t* decision);
 
 // One item alone: the path of handles and bound rules. `attempt` is located.
 inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t cost,
@@ -167,20 +177,85 @@ inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t c
   if (allowed) {
     if (attempt->charge.commit) Account(ctx, item, policy, *attempt);
   } else if (!attempt->overflow) {
-    NoteDenied(*ctx.attachment, ctx.client->id, ctx.fork_epoch, attempt->index, attempt->seen.gen,
-               ctx.time.now_ns());
+    NoteDenied(*ctx.attachment, *ctx.client, *attempt->slot, attempt->seen.gen, ctx.time.now_ns());
   }
-  if (decision != nullptr) {
-    BeginDecision(ctx, policy, allowed, decision);
-    FillDecision(ctx, item, policy, *attempt, decision);
-    RecordSpend(item, *attempt, allowed && attempt->charge.commit, decision);
-    if (item.rule->shadow && !allowed) {
-      decision->shadow = 1;
-      decision->allowed = 1;
-      decision->retry_after_ns = 0;
+  if (decision == nullptr) return allowed || item.rule->shadow ? 1 : 0;
+  return AnswerOne(*ctx.attachment, ctx.time, *item.rule, policy, *attempt, decision);
+}
+
+// So long a usual check goes by what the long way found: where a handle's slot is (a duplicate's
+// loser is left behind this soon) and that its shard is healthy, that the daemon is alive, that no
+// connecting is due.
+inline constexpr uint64_t kUsualNs = 100'000'000;
+
+inline uint64_t UsualUntil(const Attachment& a, uint64_t now_ns) {
+  const shm::ControlHeader& control = *a.control;
+  const uint64_t until_ns = now_ns + kUsualNs;
+  if (control.reconciling.load(std::memory_order_relaxed) == 0) return until_ns;
+  const uint64_t beat_ns = control.heartbeat_ns.load(std::memory_order_relaxed);
+  return until_ns < beat_ns + shm::kHeartbeatFreshNs ? until_ns : beat_ns + shm::kHeartbeatFreshNs;
+}
+
+// What is left to do after a usual check that was allowed, where the slot was not dirty or another
+// key's denials are tallied. True when the text of the bucket's name is wanted.
+bool Tidy(const sluice_t& client, const Attachment& attachment, shm::Slot& slot);
+
+// The check of one item as nearly all of them are: its slot known, no emergency, no contention, a
+// clear answer. It decides as CheckItem does, but keeps all of its state in registers: it is
+// inlined whole, nothing's address leaves it, and what is out of the ordinary is a last call to
+// Path:
+//   rule(), lag_ns(), attachment()
+//   Long(cost, decision)            nothing was written; the answer of the long way
+//   Finish(slot)                    see Tidy; writes the name's text where the daemon wants it
+//   Deny(slot, gen, now_ns)         begins a tally
+//   Tell(attempt, now_ns, decision) the answer, with the decision filled
+// kPlain: for cost 1 and without a decision, known at compile time.
+// Preconditions: now_ns is below the last UsualUntil(), and the slot's shard is healthy.
+//
+// Callers read the clock in one function and call this one last, from another: a register that is
+// saved on the stack must be restored before the locked operations. A load waits for them, and with
+// it all that the caller computes from that register: its next check, at worst.
+template <bool kPlain, class Path>
+[[gnu::always_inline]] inline int CheckUsual(const Path& path, shm::Slot& slot, uint64_t fp,
+                                             uint64_t now_ns, uint32_t cost,
+                                             sluice_decision_t* decision) {
+  const Rule& rule = path.rule();
+  const uint64_t cost_ns = kPlain ? rule.unit_ns : CostNs(rule, cost);
+  shm::Seen seen;
+  const shm::Outcome outcome =
+      shm::LookSlot(slot, fp, cost_ns, rule.tau_ns, /*dearer_q16=*/0, now_ns, &seen);
+  if (outcome == shm::Outcome::kAllowed) [[likely]] {
+    if (kPlain || cost != 0) {
+      if (!shm::CommitLook(slot, seen)) [[unlikely]] {
+        return path.Long(cost, decision);
+      }
+      const uint64_t aux = shm::CountUse(slot, cost * rule.cost);
+      if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty ||
+          IsTallyOfOther(slot)) [[unlikely]] {
+        if (kPlain) return path.Finish(slot);
+        path.Finish(slot);
+      }
     }
+    if (kPlain || decision == nullptr) return 1;
+  } else if (outcome == shm::Outcome::kDenied &&
+             shm::IsDenialClear(seen, rule.tau_ns, rule.debt_max_ns, now_ns, path.lag_ns())) {
+    if (!TallyDenied(slot, seen.gen, now_ns)) [[unlikely]] {
+      if (kPlain) return path.Deny(slot, seen.gen, now_ns);
+      path.Deny(slot, seen.gen, now_ns);
+    }
+    if (kPlain || decision == nullptr) return rule.shadow ? 1 : 0;
+  } else {
+    return path.Long(cost, decision);
   }
-  return allowed || item.rule->shadow ? 1 : 0;
+  const Attempt attempt = {.slot = &slot,
+                           .index = IndexOf(path.attachment(), slot),
+                           .overflow = false,
+                           .emergency = false,
+                           .outcome = outcome,
+                           .charge = ChargeOf(rule, cost, cost_ns, /*commit=*/true),
+                           .seen = seen,
+                           .fp = fp};
+  return path.Tell(attempt, now_ns, decision);
 }
 
 // All items of a request: peek all, commit the strictest first, refund on a late denial.

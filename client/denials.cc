@@ -4,27 +4,28 @@
 
 namespace sluice::client {
 
-thread_local Tally tally;
+constinit thread_local Tally tally = {};
 
-void FlushTally(uint64_t client_id, uint64_t fork_epoch) {
+void FlushTally(const sluice_t& client) {
   Tally& t = tally;
-  if (t.n != 0 && t.client_id == client_id && t.fork_epoch == fork_epoch) {
+  if (t.n != 0 && t.client_id == client.id && t.fork_epoch == client.attacher.fork_epoch()) {
     const Attachment& a = *t.attachment;
-    shm::AddDenied(a.slots[t.slot], a.denied[t.slot], a.dirty, t.slot, t.gen, t.n);
+    const auto index = static_cast<uint32_t>(t.slot - a.slots);
+    shm::AddDenied(a.slots[index], a.denied[index], a.dirty, index, t.gen, t.n);
   }
   t.n = 0;
 }
 
-void BeginTally(const Attachment& attachment, uint64_t client_id, uint64_t fork_epoch,
-                uint32_t slot, uint16_t gen, uint64_t now_ns) {
-  FlushTally(client_id, fork_epoch);
-  tally = {.attachment = &attachment,
-           .client_id = client_id,
-           .fork_epoch = fork_epoch,
+void BeginTally(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
+                uint16_t gen, uint64_t now_ns) {
+  FlushTally(client);
+  tally = {.slot = &slot,
            .since_ns = now_ns,
-           .slot = slot,
            .n = 1,
-           .gen = gen};
+           .gen = gen,
+           .attachment = &attachment,
+           .client_id = client.id,
+           .fork_epoch = client.attacher.fork_epoch()};
 }
 
 }  // namespace sluice::client

@@ -90,6 +90,11 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
 // kIpBytes), else itself.
 Text KeyValue(const shm::KeyPartView& part, Text value, char* ip);
 
+// The longest single value with which a name of this label stands in a slot's text unfolded.
+inline size_t MaxPlainValueBytes(size_t label_bytes) {
+  return label_bytes + 3 < shm::kKeyTextBytes ? shm::kKeyTextBytes - label_bytes - 3 : 0;
+}
+
 // Completes item->hash and item->folded from its values, headed by the rule's seed.
 void HashItem(const Attachment& attachment, uint64_t rule_seed, size_t label_bytes, Item* item);
 

@@ -92,7 +92,7 @@ int sluice_open(const sluice_options_t* options, sluice_t** client) {
 void sluice_close(sluice_t* client) {
   if (client == nullptr) return;
   if (client->attacher.current() != nullptr) {
-    sluice::client::FlushTally(client->id, client->attacher.fork_epoch());
+    sluice::client::FlushTally(*client);
   }
   delete client;
 }

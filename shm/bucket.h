@@ -26,6 +26,8 @@ class RequestTime {
   RequestTime(bool coarse_serves, uint64_t coarse_step_ns)
       : lag_ns_(coarse_serves ? kCoarseLagSteps * coarse_step_ns : 0),
         now_ns_(coarse_serves ? Clock::CoarseNs() : Clock::PreciseNs()) {}
+  // A reading that was taken already.
+  static RequestTime Of(uint64_t now_ns, uint64_t lag_ns) { return {now_ns, lag_ns, Taken()}; }
 
   uint64_t now_ns() const { return now_ns_; }
   // By how much `now_ns` may lag; 0 once the precise clock was read.
@@ -36,26 +38,30 @@ class RequestTime {
   }
 
  private:
+  struct Taken {};
+  RequestTime(uint64_t now_ns, uint64_t lag_ns, Taken) : lag_ns_(lag_ns), now_ns_(now_ns) {}
+
   uint64_t lag_ns_;
   uint64_t now_ns_;
 };
 
-// What to charge, and how.
+// What to charge, and how. Here and in Seen nothing is initialised: both are made on each check.
 struct Charge {
-  uint64_t cost_ns = 0;  // of the whole bucket; a share makes it dearer
-  uint64_t tau_ns = 0;
-  uint64_t debt_max_ns = 0;
-  uint32_t tokens = 0;
-  uint32_t dearer_q16 = 0;    // emergency: 1/factor, 16 fraction bits; 0: none
-  bool admit_always = false;  // emergency, fail open: count on, deny nothing
-  bool commit = false;        // false: look only, write nothing (but a heal)
+  uint64_t cost_ns;  // of the whole bucket; a share makes it dearer
+  uint64_t tau_ns;
+  uint64_t debt_max_ns;
+  uint32_t tokens;
+  uint32_t dearer_q16;  // emergency: 1/factor, 16 fraction bits; 0: none
+  bool admit_always;    // emergency, fail open: count on, deny nothing
+  bool commit;          // false: look only, write nothing (but a heal)
 };
 
 struct Seen {
+  uint64_t word_ns;  // the verdict is from
   Verdict verdict;
-  uint64_t cost_ns = 0;  // after share and factor
-  uint64_t aux = 0;
-  uint16_t gen = 0;
+  uint64_t cost_ns;  // after share and factor
+  uint64_t aux;
+  uint16_t gen;
 };
 
 // How much a private cost grows: the host's share, times what an emergency leaves of it.
@@ -66,6 +72,46 @@ inline uint32_t Dearer(uint32_t inv_share, uint32_t dearer_q16) {
   return product > 0xffffffffu ? 0xffffffffu : static_cast<uint32_t>(product);
 }
 
+// One look at the slot: nothing is stored, nothing is tried again. kAllowed, kLost, or kDenied,
+// which is final only if IsDenialClear. *seen is filled but for kLost. Inlined always, so that on
+// the usual way all of *seen stays in registers.
+template <class Cell>
+[[gnu::always_inline]] inline Outcome LookSlot(const BasicSlot<Cell>& slot, uint64_t fp,
+                                               uint64_t cost_ns, uint64_t tau_ns,
+                                               uint32_t dearer_q16, uint64_t now_ns, Seen* seen) {
+  const uint64_t w = slot.word.load(std::memory_order_acquire);
+  if (word::IsDead(w)) [[unlikely]] {
+    return Outcome::kLost;
+  }
+  const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2
+  if (key::Fp(k) != fp) [[unlikely]] {
+    return Outcome::kLost;
+  }
+  seen->word_ns = w;
+  seen->aux = slot.aux.load(std::memory_order_relaxed);
+  seen->gen = key::Gen(k);
+  seen->cost_ns = SharedCostNs(cost_ns, Dearer(aux::InvShare(seen->aux), dearer_q16), tau_ns);
+  seen->verdict = Decide(w, now_ns, seen->cost_ns, tau_ns);
+  return seen->verdict.allowed ? Outcome::kAllowed : Outcome::kDenied;
+}
+
+// False where a coarse clock's lag may explain the denial, or the word is wild: CheckSlot looks
+// closer then.
+[[gnu::always_inline]] inline bool IsDenialClear(const Seen& seen, uint64_t tau_ns,
+                                                 uint64_t debt_max_ns, uint64_t now_ns,
+                                                 uint64_t lag_ns) {
+  return seen.verdict.new_ns - now_ns > tau_ns + lag_ns &&
+         !NeedsHeal(seen.word_ns, now_ns, tau_ns, debt_max_ns);
+}
+
+// Stores the word of an allowing look. False when the slot's word has changed since; then nothing
+// that the look saw may be used any more.
+template <class Cell>
+[[gnu::always_inline]] inline bool CommitLook(BasicSlot<Cell>& slot, const Seen& seen) {
+  uint64_t w = seen.word_ns;
+  return slot.word.compare_exchange_strong(w, seen.verdict.new_ns, std::memory_order_acq_rel);
+}
+
 // Decides on the slot's word and, with charge.commit, stores it. *seen is filled for kAllowed and
 // kDenied. On the way a deny writes nothing, so an exhausted key's line stays shared between cores
 // (but a wild word is healed, see NeedsHeal).
@@ -73,29 +119,14 @@ template <class Cell, class Clock>
 inline Outcome CheckSlot(BasicSlot<Cell>& slot, uint64_t fp, const Charge& charge,
                          RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-    uint64_t w = slot.word.load(std::memory_order_acquire);
-    if (word::IsDead(w)) [[unlikely]] {
-      return Outcome::kLost;
-    }
-    const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2
-    if (key::Fp(k) != fp) [[unlikely]] {
-      return Outcome::kLost;
-    }
-    const uint64_t a = slot.aux.load(std::memory_order_relaxed);
-    const uint64_t cost =
-        SharedCostNs(charge.cost_ns, Dearer(aux::InvShare(a), charge.dearer_q16), charge.tau_ns);
-    Verdict v = Decide(w, time.now_ns(), cost, charge.tau_ns);
-    seen->aux = a;
-    seen->gen = key::Gen(k);
-    seen->cost_ns = cost;
-    if (!v.allowed) {
-      // A coarse clock lags: before a deny that the lag could explain, read the precise one.
-      if (time.lag_ns() != 0 && v.new_ns - time.now_ns() <= charge.tau_ns + time.lag_ns()) {
+    const Outcome outcome =
+        LookSlot(slot, fp, charge.cost_ns, charge.tau_ns, charge.dearer_q16, time.now_ns(), seen);
+    if (outcome == Outcome::kLost) return outcome;
+    if (outcome == Outcome::kDenied) {
+      if (!IsDenialClear(*seen, charge.tau_ns, charge.debt_max_ns, time.now_ns(), time.lag_ns())) {
+        // A thread may have stood still since it read the time: only by a fresh one is a word wild.
         time.ReadPrecise();
-        continue;
-      }
-      if (NeedsHeal(w, time.now_ns(), charge.tau_ns, charge.debt_max_ns)) [[unlikely]] {
-        time.ReadPrecise();
+        uint64_t w = seen->word_ns;
         if (NeedsHeal(w, time.now_ns(), charge.tau_ns, charge.debt_max_ns) &&
             slot.word.compare_exchange_strong(w, time.now_ns() + charge.tau_ns,
                                               std::memory_order_acq_rel)) {
@@ -103,20 +134,27 @@ inline Outcome CheckSlot(BasicSlot<Cell>& slot, uint64_t fp, const Charge& charg
         }
         continue;
       }
-      if (!charge.admit_always) {
-        seen->verdict = v;
-        return Outcome::kDenied;
-      }
-      v.allowed = true;
-      v.new_ns =
-          std::max(w, std::min(v.new_ns, time.now_ns() + charge.tau_ns + charge.debt_max_ns));
+      if (!charge.admit_always) return outcome;
+      seen->verdict.allowed = true;
+      seen->verdict.new_ns = std::max(
+          seen->word_ns,
+          std::min(seen->verdict.new_ns, time.now_ns() + charge.tau_ns + charge.debt_max_ns));
     }
-    seen->verdict = v;
-    if (!charge.commit || slot.word.compare_exchange_weak(w, v.new_ns, std::memory_order_acq_rel)) {
-      return Outcome::kAllowed;
-    }
+    if (!charge.commit || CommitLook(slot, *seen)) return Outcome::kAllowed;
   }
   return Outcome::kGaveUp;
+}
+
+// The two halves of AddUse, for callers that have something else to do in between.
+template <class Cell>
+inline uint64_t CountUse(BasicSlot<Cell>& slot, uint32_t tokens) {
+  slot.used.fetch_add(tokens, std::memory_order_seq_cst);
+  return slot.aux.load(std::memory_order_seq_cst);
+}
+template <class Cell>
+inline void MarkDirty(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index) {
+  slot.aux.fetch_or(aux::kDirty, std::memory_order_seq_cst);
+  dirty[index / 64].fetch_or(1ull << (index % 64), std::memory_order_seq_cst);
 }
 
 // Adds the tokens to the slot's use and makes sure the daemon will look at it. Returns the aux word
@@ -125,12 +163,8 @@ inline Outcome CheckSlot(BasicSlot<Cell>& slot, uint64_t fp, const Charge& charg
 // new tenant: then that one is charged these tokens. (Bound: one cost per such stop.)
 template <class Cell>
 inline uint64_t AddUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint32_t tokens) {
-  slot.used.fetch_add(tokens, std::memory_order_seq_cst);
-  const uint64_t a = slot.aux.load(std::memory_order_seq_cst);
-  if ((a & aux::kDirty) == 0) {
-    slot.aux.fetch_or(aux::kDirty, std::memory_order_seq_cst);
-    dirty[index / 64].fetch_or(1ull << (index % 64), std::memory_order_seq_cst);
-  }
+  const uint64_t a = CountUse(slot, tokens);
+  if ((a & aux::kDirty) == 0) MarkDirty(slot, dirty, index);
   return a;
 }
 

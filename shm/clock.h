@@ -16,14 +16,12 @@ inline uint64_t ToNs(const timespec& ts) {
 
 // The production clock of checks. Tests and the simulation pass their own type with these members.
 struct MonotonicClock {
-  static uint64_t PreciseNs() {
+  static uint64_t PreciseNs() { return Read(CLOCK_MONOTONIC); }
+  static uint64_t CoarseNs() { return Read(CLOCK_MONOTONIC_COARSE); }
+  // One of the two, without a branch.
+  static uint64_t Read(clockid_t clock) {
     timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ToNs(ts);
-  }
-  static uint64_t CoarseNs() {
-    timespec ts;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+    clock_gettime(clock, &ts);
     return ToNs(ts);
   }
   static uint64_t CoarseStepNs() {

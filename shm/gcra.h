@@ -47,9 +47,9 @@ inline Limit MakeLimit(uint64_t limit, uint64_t period_ns, uint64_t burst) {
 }
 
 struct Verdict {
-  bool allowed = false;
-  uint64_t base_ns = 0;  // max(TAT, now)
-  uint64_t new_ns = 0;   // the TAT after this cost, stored when allowed
+  bool allowed;
+  uint64_t base_ns;  // max(TAT, now)
+  uint64_t new_ns;   // the TAT after this cost, stored when allowed
 };
 
 // The decision itself. `word_ns` is a live word; `cost_ns` <= 2^62.

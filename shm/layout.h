@@ -216,6 +216,7 @@ inline constexpr uint64_t Make(ShardMode mode, uint64_t since_ns) {
 inline constexpr ShardMode Mode(uint64_t s) {
   return (s & 3) >= 2 ? ShardMode::kEmergency : static_cast<ShardMode>(s & 3);
 }
+inline constexpr bool IsEmergency(uint64_t s) { return (s & 2) != 0; }
 inline constexpr uint64_t SinceNs(uint64_t s) { return s >> 2; }
 }  // namespace shard_state
 

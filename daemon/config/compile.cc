@@ -6,6 +6,7 @@
 
 #include "daemon/config/crc32.h"
 #include "daemon/config/text.h"
+#include "shm/policy_buffer.h"
 
 namespace sluice::config {
 namespace {
@@ -180,10 +181,10 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   const uint64_t refs_at = key_parts_at + key_parts_.size() * sizeof(KeyPartView);
   const uint64_t strings_at = refs_at + refs_.size() * sizeof(StringRef);
   const uint64_t total = strings_at + strings_.size();
-  if (total > shm::kPolicyBufferBytes) {
+  if (total > shm::kMaxPolicyBytes) {
     return absl::ResourceExhaustedError(Cat("the rules take ", total, " bytes compiled, ",
-                                            total - shm::kPolicyBufferBytes, " more than the ",
-                                            shm::kPolicyBufferBytes, " that fit"));
+                                            total - shm::kMaxPolicyBytes, " more than the ",
+                                            shm::kMaxPolicyBytes, " that fit"));
   }
   const auto move_text = [&](StringRef* ref) { ref->offset += static_cast<uint32_t>(strings_at); };
 

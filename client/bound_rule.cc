@@ -1,0 +1,302 @@
+// Bound rules: checks of changing keys under one rule, without matching.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "client/blocks.h"
+#include "client/check.h"
+
+namespace sluice::client {
+namespace {
+
+constexpr size_t kChunk = 16;  // lines on their way at once: what a core can keep in flight
+
+struct RuleBlock {
+  // What the usual check reads.
+  const Attachment* attachment;
+  const std::atomic<uint64_t>* policy_word;
+  std::atomic<uint64_t> usual_until_ns;
+  size_t plain_bytes;  // keys up to this name a bucket just as they stand; 0: none does
+  clockid_t clock;
+  bool coarse_serves;
+  uint64_t lag_ns;
+  RuleKey key;
+  Rule rule;
+
+  // Completes a block whose rule and key are found.
+  void Set(const Attachment& a, uint64_t coarse_step_ns);
+};
+
+// The longest key whose bucket's name needs no folding, where keys are taken as they stand.
+size_t PlainKeyBytes(const RuleKey& key) {
+  if (key.value_count != 1 || key.part.form != shm::KeyForm::kRaw) return 0;
+  return MaxPlainValueBytes(key.label_bytes);
+}
+
+void RuleBlock::Set(const Attachment& a, uint64_t coarse_step_ns) {
+  attachment = &a;
+  policy_word = &a.control->policy;
+  usual_until_ns.store(0, std::memory_order_relaxed);
+  plain_bytes = PlainKeyBytes(key);
+  coarse_serves = shm::CoarseServes(rule.tau_ns, coarse_step_ns);
+  clock = coarse_serves ? CLOCK_MONOTONIC_COARSE : CLOCK_MONOTONIC;
+  lag_ns = coarse_serves ? shm::kCoarseLagSteps * coarse_step_ns : 0;
+}
+
+}  // namespace
+}  // namespace sluice::client
+
+namespace shm = sluice::shm;
+
+struct sluice_rule {
+  sluice_t* client = nullptr;
+  size_t label_bytes = 0;
+  char label[shm::kMaxLabelBytes];
+  sluice::client::Blocks<sluice::client::RuleBlock> blocks;
+};
+
+namespace sluice::client {
+namespace {
+
+RuleBlock* RebuildRule(sluice_rule& r, const Attachment& a) {
+  return r.blocks.Rebuild(Clock::CoarseNs(), [&](RuleBlock* block) {
+    if (FindRule(a, {r.label, r.label_bytes}, &block->rule, &block->key) != 0) return false;
+    block->Set(a, r.client->coarse_step_ns);
+    return true;
+  });
+}
+
+// The block in force for the present rules; null where the rule is gone. `own` receives the facts
+// where no block can be used now.
+RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
+  RuleBlock* block = r.blocks.current();
+  if (block != nullptr && block->attachment == &a &&
+      block->key.policy == a.control->policy.load(std::memory_order_acquire)) {
+    return block;
+  }
+  block = RebuildRule(r, a);
+  if (block != nullptr) return block;
+  if (FindRule(a, {r.label, r.label_bytes}, &own->rule, &own->key) != 0) return nullptr;
+  own->Set(a, r.client->coarse_step_ns);
+  return own;
+}
+
+// A key on its way to its bucket: its value in canonical form and the item that names it.
+struct KeyItem {
+  Text value;
+  Item item;
+  char ip[kIpBytes];
+
+  void Set(const Attachment& a, const RuleBlock& block, Text key) {
+    value = KeyValue(block.key.part, key, ip);
+    item.rule = &block.rule;
+    item.values = &value;
+    item.value_count = block.key.value_count;
+    HashItem(a, block.key.hash_seed, block.key.label_bytes, &item);
+  }
+};
+
+bool IsKey(const char* key, size_t key_len) {
+  return key_len <= SLUICE_MAX_VALUE_BYTES && (key != nullptr || key_len == 0);
+}
+
+// The long way: a key whose slot is to be found or claimed, wherever that leads.
+[[gnu::noinline]] int CheckKey(Context& ctx, const RuleBlock& block, const Item& item,
+                               uint32_t cost, sluice_decision_t* decision) {
+  Attempt attempt;
+  Locate(ctx, item, block.key.policy, shm::kNoSlot, &attempt);
+  return CheckItem(ctx, item, block.key.policy, cost, &attempt, decision);
+}
+
+[[gnu::noinline]] int CheckRuleLong(sluice_rule& r, Text key, uint32_t cost,
+                                    sluice_decision_t* decision) {
+  if (cost > SLUICE_MAX_COST || !IsKey(key.data, key.size)) {
+    return AnswerDefault(r.client, SLUICE_E_ARGUMENT, decision);
+  }
+  const Attachment* const a = AttachmentOf(r.client);
+  if (a == nullptr) return AnswerDefault(r.client, 0, decision);
+  RuleBlock own;
+  RuleBlock* const block = BlockOf(r, *a, &own);
+  if (block == nullptr) return AnswerDefault(r.client, SLUICE_E_NO_RULE, decision);
+  KeyItem item;
+  item.Set(*a, *block, key);
+  Context ctx(r.client, a, block->coarse_serves);
+  block->usual_until_ns.store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
+  return CheckKey(ctx, *block, item.item, cost, decision);
+}
+
+// What is rare on the usual check of a key; all calls pass registers only.
+[[gnu::noinline]] int FinishKey(const sluice_rule& r, const RuleBlock& block, Text key,
+                                shm::Slot& slot) {
+  const Attachment& a = *block.attachment;
+  if (Tidy(*r.client, a, slot)) {
+    KeyItem item;
+    item.Set(a, block, key);
+    WriteText(a, item.item, block.key.policy, IndexOf(a, slot));
+  }
+  return 1;
+}
+
+[[gnu::noinline]] int DenyKey(const sluice_rule& r, const RuleBlock& block, shm::Slot& slot,
+                              uint16_t gen, uint64_t now_ns) {
+  BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
+  return block.rule.shadow ? 1 : 0;
+}
+
+// See CheckUsual.
+struct KeyPath {
+  sluice_rule& handle;
+  const RuleBlock& block;
+  Text key;
+
+  const Rule& rule() const { return block.rule; }
+  uint64_t lag_ns() const { return block.lag_ns; }
+  const Attachment& attachment() const { return *block.attachment; }
+  int Long(uint32_t cost, sluice_decision_t* decision) const {
+    return CheckRuleLong(handle, key, cost, decision);
+  }
+  int Finish(shm::Slot& slot) const { return FinishKey(handle, block, key, slot); }
+  int Deny(shm::Slot& slot, uint16_t gen, uint64_t now_ns) const {
+    return DenyKey(handle, block, slot, gen, now_ns);
+  }
+  int Tell(const Attempt& attempt, uint64_t now_ns, sluice_decision_t* decision) const {
+    return AnswerOne(*block.attachment, Time::Of(now_ns, block.lag_ns), block.rule,
+                     block.key.policy, attempt, decision);
+  }
+};
+
+// The check of a key whose hash and time are known. kPlain, and why it is a function of its own:
+// see CheckUsual.
+template <bool kPlain>
+[[gnu::noinline]] int CheckHash(sluice_rule& r, const RuleBlock& block, Text key, uint64_t hash,
+                                uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
+  const KeyPath path = {r, block, key};
+  if (now_ns >= block.usual_until_ns.load(std::memory_order_relaxed) ||
+      block.policy_word->load(std::memory_order_acquire) != block.key.policy) [[unlikely]] {
+    return path.Long(cost, decision);
+  }
+  const Attachment& a = *block.attachment;
+  const uint32_t index = Table(a.slots, a.capacity, a.counters).Find(hash);
+  if (index == shm::kNoSlot || !IsShardHealthy(a, a.slots[index])) [[unlikely]] {
+    return path.Long(cost, decision);
+  }
+  return CheckUsual<kPlain>(path, a.slots[index], shm::FingerprintOf(hash), now_ns,
+                            kPlain ? 1 : cost, kPlain ? nullptr : decision);
+}
+
+// One chunk of keys: all are on their way to the cache before the first is looked at.
+int CheckChunk(Context& ctx, sluice_rule& r, const RuleBlock& block, const sluice_key_t* keys,
+               size_t count, uint32_t cost, int* results, sluice_decision_t* decisions) {
+  const Attachment& a = *ctx.attachment;
+  KeyItem items[kChunk];
+  for (size_t i = 0; i < count; ++i) {
+    if (!IsKey(keys[i].key, keys[i].len)) continue;
+    items[i].Set(a, block, {keys[i].key, keys[i].len});
+    ctx.table.Prefetch(items[i].item.hash);
+  }
+  const bool is_usual = ctx.time.now_ns() < UsualUntil(a, ctx.time.now_ns());
+  int allowed = 0;
+  for (size_t i = 0; i < count; ++i) {
+    sluice_decision_t* const decision = decisions != nullptr ? &decisions[i] : nullptr;
+    if (!IsKey(keys[i].key, keys[i].len)) [[unlikely]] {
+      results[i] = AnswerDefault(ctx.client, SLUICE_E_ARGUMENT, decision);
+      continue;
+    }
+    const uint64_t hash = items[i].item.hash;
+    const uint32_t index = is_usual ? ctx.table.Find(hash) : shm::kNoSlot;
+    results[i] =
+        index == shm::kNoSlot || !IsShardHealthy(a, a.slots[index])
+            ? CheckKey(ctx, block, items[i].item, cost, decision)
+            : CheckUsual<false>(KeyPath{r, block, {keys[i].key, keys[i].len}}, a.slots[index],
+                                shm::FingerprintOf(hash), ctx.time.now_ns(), cost, decision);
+    allowed += results[i];
+  }
+  return allowed;
+}
+
+int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint32_t cost, int* results,
+              sluice_decision_t* decisions) {
+  const Attachment* const a = AttachmentOf(r.client);
+  RuleBlock own;
+  const RuleBlock* const block = a == nullptr ? nullptr : BlockOf(r, *a, &own);
+  int allowed = 0;
+  if (block == nullptr) {
+    for (size_t i = 0; i < count; ++i) {
+      results[i] = AnswerDefault(r.client, a == nullptr ? 0 : SLUICE_E_NO_RULE,
+                                 decisions != nullptr ? &decisions[i] : nullptr);
+      allowed += results[i] > 0 ? 1 : 0;
+    }
+    return allowed;
+  }
+  Context ctx(r.client, a, block->coarse_serves);
+  for (size_t begin = 0; begin < count; begin += kChunk) {
+    allowed += CheckChunk(ctx, r, *block, keys + begin, std::min(kChunk, count - begin), cost,
+                          results + begin, decisions != nullptr ? decisions + begin : nullptr);
+  }
+  return allowed;
+}
+
+}  // namespace
+}  // namespace sluice::client
+
+using sluice::client::Attachment;
+using sluice::client::CheckRuleLong;
+using sluice::client::RuleBlock;
+
+extern "C" {
+
+int sluice_rule_bind(sluice_t* client, const char* label, sluice_rule_t** rule) {
+  if (client == nullptr || label == nullptr || rule == nullptr) return SLUICE_E_ARGUMENT;
+  *rule = nullptr;
+  const size_t n = strnlen(label, shm::kMaxLabelBytes + 1);
+  if (n == 0 || n > shm::kMaxLabelBytes) return SLUICE_E_NO_RULE;
+  const Attachment* const a = sluice::client::AttachmentOf(client);
+  if (a != nullptr) {  // a wrong label is told at once where it can be
+    sluice::client::Rule facts;
+    sluice::client::RuleKey key;
+    const int found = FindRule(*a, {label, n}, &facts, &key);
+    if (found != 0) return found;
+  }
+  auto* const r = new (std::nothrow) sluice_rule;
+  if (r == nullptr) return SLUICE_E_MEMORY;
+  r->client = client;
+  r->label_bytes = n;
+  std::memcpy(r->label, label, n);
+  *rule = r;
+  return 0;
+}
+
+int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len, uint32_t cost,
+                      sluice_decision_t* decision) {
+  if (rule == nullptr) [[unlikely]] {
+    return SLUICE_E_ARGUMENT;
+  }
+  const RuleBlock* const block = rule->blocks.current();
+  if (block == nullptr || key == nullptr || key_len > block->plain_bytes || cost > SLUICE_MAX_COST)
+      [[unlikely]] {
+    return CheckRuleLong(*rule, {key, key_len}, cost, decision);
+  }
+  const Attachment& a = *block->attachment;
+  const uint64_t hash = shm::HashValue(a.hash_key, {key, key_len}, block->key.hash_seed);
+  sluice::client::Table(a.slots, a.capacity, a.counters).Prefetch(hash);
+  const uint64_t now_ns = sluice::client::Clock::Read(block->clock);
+  if (cost == 1 && decision == nullptr) {
+    return sluice::client::CheckHash<true>(*rule, *block, {key, key_len}, hash, now_ns, 1, nullptr);
+  }
+  return sluice::client::CheckHash<false>(*rule, *block, {key, key_len}, hash, now_ns, cost,
+                                          decision);
+}
+
+int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* keys, size_t count,
+                           uint32_t cost, int* results, sluice_decision_t* decisions) {
+  if (rule == nullptr || (count != 0 && (keys == nullptr || results == nullptr)) ||
+      cost > SLUICE_MAX_COST || count > INT32_MAX) {
+    return SLUICE_E_ARGUMENT;
+  }
+  return sluice::client::CheckKeys(*rule, keys, count, cost, results, decisions);
+}
+
+void sluice_rule_free(sluice_rule_t* rule) { delete rule; }
+
+}  // extern "C"
