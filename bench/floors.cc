@@ -1,0 +1,153 @@
+#include "bench/floors.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "shm/clock.h"
+#include "shm/layout.h"
+#include "shm/slot_table.h"
+
+namespace sluice::bench {
+namespace {
+
+using shm::MonotonicClock;
+using shm::Slot;
+
+constexpr uint32_t kBatch = 16;
+
+// The first group, then the second, as SlotTable does. The slot must be there.
+inline Slot* Probe(const FloorRule& rule, uint64_t hash) {
+  const uint64_t fp = shm::FingerprintOf(hash);
+  Slot* group = rule.slots + (hash & rule.group_mask) * shm::kGroupSlots;
+  for (;;) {
+    for (uint32_t i = 0; i < shm::kGroupSlots; ++i) {
+      if (shm::key::Fp(group[i].key.load(std::memory_order_acquire)) == fp) return group + i;
+    }
+    const uint64_t step = ((hash * 0x9e3779b97f4a7c15) >> 32) | 1;
+    group = rule.slots + ((hash ^ step) & rule.group_mask) * shm::kGroupSlots;
+  }
+}
+
+inline void PrefetchGroups(const FloorRule& rule, uint64_t hash) {
+  const char* first =
+      reinterpret_cast<const char*>(rule.slots + (hash & rule.group_mask) * shm::kGroupSlots);
+  __builtin_prefetch(first);
+  __builtin_prefetch(first + 64);
+}
+
+inline void Account(const FloorRule& rule, Slot& slot) {
+  slot.used.fetch_add(1, std::memory_order_seq_cst);
+  if ((slot.aux.load(std::memory_order_seq_cst) & shm::aux::kDirty) == 0) [[unlikely]] {
+    const uint64_t index = static_cast<uint64_t>(&slot - rule.slots);
+    slot.aux.fetch_or(shm::aux::kDirty, std::memory_order_seq_cst);
+    rule.dirty[index / 64].fetch_or(1ull << (index % 64), std::memory_order_seq_cst);
+  }
+}
+
+// The word after the cost, or 0 where it is not admitted; `*word` is what it was computed from.
+inline uint64_t Decide(const FloorRule& rule, Slot& slot, uint64_t fp, uint64_t now_ns,
+                       uint64_t* word) {
+  *word = slot.word.load(std::memory_order_acquire);
+  if (shm::key::Fp(slot.key.load(std::memory_order_acquire)) != fp) return 0;
+  const uint64_t new_ns = std::max(*word, now_ns) + rule.cost_ns;
+  return new_ns - now_ns <= rule.tau_ns ? new_ns : 0;
+}
+
+inline bool Check(const FloorRule& rule, Slot& slot, uint64_t fp, uint64_t now_ns) {
+  uint64_t word;
+  const uint64_t new_ns = Decide(rule, slot, fp, now_ns, &word);
+  if (new_ns == 0) return false;
+  if (!slot.word.compare_exchange_strong(word, new_ns, std::memory_order_acq_rel)) return false;
+  Account(rule, slot);
+  return true;
+}
+
+// The next key may be another: the compiler must not carry a hash over to the next check.
+inline void ForgetKeys() { std::atomic_signal_fence(std::memory_order_seq_cst); }
+
+inline uint64_t Hash(const FloorRule& rule, std::string_view key) {
+  return shm::HashValue(rule.hash_key, key, rule.seed);
+}
+
+}  // namespace
+
+uint32_t FloorSlot(const FloorRule& rule, uint64_t hash) {
+  return static_cast<uint32_t>(Probe(rule, hash) - rule.slots);
+}
+
+uint64_t FloorHandle(const FloorRule& rule, uint32_t slot, uint64_t fingerprint, uint64_t n) {
+  uint64_t admitted = 0;
+  for (uint64_t i = 0; i < n; ++i) {
+    admitted += Check(rule, rule.slots[slot], fingerprint, MonotonicClock::CoarseNs()) ? 1 : 0;
+  }
+  return admitted;
+}
+
+uint64_t FloorKeyed(const FloorRule& rule, std::string_view key, uint64_t n) {
+  uint64_t admitted = 0;
+  for (uint64_t i = 0; i < n; ++i) {
+    ForgetKeys();
+    const uint64_t hash = Hash(rule, key);
+    const uint64_t now_ns = MonotonicClock::CoarseNs();
+    admitted += Check(rule, *Probe(rule, hash), shm::FingerprintOf(hash), now_ns) ? 1 : 0;
+  }
+  return admitted;
+}
+
+uint64_t FloorThree(const FloorRule rules[3], const std::string_view keys[3], uint64_t n) {
+  uint64_t admitted = 0;
+  for (uint64_t i = 0; i < n; ++i) {
+    uint64_t hashes[3];
+    Slot* slots[3];
+    uint64_t words[3];
+    uint64_t news[3];
+    ForgetKeys();
+    for (int r = 0; r < 3; ++r) {
+      hashes[r] = Hash(rules[r], keys[r]);
+      PrefetchGroups(rules[r], hashes[r]);
+    }
+    const uint64_t now_ns = MonotonicClock::CoarseNs();
+    bool all = true;
+    for (int r = 0; r < 3; ++r) {
+      slots[r] = Probe(rules[r], hashes[r]);
+      news[r] = Decide(rules[r], *slots[r], shm::FingerprintOf(hashes[r]), now_ns, &words[r]);
+      all = all && news[r] != 0;
+    }
+    if (!all) continue;
+    for (int r = 0; r < 3; ++r) {
+      all &= slots[r]->word.compare_exchange_strong(words[r], news[r], std::memory_order_acq_rel);
+    }
+    for (int r = 0; r < 3; ++r) Account(rules[r], *slots[r]);
+    admitted += all ? 1 : 0;
+  }
+  return admitted;
+}
+
+uint64_t FloorCold(const FloorRule& rule, const char* keys, size_t key_bytes, uint64_t n) {
+  uint64_t admitted = 0;
+  for (uint64_t i = 0; i < n; ++i) {
+    const uint64_t hash = Hash(rule, {keys + i * key_bytes, key_bytes});
+    const uint64_t now_ns = MonotonicClock::CoarseNs();
+    admitted += Check(rule, *Probe(rule, hash), shm::FingerprintOf(hash), now_ns) ? 1 : 0;
+  }
+  return admitted;
+}
+
+uint64_t FloorBatch16(const FloorRule& rule, const char* keys, size_t key_bytes, uint64_t n) {
+  uint64_t admitted = 0;
+  for (uint64_t i = 0; i < n; i += kBatch) {
+    uint64_t hashes[kBatch];
+    for (uint32_t j = 0; j < kBatch; ++j) {
+      hashes[j] = Hash(rule, {keys + (i + j) * key_bytes, key_bytes});
+      PrefetchGroups(rule, hashes[j]);
+    }
+    const uint64_t now_ns = MonotonicClock::CoarseNs();
+    for (uint32_t j = 0; j < kBatch; ++j) {
+      Slot& slot = *Probe(rule, hashes[j]);
+      admitted += Check(rule, slot, shm::FingerprintOf(hashes[j]), now_ns) ? 1 : 0;
+    }
+  }
+  return admitted;
+}
+
+}  // namespace sluice::bench

@@ -1,0 +1,94 @@
+#include "bench/stage.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+namespace sluice::bench {
+namespace {
+
+// Limits that hot checks never reach and that the coarse clock serves, and one long exhausted.
+constexpr char kRules[] = R"(
+rules:
+  - {name: hot, key: [id], limit: 1000000000/s}
+  - {name: exhausted, key: [spent], limit: 10 per 1h}
+  - {name: cold, key: [cold], limit: 1000000000/s}
+  - {name: per-user, key: [user], limit: 1000000000/s}
+  - {name: per-tenant, key: [tenant], limit: 1000000000/s}
+  - {name: per-ip, key: [ip], limit: 1000000000/s}
+)";
+constexpr uint32_t kAttachMs = 5000;
+
+}  // namespace
+
+void Require(bool ok, const char* what) {
+  if (ok) return;
+  std::fprintf(stderr, "sluice_bench: %s\n", what);
+  std::exit(1);
+}
+
+Stage::Stage() : served_(kRules, {.capacity = kColdSlots, .reconciling = true}) {
+  for (uint32_t shard = 0; shard < served_.control().info().shard_count; ++shard) {
+    served_.control().SetShard(shard, shm::ShardMode::kHealthy, 1);
+  }
+  const sluice_options_t options = {sizeof options, 0, served_.dir().c_str(), "sluice_bench"};
+  Require(sluice_open(&options, &client_) == 0, "cannot open a client");
+  Require(sluice_wait(client_, kAttachMs) == 1, "the client does not attach");
+  MakeColdKeys();
+}
+
+Stage& Stage::Get() {
+  static Stage* const stage = new Stage;
+  return *stage;
+}
+
+sluice_handle_t* Stage::Handle(const char* name) const {
+  const sluice_descriptor_t descriptor = {name, std::strlen(name), kKey, kKeyBytes};
+  sluice_handle_t* handle = nullptr;
+  Require(sluice_handle_bind(client_, &descriptor, 1, &handle) == 0, name);
+  return handle;
+}
+
+sluice_rule_t* Stage::Rule(const char* label) const {
+  sluice_rule_t* rule = nullptr;
+  Require(sluice_rule_bind(client_, label, &rule) == 0, label);
+  return rule;
+}
+
+FloorRule Stage::Floor(const char* label) {
+  const config::CompiledRule* const rule = served_.rules().Find(label);
+  Require(rule != nullptr, label);
+  const shm::MappedBuckets& buckets = served_.buckets();
+  return {.slots = buckets.slots(),
+          .dirty = buckets.dirty(),
+          .group_mask = buckets.capacity() / shm::kGroupSlots - 1,
+          .hash_key = served_.control().info().hash_key,
+          .seed = rule->hash_seed,
+          .cost_ns = rule->limit.interval_ns,
+          .tau_ns = rule->limit.tau_ns};
+}
+
+const char* Stage::NextCold(uint64_t n) {
+  if (cold_at_ + n > kColdKeys) cold_at_ = 0;
+  const char* const keys = cold_keys_.data() + cold_at_ * kKeyBytes;
+  cold_at_ += n;
+  return keys;
+}
+
+void Stage::MakeColdKeys() {
+  std::mt19937_64 random(1);  // the same keys in each run
+  cold_keys_.reserve(kColdKeys * kKeyBytes);
+  for (uint64_t i = 0; i < kColdKeys; ++i) {
+    char key[kKeyBytes + 1];
+    std::snprintf(key, sizeof key, "%016lx-%03lx-%015lx", random(), i & 0xfff, random() >> 4);
+    cold_keys_.append(key, kKeyBytes);
+  }
+  sluice_rule_t* const rule = Rule("cold");
+  for (uint64_t i = 0; i < kColdKeys; ++i) {
+    sluice_rule_check(rule, cold_keys_.data() + i * kKeyBytes, kKeyBytes, 1, nullptr);
+  }
+  sluice_rule_free(rule);
+}
+
+}  // namespace sluice::bench

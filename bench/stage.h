@@ -1,0 +1,52 @@
+// What the rows check: segments served by a thread of this process through the same socket and
+// handshake as sluiced's, with Redis said to be there and all shards healthy (what checks meet in
+// production), and a client on them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "bench/floors.h"
+#include "client/include/sluice.h"
+#include "tests/support/served_segments.h"
+
+namespace sluice::bench {
+
+// A key as long as a UUID is.
+inline constexpr char kKey[] = "6f9619ff-8b86-d011-b42d-00c04fc964ff";
+inline constexpr size_t kKeyBytes = sizeof kKey - 1;
+static_assert(kKeyBytes == 36);
+
+inline constexpr uint64_t kColdSlots = 1 << 20;
+inline constexpr uint64_t kColdKeys = kColdSlots * 48 / 100;
+
+// Ends the process when `ok` is false.
+void Require(bool ok, const char* what);
+
+// One for the life of the process, used by one thread.
+class Stage {
+ public:
+  static Stage& Get();
+
+  sluice_t* client() const { return client_; }
+  // A handle on the one descriptor `name` with kKey; a bound rule. For the life of the process.
+  sluice_handle_t* Handle(const char* name) const;
+  sluice_rule_t* Rule(const char* label) const;
+  FloorRule Floor(const char* label);
+
+  // `n` keys of kKeyBytes each, in random order; each call goes on where the last one ended.
+  const char* NextCold(uint64_t n);
+
+ private:
+  Stage();
+  Stage(const Stage&) = delete;
+  Stage& operator=(const Stage&) = delete;
+  void MakeColdKeys();
+
+  test::ServedSegments served_;
+  sluice_t* client_ = nullptr;
+  std::string cold_keys_;
+  uint64_t cold_at_ = 0;
+};
+
+}  // namespace sluice::bench
