@@ -129,7 +129,7 @@ const char* TextOf(AttachProblem problem) {
 }  // namespace
 
 Attacher::~Attacher() {
-  shm::OwnedFd(std::exchange(socket_, -1));
+  const shm::OwnedFd closed(std::exchange(socket_, -1));
   for (uint32_t i = 0; i < attachment_count_; ++i) delete attachments_[i];
   if (page_ != nullptr) munmap(page_, sizeof(ForkPage));
 }
@@ -186,7 +186,7 @@ void Attacher::StepLocked(uint64_t now_ns) {
 // descriptors are forgotten before they are closed, attachments are whole before they are listed.
 void Attacher::AfterFork() {
   page_->fork_epoch.store(++epochs_, std::memory_order_relaxed);
-  shm::OwnedFd(std::exchange(socket_, -1));
+  const shm::OwnedFd closed(std::exchange(socket_, -1));
   phase_ = Phase::kIdle;
   next_connect_ns_ = 0;
   attach_count_.store(0, std::memory_order_relaxed);
@@ -309,7 +309,7 @@ bool Attacher::Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint6
 }
 
 void Attacher::Drop(AttachProblem problem, int error, uint64_t now_ns) {
-  shm::OwnedFd(std::exchange(socket_, -1));
+  const shm::OwnedFd closed(std::exchange(socket_, -1));
   phase_ = Phase::kIdle;
   next_connect_ns_ = std::max(next_connect_ns_, now_ns + kConnectIntervalNs);
   SetProblem(problem, shm::SegmentError::kOk, error);

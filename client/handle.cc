@@ -69,8 +69,6 @@ bool CopyPlan(const Plan& plan, HandleBlock* block) {
 }  // namespace
 }  // namespace sluice::client
 
-namespace shm = sluice::shm;
-
 struct sluice_handle {
   sluice_t* client = nullptr;
   size_t count = 0;

@@ -68,7 +68,7 @@ def test_every_file_is_where_debian_expects_it(root, prefix, libdir):
 def test_nothing_else_is_installed(root):
     # Static libraries, tests and benchmarks are for the build only.
     allowed = re.compile(
-        r"(sluiced|sluicectl|sluice\.(h|hpp|pc|conf|yaml)|libsluice\.so[.0-9]*|sluiced\.service"
+        r"(sluiced|_?sluicectl|sluicectl\.fish|sluice\.(h|hpp|pc|conf|yaml)|libsluice\.so[.0-9]*|sluiced\.service"
         r"|[\w.-]+\.(md|lua|[1-8]))$")
     found = [os.path.join(folder, file) for folder, _, files in os.walk(root) for file in files]
     assert found
