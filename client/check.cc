@@ -250,12 +250,9 @@ class RequestCheck {
   int Check(sluice_decision_t* decision) {
     // All slots are on their way to the cache before the first is looked at.
     for (size_t i = 0; i < count_; ++i) ctx_.table.Prefetch(items_[i].hash);
-    is_usual_ = ctx_.time.now_ns() < UsualUntil(*ctx_.attachment, ctx_.time.now_ns());
     for (int restart = 0; restart < kRequestRestarts; ++restart) {
       Peek();
-      // Who decides is told in the decision only; in what order all are committed matters little,
-      // since one that is lost gives the others back.
-      size_t decided = decision == nullptr && denied_ == 0 ? 0 : Strictest();
+      size_t decided = Strictest();
       if (denied_ == 0 && cost_ != 0) decided = Commit(decided);
       if (decided != kAgain) return Answer(decided, decision);
     }
@@ -272,35 +269,11 @@ class RequestCheck {
     for (size_t i = 0; i < count_; ++i) {
       spent_[i] = false;
       Attempt& attempt = attempts_[i];
-      looked_[i] = LookUsual(items_[i], &attempt);
-      if (!looked_[i]) [[unlikely]] {
-        Locate(ctx_, items_[i], policy_, shm::kNoSlot, &attempt);
-        Run(ctx_, items_[i], policy_, cost_, /*commit=*/false, &attempt);
-        if (attempt.outcome == Outcome::kGaveUp) SettleGaveUp(ctx_, items_[i], &attempt);
-      }
+      Locate(ctx_, items_[i], policy_, shm::kNoSlot, &attempt);
+      Run(ctx_, items_[i], policy_, cost_, /*commit=*/false, &attempt);
+      if (attempt.outcome == Outcome::kGaveUp) SettleGaveUp(ctx_, items_[i], &attempt);
       if (attempt.outcome == Outcome::kDenied) CountDenial(i);
     }
-  }
-
-  // As CheckUsual looks: false where anything is out of the ordinary.
-  bool LookUsual(const Item& item, Attempt* attempt) const {
-    const Attachment& a = *ctx_.attachment;
-    const uint32_t index = ctx_.table.Find(item.hash);
-    if (!is_usual_ || index == shm::kNoSlot || !IsShardHealthy(a, a.slots[index])) return false;
-    const Rule& rule = *item.rule;
-    const uint64_t now_ns = ctx_.time.now_ns();
-    attempt->slot = &a.slots[index];
-    attempt->index = index;
-    attempt->overflow = false;
-    attempt->emergency = false;
-    attempt->fp = shm::FingerprintOf(item.hash);
-    attempt->charge = ChargeOf(rule, cost_, CostNs(rule, cost_), /*commit=*/true);
-    attempt->outcome = shm::LookSlot(*attempt->slot, attempt->fp, attempt->charge.cost_ns,
-                                     rule.tau_ns, /*dearer_q16=*/0, now_ns, &attempt->seen);
-    return attempt->outcome == Outcome::kAllowed ||
-           (attempt->outcome == Outcome::kDenied &&
-            shm::IsDenialClear(attempt->seen, rule.tau_ns, rule.debt_max_ns, now_ns,
-                               ctx_.time.lag_ns()));
   }
 
   void CountDenial(size_t i) { ++(items_[i].rule->shadow ? shadow_ : denied_); }
@@ -334,10 +307,8 @@ class RequestCheck {
       const size_t i = step == 0 ? first : step <= first ? step - 1 : step;
       Attempt& attempt = attempts_[i];
       if (attempt.outcome == Outcome::kDenied) continue;  // a shadow rule's denial
-      if (!looked_[i] || !shm::CommitLook(*attempt.slot, attempt.seen)) [[unlikely]] {
-        Run(ctx_, items_[i], policy_, cost_, /*commit=*/true, &attempt);
-      }
-      if (attempt.outcome == Outcome::kAllowed) [[likely]] {
+      Run(ctx_, items_[i], policy_, cost_, /*commit=*/true, &attempt);
+      if (attempt.outcome == Outcome::kAllowed) {
         spent_[i] = attempt.charge.commit;
         continue;
       }
@@ -396,8 +367,6 @@ class RequestCheck {
   size_t shadow_ = 0;
   Attempt attempts_[kMaxItems];
   bool spent_[kMaxItems];
-  bool looked_[kMaxItems];  // attempts_ holds a usual look, whose word may be committed
-  bool is_usual_ = false;   // see CheckUsual
 };
 
 }  // namespace

@@ -90,53 +90,25 @@ uint16_t RuleOf(const PolicyView& view, const GroupView& group, const Present& p
   return group.base_rule;
 }
 
-inline void CopyRule(const RuleView& view, uint16_t id, Rule* rule) {
+void CopyRule(const RuleView& view, uint16_t id, Rule* rule) {
   const shm::Limit& limit = view.limit;
+  rule->cost = view.cost;
+  rule->unit_ns = view.cost == 1
+                      ? limit.interval_ns
+                      : shm::CostNs(view.cost, limit.period_ns, std::max<uint64_t>(limit.limit, 1));
+  rule->tau_ns = limit.tau_ns;
+  rule->debt_max_ns = limit.debt_max_ns;
+  rule->interval_ns = limit.interval_ns;
   rule->limit = limit.limit;
   rule->period_ns = limit.period_ns;
   rule->burst = limit.burst;
-  rule->interval_ns = limit.interval_ns;
-  rule->tau_ns = limit.tau_ns;
-  rule->debt_max_ns = limit.debt_max_ns;
   rule->for_ns = view.for_ns;
-  rule->cost = view.cost;
   rule->factor_q16 = view.factor_q16;
   rule->then_factor_q16 = view.then_factor_q16;
   rule->id = id;
   rule->mode = view.mode;
   rule->then_mode = view.then_mode;
   rule->shadow = view.shadow != 0;
-  rule->unit_ns = limit.interval_ns;
-  if (rule->cost != 1) [[unlikely]] {
-    rule->unit_ns = shm::CostNs(rule->cost, rule->period_ns, std::max<uint64_t>(rule->limit, 1));
-  }
-}
-
-// A name too long for its slot's text: its values are hashed into one.
-[[gnu::noinline]] void FoldItem(const Attachment& attachment, uint64_t rule_seed,
-                                size_t label_bytes, Item* item) {
-  std::string_view values[shm::kMaxKeyParts];
-  for (uint32_t i = 0; i < item->value_count; ++i) values[i] = item->values[i].view();
-  char folded[shm::kKeyTextBytes];
-  const size_t n = shm::FoldLong(label_bytes, values, item->value_count, folded);
-  item->hash = shm::LongNameHash(attachment.hash_key, rule_seed, {folded, n});
-}
-
-inline void HashItemInline(const Attachment& attachment, uint64_t rule_seed, size_t label_bytes,
-                           Item* item) {
-  size_t parts_bytes = 1 + label_bytes + 1;
-  uint64_t h = rule_seed;
-  const Text* const values = item->values;
-  const uint32_t count = item->value_count;
-  for (uint32_t i = 0; i < count; ++i) {
-    parts_bytes += 1 + values[i].size;
-    h = shm::HashValue(attachment.hash_key, values[i].view(), h);
-  }
-  item->hash = h;
-  item->folded = parts_bytes > shm::kKeyTextBytes;
-  if (item->folded) [[unlikely]] {
-    FoldItem(attachment, rule_seed, label_bytes, item);
-  }
 }
 
 int AddItem(const Attachment& attachment, const PolicyView& view, const GroupView& group,
@@ -155,16 +127,15 @@ int AddItem(const Attachment& attachment, const PolicyView& view, const GroupVie
   item.value_count = key_count;
   for (uint32_t i = 0; i < key_count; ++i) {
     const KeyPartView part = view.key_part(group, i);
-    Text value = present.value(part.name);
-    if (part.form == KeyForm::kIp) {
-      if (plan->arena_used + kIpBytes > kArenaBytes) return SLUICE_E_RULES;
-      char* const ip = plan->arena + plan->arena_used;
-      value = KeyValue(part, value, ip);
-      if (value.data == ip) plan->arena_used += kIpBytes;
+    if (part.form == KeyForm::kIp && plan->arena_used + kIpBytes > kArenaBytes) {
+      return SLUICE_E_RULES;
     }
+    char* const ip = plan->arena + plan->arena_used;
+    const Text value = KeyValue(part, present.value(part.name), ip);
+    if (value.data == ip) plan->arena_used += kIpBytes;
     plan->values[plan->value_count++] = value;
   }
-  HashItemInline(attachment, rule.hash_seed, rule.label.length, &item);
+  HashItem(attachment, rule.hash_seed, rule.label.length, &item);
   plan->coarse_serves = plan->coarse_serves && shm::CoarseServes(item.rule->tau_ns, coarse_step_ns);
   ++plan->count;
   return 0;
@@ -236,7 +207,21 @@ Text KeyValue(const shm::KeyPartView& part, Text value, char* ip) {
 }
 
 void HashItem(const Attachment& attachment, uint64_t rule_seed, size_t label_bytes, Item* item) {
-  HashItemInline(attachment, rule_seed, label_bytes, item);
+  size_t parts_bytes = 1 + label_bytes + 1;
+  uint64_t h = rule_seed;
+  for (uint32_t i = 0; i < item->value_count; ++i) {
+    parts_bytes += 1 + item->values[i].size;
+    h = shm::HashValue(attachment.hash_key, item->values[i].view(), h);
+  }
+  item->hash = h;
+  item->folded = parts_bytes > shm::kKeyTextBytes;
+  if (item->folded) [[unlikely]] {
+    std::string_view values[shm::kMaxKeyParts];
+    for (uint32_t i = 0; i < item->value_count; ++i) values[i] = item->values[i].view();
+    char folded[shm::kKeyTextBytes];
+    const size_t n = shm::FoldLong(label_bytes, values, item->value_count, folded);
+    item->hash = shm::LongNameHash(attachment.hash_key, rule_seed, {folded, n});
+  }
 }
 
 int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, RuleKey* key) {

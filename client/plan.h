@@ -20,16 +20,15 @@ inline constexpr size_t kArenaBytes = kIpBytes * 16;     // those of one request
 // The numbers of one rule, copied out of the policy. No initialisers here and below: a plan lives
 // on the stack of every check, and only what is used may cost anything.
 struct Rule {
-  // In the order of shm::Limit, so that they are copied by the pair.
+  uint64_t unit_ns;  // cost of one unit of request cost (rule cost included)
+  uint64_t tau_ns;
+  uint64_t debt_max_ns;
+  uint64_t interval_ns;
   uint64_t limit;
   uint64_t period_ns;
   uint64_t burst;
-  uint64_t interval_ns;
-  uint64_t tau_ns;
-  uint64_t debt_max_ns;
   uint64_t for_ns;
-  uint64_t unit_ns;  // cost of one unit of request cost (rule cost included)
-  uint32_t cost;     // tokens per unit of request cost
+  uint32_t cost;  // tokens per unit of request cost
   uint32_t factor_q16;
   uint32_t then_factor_q16;
   uint16_t id;

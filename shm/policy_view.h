@@ -21,7 +21,6 @@
 #include <string_view>
 
 #include "shm/gcra.h"
-#include "shm/hash.h"
 #include "shm/layout.h"
 
 namespace sluice::shm {
@@ -133,21 +132,6 @@ inline uint32_t NameSlot(std::string_view name) {
   return (n * 37 + first * 5 + last * 17 + mid * 3) % kNameSlots;
 }
 
-// Names are short: compared in place, by overlapping words, without a call.
-inline bool IsSameText(std::string_view a, std::string_view b) {
-  const size_t n = a.size();
-  if (n != b.size()) return false;
-  const char* const p = a.data();
-  const char* const q = b.data();
-  if (n > 16) return std::memcmp(p, q, n) == 0;
-  if (n >= 8) return Load64(p) == Load64(q) && Load64(p + n - 8) == Load64(q + n - 8);
-  if (n >= 4) return Load32(p) == Load32(q) && Load32(p + n - 4) == Load32(q + n - 4);
-  for (size_t i = 0; i < n; ++i) {
-    if (p[i] != q[i]) return false;
-  }
-  return true;
-}
-
 // Bounds-masking accessors over one buffer. Valid as long as the segment is mapped; what they
 // return is meaningful only if the policy word is unchanged afterwards.
 class PolicyView {
@@ -185,7 +169,11 @@ class PolicyView {
     for (uint32_t probe = 0; probe < kNameSlots; ++probe, slot = (slot + 1) % kNameSlots) {
       const uint8_t id = h.name_slots[slot];
       if (id >= kMaxNames) return kNoName;
-      if (IsSameText(text(h.names[id]), name)) return id;
+      const std::string_view candidate = text(h.names[id]);
+      if (candidate.size() == name.size() &&
+          std::memcmp(candidate.data(), name.data(), name.size()) == 0) {
+        return id;
+      }
     }
     return kNoName;
   }
