@@ -180,6 +180,7 @@ class Demo:
         seconds = self.arguments.seconds
         kill_s = recovered_s = None
         was_out = False
+        alarms = {}
         next_line = 1
         while True:
             now_s = time.monotonic() - self.start
@@ -192,6 +193,7 @@ class Demo:
                     recovered_s = now_s
                     report.event(now_s, f"recovered, {now_s - kill_s:.1f} s after the kill: "
                                  "all limits are shared again")
+            alarms = report.alarms(now_s, alarms, self.watcher.alarms())
             # A second is printed when the clients' reports of it have surely come.
             if now_s >= next_line + 0.4:
                 report.second(next_line, self.totals.second(next_line - 1),
@@ -257,7 +259,7 @@ class Demo:
 
     def _write_plot(self, table, end_s, kill_s):
         wanted = [row for row in table if row.outage]
-        wanted += [row for row in table if not row.outage and row.binds][:2]
+        wanted += [row for row in table if not row.outage and row.reached][:2]
         ages = [(sample.at_s, max(sample.age_s, 0)) for host in self.watcher.samples.values()
                 for sample in host]
         by_time = {}

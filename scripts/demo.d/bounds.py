@@ -34,6 +34,8 @@ FOR_SLACK_S = 1.0
 HEALTHY_AGE_S = 3 * FLUSH_INTERVAL_S
 STALE_AGE_S = 0.5
 DETECT_MAX_S = 1.0
+# Who lets through this part of what a limit permits was held by the limit.
+REACHED = 0.9
 
 
 @dataclasses.dataclass
@@ -57,9 +59,16 @@ class Row:
         return self.allowed <= self.bound
 
     @property
-    def binds(self):
-        """Whether the limit was what decided: twice as much was asked for, and it denied."""
-        return self.asked >= 2 * self.permitted and self.denied > 0
+    def tested(self):
+        """Whether at least twice of what the limit permits was asked for."""
+        return self.asked >= 2 * self.permitted
+
+    @property
+    def reached(self):
+        """Whether this limit, not another of the same requests, was what decided."""
+        if self.outage:
+            return self.denied > 0 and self.tested
+        return self.allowed >= REACHED * self.permitted
 
 
 def judge(limit, value, watch, outage, ages, end_s):
@@ -119,13 +128,13 @@ def rows(plan, totals, watcher, shard_of, end_s):
 
 
 def shown(all_rows):
-    """The most telling rows of each limit: the busiest that went through the outage and not."""
+    """Of each limit the bucket nearest to its bound, with and without an outage."""
     table = []
     for label in dict.fromkeys(row.limit.label for row in all_rows):
         mine = [row for row in all_rows if row.limit.label == label]
         for is_out in (False, True):
             side = [row for row in mine if bool(row.outage) == is_out]
             if side:
-                table.append(max(side, key=lambda row: row.denied / row.limit.rate))
+                table.append(max(side, key=lambda row: row.allowed / row.bound))
     table += [row for row in all_rows if not row.holds and row not in table]
     return table

@@ -13,7 +13,7 @@ SHARDS = 64
 HOSTS = 2
 # Demand of the busiest key of a rule, divided by its limit. Two at least, so that the two hosts
 # together would admit twice too much if they did not share; more where other rules take a part.
-USER_EXCESS = 3.0
+USER_EXCESS = 5.0
 TENANT_EXCESS = 4.0
 IP_EXCESS = 16.0
 ROUTE_EXCESS = 4.0
@@ -97,9 +97,9 @@ class Plan:
         others = {"mode": "degrade", "factor": OTHERS_FACTOR}
         self.limits = [
             Limit("per-user", "user", "", user, **others),
-            Limit("per-user@paid", "user", "paid", int(user * PAID_FACTOR), **others),
+            Limit("per-user@paid", "user", "paid", _nice(user * PAID_FACTOR), **others),
             Limit("per-tenant", "tenant", "", tenant, **others, route="most routes"),
-            Limit("per-tenant@paid", "tenant", "paid", int(tenant * PAID_FACTOR), **others,
+            Limit("per-tenant@paid", "tenant", "paid", _nice(tenant * PAID_FACTOR), **others,
                   route="most routes"),
             Limit("per-ip", "ip", "", address, **others),
             Limit("metadata", "tenant", "", _nice(per_tenant * shares.get(routes[0], 0)), "open",

@@ -65,43 +65,52 @@ def event(at_s, text):
     print(f"{at_s:6.1f}s  >>> {text}", flush=True)
 
 
+def alarms(at_s, before, now):
+    """Says which alarms were raised and cleared between two looks; returns `now`."""
+    for alarm in sorted(set(now) - set(before)):
+        event(at_s, f"alarm raised: {alarm} ({', '.join(now[alarm])})")
+    for alarm in sorted(set(before) - set(now)):
+        event(at_s, f"alarm cleared: {alarm}")
+    return now
+
+
 def mode_of(limit, emergency, stale):
     """In words, the mode of a rule while these shards are in emergency or stale."""
     if emergency:
         word = {"open": "open", "closed": "closed"}.get(limit.mode, f"x{limit.factor:g}")
         if limit.for_s:
             word += "/closed"
-        return f"{word} ({len(emergency)}/{SHARDS})"
-    return f"stale ({len(stale)}/{SHARDS})" if stale else "shared"
+        return f"{word} {len(emergency)}/{SHARDS}"
+    return f"stale {len(stale)}/{SHARDS}" if stale else "shared"
 
 
 def second(number, numbers, worst, plan):
     """One line for the second that ends at `number`."""
     if number % HEADER_EVERY == 1:
         print(f"{'time':>7} {'checks/s':>9} {'allowed':>8} {'denied':>8} {'p50':>8} {'p99':>8} "
-              f"{'oldest use':>10}  {'metadata':<14} {'generate':<20} {'others':<14} alarms",
-              flush=True)
+              f"{'oldest use':>10}  {'metadata':<11} {'generate':<19} others", flush=True)
     checks, allowed, denied, p50, p99 = numbers
-    age, emergency, stale, alarms = worst
+    age, emergency, stale = worst
     limits = plan.by_label()
     modes = [mode_of(limits[name], emergency, stale)
              for name in ("metadata", "generate", "per-user")]
     print(f"{number:6d}s {checks:9,.0f} {allowed:8,.0f} {denied:8,.0f} {nanoseconds(p50):>8} "
-          f"{nanoseconds(p99):>8} {seconds(age):>10}  {modes[0]:<14} {modes[1]:<20} "
-          f"{modes[2]:<14} {' '.join(sorted(alarms))}".rstrip(), flush=True)
+          f"{nanoseconds(p99):>8} {seconds(age):>10}  {modes[0]:<11} {modes[1]:<19} {modes[2]}",
+          flush=True)
 
 
 def table(rows, every, end_s):
     print(f"\nWhat was allowed over {HOSTS} hosts in {end_s:.1f} s, beside what the limit permits "
           "(rate x time + burst),\nand the bound beyond which it would be exceeded. Of each limit "
-          "the busiest bucket that kept its\nprimary and the busiest that lost it.\n")
+          "the bucket nearest to its bound, among\nthose that kept their primary and among those "
+          "that lost it.\n")
     head = (f"{'limit':<16} {'bucket':<18} {'rate':>7} {'asked':>9} {'allowed':>9} {'permits':>9} "
             f"{'used':>6} {'bound':>9}  {'outage':<8} verdict")
     print(head)
     for row in rows:
         outage = sum(end - begin for begin, end in row.outage)
         verdict = "held" if row.holds else "EXCEEDED"
-        if row.holds and not row.binds:
+        if row.holds and not row.reached:
             verdict += ", not reached"
         if row.seconds < end_s - 0.01:
             verdict += f" in the {row.seconds:.1f} s outside"
@@ -113,7 +122,7 @@ def table(rows, every, end_s):
     for row in rows:
         print(f"  {row.limit.label} {row.value}: {row.formula} = {row.bound:,.0f}")
     print(f"{sum(row.holds for row in every)} of {len(every)} watched buckets held, "
-          f"{sum(row.binds for row in every)} of them asked for at least twice their limit.",
+          f"{sum(row.tested for row in every)} of them asked for at least twice their limit.",
           flush=True)
 
 

@@ -58,17 +58,24 @@ class Watcher:
         return [samples[-1] for samples in self.samples.values() if samples]
 
     def worst(self, second):
-        """Of one second: (greatest age, {shards in emergency on any host}, {stale}, alarms)."""
-        age, emergency, stale, alarms = 0.0, set(), set(), set()
+        """Of one second: (greatest age, {shards in emergency on any host}, {stale shards})."""
+        age, emergency, stale = 0.0, set(), set()
         for samples in self.samples.values():
             for sample in samples[-int(5 / SAMPLE_S):]:
                 if not second <= sample.at_s < second + 1:
                     continue
                 age = max(age, sample.age_s)
-                alarms.update(sample.alarms)
                 emergency.update(i for i, m in enumerate(sample.modes) if m == EMERGENCY)
                 stale.update(i for i, m in enumerate(sample.modes) if m == STALE)
-        return age, emergency, stale - emergency, alarms
+        return age, emergency, stale - emergency
+
+    def alarms(self):
+        """{alarm id: [hosts]} that stand now."""
+        standing = {}
+        for name, samples in self.samples.items():
+            for alarm in samples[-1].alarms if samples else ():
+                standing.setdefault(alarm, []).append(name)
+        return standing
 
     def emergencies(self, shard, end_s):
         """[(begin, end)] while any host had `shard` in emergency; a sample wide of the truth."""

@@ -33,7 +33,7 @@ def watch(per_second, seconds):
 
 def test_a_limit_that_holds_is_held_and_one_that_two_hosts_do_not_share_is_not():
     held = bounds.judge(LIMIT, "u", watch(101, 30), [], CALM, 30)
-    assert held.holds and held.binds
+    assert held.holds and held.tested and held.reached
     assert held.permitted == 100 * 30 + 50
     assert held.bound == pytest.approx(3050 + 50 + 100 * 0.4)
     assert not bounds.judge(LIMIT, "u", watch(200, 30), [], CALM, 30).holds

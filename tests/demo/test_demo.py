@@ -79,6 +79,8 @@ def check_whole_run(run, plot_folder):
     assert run.process.returncode == 0, text
     assert "killed the Redis primary" in text
     assert "recovered" in text
+    assert text.count("alarm raised: degraded:metadata") == 1
+    assert text.count("alarm cleared: degraded:metadata") == 1
     assert re.search(r"^ +\d+s +[\d,]+ ", text, re.MULTILINE), "no line a second"
     assert re.search(r"metadata .*held", text) and "every limit held" in text
     assert "EXCEEDED" not in text
