@@ -31,6 +31,7 @@ Contender HandleFloor(const char* label) {
   const FloorRule rule = Stage::Get().Floor(label);
   const uint64_t hash = shm::HashValue(rule.hash_key, {kKey, kKeyBytes}, rule.seed);
   const uint32_t slot = FloorSlot(rule, hash);
+  Require(slot != shm::kNoSlot, "the floor's bucket is not there");
   return {"floor_ns", [=](uint64_t n) {
             benchmark::DoNotOptimize(FloorHandle(rule, slot, shm::FingerprintOf(hash), n));
           }};

@@ -15,17 +15,18 @@ using shm::Slot;
 
 constexpr uint32_t kBatch = 16;
 
-// The first group, then the second, as SlotTable does. The slot must be there.
+// The first group, then the second, as SlotTable does; null when the key is in neither.
 inline Slot* Probe(const FloorRule& rule, uint64_t hash) {
   const uint64_t fp = shm::FingerprintOf(hash);
   Slot* group = rule.slots + (hash & rule.group_mask) * shm::kGroupSlots;
-  for (;;) {
+  for (int groups = 0; groups < 2; ++groups) {
     for (uint32_t i = 0; i < shm::kGroupSlots; ++i) {
       if (shm::key::Fp(group[i].key.load(std::memory_order_acquire)) == fp) return group + i;
     }
     const uint64_t step = ((hash * 0x9e3779b97f4a7c15) >> 32) | 1;
     group = rule.slots + ((hash ^ step) & rule.group_mask) * shm::kGroupSlots;
   }
+  return nullptr;
 }
 
 inline void PrefetchGroups(const FloorRule& rule, uint64_t hash) {
@@ -62,6 +63,10 @@ inline bool Check(const FloorRule& rule, Slot& slot, uint64_t fp, uint64_t now_n
   return true;
 }
 
+inline bool CheckFound(const FloorRule& rule, Slot* slot, uint64_t hash, uint64_t now_ns) {
+  return slot != nullptr && Check(rule, *slot, shm::FingerprintOf(hash), now_ns);
+}
+
 // The next key may be another: the compiler must not carry a hash over to the next check.
 inline void ForgetKeys() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
@@ -72,7 +77,8 @@ inline uint64_t Hash(const FloorRule& rule, std::string_view key) {
 }  // namespace
 
 uint32_t FloorSlot(const FloorRule& rule, uint64_t hash) {
-  return static_cast<uint32_t>(Probe(rule, hash) - rule.slots);
+  const Slot* const slot = Probe(rule, hash);
+  return slot == nullptr ? shm::kNoSlot : static_cast<uint32_t>(slot - rule.slots);
 }
 
 uint64_t FloorHandle(const FloorRule& rule, uint32_t slot, uint64_t fingerprint, uint64_t n) {
@@ -89,7 +95,7 @@ uint64_t FloorKeyed(const FloorRule& rule, std::string_view key, uint64_t n) {
     ForgetKeys();
     const uint64_t hash = Hash(rule, key);
     const uint64_t now_ns = MonotonicClock::CoarseNs();
-    admitted += Check(rule, *Probe(rule, hash), shm::FingerprintOf(hash), now_ns) ? 1 : 0;
+    admitted += CheckFound(rule, Probe(rule, hash), hash, now_ns) ? 1 : 0;
   }
   return admitted;
 }
@@ -110,6 +116,7 @@ uint64_t FloorThree(const FloorRule rules[3], const std::string_view keys[3], ui
     bool all = true;
     for (int r = 0; r < 3; ++r) {
       slots[r] = Probe(rules[r], hashes[r]);
+      if (slots[r] == nullptr) return admitted;
       news[r] = Decide(rules[r], *slots[r], shm::FingerprintOf(hashes[r]), now_ns, &words[r]);
       all = all && news[r] != 0;
     }
@@ -128,7 +135,7 @@ uint64_t FloorCold(const FloorRule& rule, const char* keys, size_t key_bytes, ui
   for (uint64_t i = 0; i < n; ++i) {
     const uint64_t hash = Hash(rule, {keys + i * key_bytes, key_bytes});
     const uint64_t now_ns = MonotonicClock::CoarseNs();
-    admitted += Check(rule, *Probe(rule, hash), shm::FingerprintOf(hash), now_ns) ? 1 : 0;
+    admitted += CheckFound(rule, Probe(rule, hash), hash, now_ns) ? 1 : 0;
   }
   return admitted;
 }
@@ -143,8 +150,7 @@ uint64_t FloorBatch16(const FloorRule& rule, const char* keys, size_t key_bytes,
     }
     const uint64_t now_ns = MonotonicClock::CoarseNs();
     for (uint32_t j = 0; j < kBatch; ++j) {
-      Slot& slot = *Probe(rule, hashes[j]);
-      admitted += Check(rule, slot, shm::FingerprintOf(hashes[j]), now_ns) ? 1 : 0;
+      admitted += CheckFound(rule, Probe(rule, hashes[j]), hashes[j], now_ns) ? 1 : 0;
     }
   }
   return admitted;

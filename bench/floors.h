@@ -26,7 +26,7 @@ struct FloorRule {
   uint64_t tau_ns;
 };
 
-// The slot that holds `hash`; it must be there.
+// The slot that holds `hash`, or kNoSlot.
 uint32_t FloorSlot(const FloorRule& rule, uint64_t hash);
 
 // Each returns how many of its `n` checks were admitted.
