@@ -145,7 +145,7 @@ std::vector<std::string> MakeBatches(const std::string& sha, uint64_t round) {
     redis::AppendBulk(&command, sha);
     redis::AppendBulk(&command, "1");
     redis::AppendBulk(&command, "raw:{" + std::to_string(shard) + "}");
-    batches.push_back(command + batch.args);
+    batches.push_back(command + reconcile::ArgsOf(batch, 2));
   }
   return batches;
 }

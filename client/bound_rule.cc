@@ -185,31 +185,54 @@ template <bool kPlain>
                             kPlain ? 1 : cost, kPlain ? nullptr : decision);
 }
 
-// One chunk of keys: all are on their way to the cache before the first is looked at.
+uint64_t HashOfKey(const Attachment& a, const RuleBlock& block, Text key) {
+  if (key.size <= block.plain_bytes) [[likely]] {
+    return shm::HashValue(a.hash_key, key.view(), block.key.hash_seed);
+  }
+  KeyItem item;
+  item.Set(a, block, key);
+  return item.item.hash;
+}
+
+// One chunk of keys, in three rounds, so that their memory latencies overlap: all first groups are
+// asked for, then all second ones that are needed, and only then is anything checked, since a
+// check's locked operations hold up the loads that follow. kPlain: see CheckUsual.
+template <bool kPlain>
 int CheckChunk(Context& ctx, sluice_rule& r, const RuleBlock& block, const sluice_key_t* keys,
                size_t count, uint32_t cost, int* results, sluice_decision_t* decisions) {
   const Attachment& a = *ctx.attachment;
-  KeyItem items[kChunk];
+  const Table table = ctx.table;
+  const uint64_t now_ns = ctx.time.now_ns();
+  const bool is_usual = now_ns < UsualUntil(a, now_ns);
+  uint64_t hashes[kChunk];
+  uint32_t slots[kChunk];
   for (size_t i = 0; i < count; ++i) {
-    if (!IsKey(keys[i].key, keys[i].len)) continue;
-    items[i].Set(a, block, {keys[i].key, keys[i].len});
-    ctx.table.Prefetch(items[i].item.hash);
+    hashes[i] =
+        IsKey(keys[i].key, keys[i].len) ? HashOfKey(a, block, {keys[i].key, keys[i].len}) : 0;
+    table.PrefetchFirst(hashes[i]);
   }
-  const bool is_usual = ctx.time.now_ns() < UsualUntil(a, ctx.time.now_ns());
+  for (size_t i = 0; i < count; ++i) {
+    slots[i] = table.FindFirst(hashes[i]);
+    if (slots[i] == shm::kNoSlot) table.PrefetchSecond(hashes[i]);
+  }
   int allowed = 0;
   for (size_t i = 0; i < count; ++i) {
-    sluice_decision_t* const decision = decisions != nullptr ? &decisions[i] : nullptr;
-    if (!IsKey(keys[i].key, keys[i].len)) [[unlikely]] {
+    const Text key = {keys[i].key, keys[i].len};
+    sluice_decision_t* const decision = kPlain || decisions == nullptr ? nullptr : &decisions[i];
+    if (!IsKey(key.data, key.size)) [[unlikely]] {
       results[i] = AnswerDefault(ctx.client, SLUICE_E_ARGUMENT, decision);
       continue;
     }
-    const uint64_t hash = items[i].item.hash;
-    const uint32_t index = is_usual ? ctx.table.Find(hash) : shm::kNoSlot;
-    results[i] =
-        index == shm::kNoSlot || !IsShardHealthy(a, a.slots[index])
-            ? CheckKey(ctx, block, items[i].item, cost, decision)
-            : CheckUsual<false>(KeyPath{r, block, {keys[i].key, keys[i].len}}, a.slots[index],
-                                shm::FingerprintOf(hash), ctx.time.now_ns(), cost, decision);
+    const uint32_t slot = slots[i] != shm::kNoSlot ? slots[i] : table.FindSecond(hashes[i]);
+    if (is_usual && slot != shm::kNoSlot && IsShardHealthy(a, a.slots[slot])) [[likely]] {
+      results[i] =
+          CheckUsual<kPlain>(KeyPath{r, block, key}, a.slots[slot], shm::FingerprintOf(hashes[i]),
+                             now_ns, kPlain ? 1 : cost, decision);
+    } else {
+      KeyItem item;
+      item.Set(a, block, key);
+      results[i] = CheckKey(ctx, block, item.item, cost, decision);
+    }
     allowed += results[i];
   }
   return allowed;
@@ -230,9 +253,12 @@ int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint32_t c
     return allowed;
   }
   Context ctx(r.client, a, block->coarse_serves);
-  for (size_t begin = 0; begin < count; begin += kChunk) {
-    allowed += CheckChunk(ctx, r, *block, keys + begin, std::min(kChunk, count - begin), cost,
-                          results + begin, decisions != nullptr ? decisions + begin : nullptr);
+  for (size_t at = 0; at < count; at += kChunk) {
+    const size_t n = std::min(kChunk, count - at);
+    allowed += cost == 1 && decisions == nullptr
+                   ? CheckChunk<true>(ctx, r, *block, keys + at, n, 1, results + at, nullptr)
+                   : CheckChunk<false>(ctx, r, *block, keys + at, n, cost, results + at,
+                                       decisions != nullptr ? decisions + at : nullptr);
   }
   return allowed;
 }
@@ -279,7 +305,7 @@ int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len, uint
   }
   const Attachment& a = *block->attachment;
   const uint64_t hash = shm::HashValue(a.hash_key, {key, key_len}, block->key.hash_seed);
-  sluice::client::Table(a.slots, a.capacity, a.counters).Prefetch(hash);
+  sluice::client::Table(a.slots, a.capacity, a.counters).PrefetchFirst(hash);
   const uint64_t now_ns = sluice::client::Clock::Read(block->clock);
   if (cost == 1 && decision == nullptr) {
     return sluice::client::CheckHash<true>(*rule, *block, {key, key_len}, hash, now_ns, 1, nullptr);

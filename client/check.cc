@@ -249,7 +249,7 @@ class RequestCheck {
 
   int Check(sluice_decision_t* decision) {
     // All slots are on their way to the cache before the first is looked at.
-    for (size_t i = 0; i < count_; ++i) ctx_.table.Prefetch(items_[i].hash);
+    for (size_t i = 0; i < count_; ++i) ctx_.table.PrefetchFirst(items_[i].hash);
     for (int restart = 0; restart < kRequestRestarts; ++restart) {
       Peek();
       size_t decided = Strictest();

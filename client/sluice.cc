@@ -154,7 +154,8 @@ int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t
                      : BuildPlan(*a, client->coarse_step_ns, r.descriptors, r.count, &plans[i]);
       if (built[i] != 0) continue;
       for (size_t j = 0; j < plans[i].count; ++j) {
-        sluice::client::Table(a->slots, a->capacity, a->counters).Prefetch(plans[i].items[j].hash);
+        sluice::client::Table(a->slots, a->capacity, a->counters)
+            .PrefetchFirst(plans[i].items[j].hash);
       }
     }
     for (size_t i = 0; i < n; ++i) {

@@ -41,7 +41,7 @@ std::string FormatDuration(uint64_t ns) {
     if (ns < unit.ns) continue;
     if (ns % unit.ns == 0) return absl::StrCat(ns / unit.ns, " ", unit.name);
     const double value = static_cast<double>(ns) / static_cast<double>(unit.ns);
-    return absl::StrFormat(value < 100 ? "%.1f %s" : "%.0f %s", value, unit.name);
+    return absl::StrFormat("%.*f %s", value < 100 ? 1 : 0, value, unit.name);
   }
   return absl::StrCat(ns, " ns");
 }

@@ -7,14 +7,15 @@
 --            tat_us        global theoretical arrival time, may stand in debt
 --            tokens        tokens counted since the field was made
 --            gen d0 d1 n0 n1   demand (milli-tokens/s) and hosts of this and the last generation
--- ARGV     1 instance    random, made at each daemon start
---          2 seq         of the batch, rising by one for (instance, shard)
---          3 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
---          4 gen_us      length of a generation
---          5 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s)
+-- ARGV     1 late_us     how long ago the rest was frozen, when it is sent again; else 0
+--          2 instance    random, made at each daemon start
+--          3 seq         of the batch, rising by one for (instance, shard)
+--          4 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
+--          5 gen_us      length of a generation
+--          6 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s)
 --          then for each bucket 8: field rule(1..R) cost_us tokens age_us d dprev gen
 --            cost_us     use as time, tokens the same as a count; negative: refunds
---            age_us      how long ago the oldest of it was, 0 in normal operation
+--            age_us      how old the oldest of it was when frozen, 0 in normal operation
 --            d, dprev    the host's demand now, and what it said in its generation `gen` (-1: none)
 -- Reply    applied (1, or 0: seq was known, nothing was written), seq known before (-1: none),
 --          now_us, gen, then for each bucket 3: debt_us, demand of all (milli-tokens/s), hosts
@@ -29,12 +30,13 @@ local KEEP_INSTANCE_US = 86400e6 -- h: of a daemon that is gone; far beyond any 
 local KEEP_MS = 600000           -- of the whole hash after its last batch, at least
 
 local key = KEYS[1]
-local instance = 'h:' .. ARGV[1]
-local seq = tonumber(ARGV[2])
-local now = tonumber(ARGV[3])
-local gen_us = tonumber(ARGV[4])
-local rules = tonumber(ARGV[5])
-local first = 6 + 3 * rules
+local late = tonumber(ARGV[1])
+local instance = 'h:' .. ARGV[2]
+local seq = tonumber(ARGV[3])
+local now = tonumber(ARGV[4])
+local gen_us = tonumber(ARGV[5])
+local rules = tonumber(ARGV[6])
+local first = 7 + 3 * rules
 local count = (#ARGV - first + 1) / 8
 
 if now == 0 then
@@ -65,7 +67,7 @@ local longest = 0
 
 for i = 1, count do
   local a = first + 8 * (i - 1)
-  local r = 6 + 3 * (tonumber(ARGV[a + 1]) - 1)
+  local r = 7 + 3 * (tonumber(ARGV[a + 1]) - 1)
   local ceiling = tonumber(ARGV[r]) + tonumber(ARGV[r + 1])
   local tat, tokens, g, d0, d1, n0, n1
   if stored[i + 2] then
@@ -91,7 +93,7 @@ for i = 1, count do
     local used = tonumber(ARGV[a + 3])
     if cost >= 0 then
       -- Old use is added where it happened, so that an outage's use is counted and not replayed.
-      tat = max(tat, now - tonumber(ARGV[a + 4])) + cost
+      tat = max(tat, now - late - tonumber(ARGV[a + 4])) + cost
     else
       tat = max(tat + cost, min(tat, now))
     end

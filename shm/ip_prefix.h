@@ -175,8 +175,8 @@ inline size_t WriteV6(uint8_t bytes[16], uint8_t bits, char* out) {
 inline bool CanonicalPrefix(std::string_view text, uint8_t v4_bits, uint8_t v6_bits,
                             char out[kPrefixTextBytes], size_t* out_len) {
   namespace in = ip_prefix_internal;
-  uint32_t octets;
-  uint32_t ends;
+  uint32_t octets = 0;
+  uint32_t ends = 0;
   if (in::ParseV4(text, out, &octets, &ends)) {
     *out_len = in::MaskV4(octets, ends, v4_bits, out);
     return true;

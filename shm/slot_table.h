@@ -73,19 +73,21 @@ class SlotTable {
     return static_cast<uint32_t>(((hash ^ step) & group_mask_) * kGroupSlots);
   }
 
-  void Prefetch(uint64_t hash) const {
-    const char* first = reinterpret_cast<const char*>(&slots_[FirstGroup(hash)]);
-    __builtin_prefetch(first);
-    __builtin_prefetch(first + 64);
-    const char* second = reinterpret_cast<const char*>(&slots_[SecondGroup(hash)]);
-    __builtin_prefetch(second);
-    __builtin_prefetch(second + 64);
-  }
+  // A group is two lines. Most keys are in their first group: only who misses them there asks for
+  // the second.
+  void PrefetchFirst(uint64_t hash) const { PrefetchGroup(FirstGroup(hash)); }
+  void PrefetchSecond(uint64_t hash) const { PrefetchGroup(SecondGroup(hash)); }
 
   uint32_t Find(uint64_t hash) const {
     const uint64_t fp = FingerprintOf(hash);
     const uint32_t found = FindIn(FirstGroup(hash), fp);
     return found != kNoSlot ? found : FindIn(SecondGroup(hash), fp);
+  }
+  // One group alone, without branches: where many keys are looked for, the place in a group is
+  // never what was predicted.
+  uint32_t FindFirst(uint64_t hash) const { return PickIn(FirstGroup(hash), FingerprintOf(hash)); }
+  uint32_t FindSecond(uint64_t hash) const {
+    return PickIn(SecondGroup(hash), FingerprintOf(hash));
   }
 
   // The slot of `hash`, claimed when there is none. `aux_init` is what a fresh tenant starts with.
@@ -164,11 +166,23 @@ class SlotTable {
 
   uint64_t FpAt(uint32_t i) const { return key::Fp(slots_[i].key.load(std::memory_order_acquire)); }
 
+  void PrefetchGroup(uint32_t group) const {
+    const char* const line = reinterpret_cast<const char*>(&slots_[group]);
+    __builtin_prefetch(line);
+    __builtin_prefetch(line + 64);
+  }
+
   uint32_t FindIn(uint32_t group, uint64_t fp) const {
     for (uint32_t i = group; i < group + kGroupSlots; ++i) {
       if (FpAt(i) == fp) return i;
     }
     return kNoSlot;
+  }
+
+  uint32_t PickIn(uint32_t group, uint64_t fp) const {
+    uint32_t hits = 0;
+    for (uint32_t i = 0; i < kGroupSlots; ++i) hits |= (FpAt(group + i) == fp ? 1u : 0u) << i;
+    return hits != 0 ? group + static_cast<uint32_t>(__builtin_ctz(hits)) : kNoSlot;
   }
 
   static bool IsExpired(uint64_t w, const Env& env) {

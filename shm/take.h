@@ -3,6 +3,7 @@
 // and a check sets them after its add, so use is either taken now or its slot is dirty again.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -44,10 +45,11 @@ inline uint64_t TakeDenied(Cell& cell, uint64_t k) {
 }
 
 // Sets the word to the global state plus this host's unreported use, by CAS, computed anew when the
-// word or the use changed meanwhile. `unreported` are tokens taken but not in the reply;
-// tokens_ns(n) is the private cost of n tokens. False when the slot has another tenant.
+// word or the use changed meanwhile. `base_ns` is where unreported use begins to count: the global
+// theoretical arrival time, which may be in the past. `unreported` are tokens taken but not in the
+// reply; tokens_ns(n) is the private cost of n tokens. False when the slot has another tenant.
 template <class Cell, class TokensNs>
-inline bool FoldWord(BasicSlot<Cell>& slot, uint64_t k, uint64_t now_ns, uint64_t global_debt_ns,
+inline bool FoldWord(BasicSlot<Cell>& slot, uint64_t k, uint64_t now_ns, uint64_t base_ns,
                      int64_t unreported, uint64_t ceiling_ns, TokensNs tokens_ns) {
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
     uint64_t w = slot.word.load(std::memory_order_acquire);
@@ -55,7 +57,7 @@ inline bool FoldWord(BasicSlot<Cell>& slot, uint64_t k, uint64_t now_ns, uint64_
     const uint64_t u = slot.used.load(std::memory_order_seq_cst);
     const int64_t own = (used::Gen(u) == key::Gen(k) ? used::Count(u) : 0) + unreported;
     const uint64_t own_ns = own > 0 ? tokens_ns(static_cast<uint64_t>(own)) : 0;
-    const uint64_t target = now_ns + std::min(global_debt_ns + own_ns, ceiling_ns);
+    const uint64_t target = std::clamp(base_ns + own_ns, now_ns, now_ns + ceiling_ns);
     if (w == target || (w <= now_ns && target == now_ns)) return true;
     if (slot.word.compare_exchange_strong(w, target, std::memory_order_acq_rel)) return true;
   }

@@ -97,7 +97,8 @@ void AdminServer::AddRoutes() {
   server_->set_error_handler([](const Request& q, Response& r) {
     if (r.body.empty()) SendError(r, r.status, absl::StrCat("no ", q.method, " ", q.path));
   });
-  server_->set_exception_handler([](const Request&, Response& r, std::exception_ptr) {
+  // httplib hands the exception over by value, or by reference, as its version will.
+  server_->set_exception_handler([](const Request&, Response& r, const std::exception_ptr&) {
     SendError(r, 500, "internal error; see the daemon's log");
   });
 }

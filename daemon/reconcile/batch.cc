@@ -68,20 +68,27 @@ Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
   Batch batch;
   batch.seq = seq;
   batch.frozen_ns = now_ns;
-  redis::AppendBulk(&batch.args, instance);
-  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(seq));
-  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(time_us));
-  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(kGenerationUs));
-  redis::AppendBulkInt(&batch.args, static_cast<int64_t>(table.limits().size()));
+  redis::AppendBulk(&batch.frozen_args, instance);
+  redis::AppendBulkInt(&batch.frozen_args, static_cast<int64_t>(seq));
+  redis::AppendBulkInt(&batch.frozen_args, static_cast<int64_t>(time_us));
+  redis::AppendBulkInt(&batch.frozen_args, static_cast<int64_t>(kGenerationUs));
+  redis::AppendBulkInt(&batch.frozen_args, static_cast<int64_t>(table.limits().size()));
   for (const shm::Limit& limit : table.limits()) {
-    redis::AppendBulkInt(&batch.args, static_cast<int64_t>(limit.tau_ns / 1000));
-    redis::AppendBulkInt(&batch.args, static_cast<int64_t>(limit.debt_max_ns / 1000));
-    redis::AppendBulkInt(&batch.args, static_cast<int64_t>(RateOf(limit) * kMilli));
+    redis::AppendBulkInt(&batch.frozen_args, static_cast<int64_t>(limit.tau_ns / 1000));
+    redis::AppendBulkInt(&batch.frozen_args, static_cast<int64_t>(limit.debt_max_ns / 1000));
+    redis::AppendBulkInt(&batch.frozen_args, static_cast<int64_t>(RateOf(limit) * kMilli));
   }
-  batch.args += buckets;
-  batch.arg_count = static_cast<uint32_t>(5 + 3 * table.limits().size() + 8 * items.size());
+  batch.frozen_args += buckets;
+  batch.arg_count = static_cast<uint32_t>(6 + 3 * table.limits().size() + 8 * items.size());
   batch.items = std::move(items);
   return batch;
+}
+
+std::string ArgsOf(const Batch& batch, uint64_t now_ns) {
+  const bool again = batch.sends > 0 && now_ns > batch.frozen_ns;
+  std::string args;
+  redis::AppendBulkInt(&args, again ? static_cast<int64_t>((now_ns - batch.frozen_ns) / 1000) : 0);
+  return args + batch.frozen_args;
 }
 
 absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply, size_t count) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -20,6 +21,10 @@ inline constexpr uint64_t kFreshIntervals = 3;
 // `instance`: 32 hex digits. `time_us` 0: the script asks TIME.
 Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view instance, uint64_t seq,
              uint64_t time_us, uint64_t now_ns, uint64_t interval_ns);
+
+// The arguments as sent at `now_ns`: a batch that is sent again says how long ago it was frozen, so
+// that its use counts where it happened, however long an outage kept it.
+std::string ArgsOf(const Batch& batch, uint64_t now_ns);
 
 struct BucketState {
   uint64_t debt_us = 0;

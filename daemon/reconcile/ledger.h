@@ -4,8 +4,8 @@
 // B1 Use is in exactly one place: a slot's `used`, a bucket's `pending`, or a frozen batch. It
 // moves
 //    from one to the next whole.
-// B2 A frozen batch's bytes never change and nothing is merged into it; it is resent as it is until
-//    it is answered. At most one is in flight per shard.
+// B2 What a frozen batch reports never changes and nothing is merged into it; it is resent, telling
+//    how late, until it is answered. At most one is in flight per shard.
 // B3 What was acknowledged stays in the journal for kJournalNs; when a reply shows that Redis has
 //    forgotten it (a failover, a flush), it becomes pending again, under a new sequence number.
 //
@@ -71,8 +71,8 @@ struct BatchItem {
 
 struct Batch {
   uint64_t seq = 0;
-  std::string args;  // frozen, as sent
-  uint32_t arg_count = 0;
+  std::string frozen_args;  // all but the first, which tells how late it is sent
+  uint32_t arg_count = 0;   // with the first
   std::vector<BatchItem> items;
   uint64_t oldest_ns = 0;  // of the use in it; 0: denials only
   uint64_t frozen_ns = 0;

@@ -201,11 +201,12 @@ void Reconciler::Send(uint32_t index, uint64_t now_ns) {
     s.retry_ns = now_ns + kResendMinNs;
     return;
   }
+  const std::string args = ArgsOf(batch, now_ns);
   if (batch.sends++ > 0) ++stats_.resends;
   batch.waiting = true;
   batch.sent_ns = now_ns;
   PrimaryAt(primary).asked_ns = now_ns;
-  transport_->Call(index, batch.args, batch.arg_count, batch.seq);
+  transport_->Call(index, args, batch.arg_count, batch.seq);
 }
 
 void Reconciler::Probe(uint64_t now_ns) {
@@ -238,7 +239,7 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
   }
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
-  // Whether it was applied is unknown: the same bytes again, later (B2).
+  // Whether it was applied is unknown: the same again, later (B2).
   s.batch->waiting = false;
   s.backoff_ns = std::clamp(s.backoff_ns * 2, kResendMinNs, kResendMaxNs);
   if (outcome == CallOutcome::kHard) s.backoff_ns = kResendMaxNs;
@@ -323,8 +324,13 @@ void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
   if (!PublishShare(b)) return;
   const uint64_t unit =
       b.limit.interval_ns * uint64_t{b.inv_share != 0 ? b.inv_share : shm::aux::kShareOne};
+  // Without debt there the bucket has been full at least once since: what waits here is then added
+  // where it happened, as the script will do, else an outage's use would block the bucket until it
+  // is reported.
+  const bool ages = b.debt_ns == 0 && b.pending > 0 && b.pending_since_ns != 0;
+  const uint64_t base_ns = ages ? std::min(b.pending_since_ns, now_ns) : now_ns + b.debt_ns;
   shm::FoldWord(
-      buckets_->slots()[b.place.slot], b.place.key, now_ns, b.debt_ns, b.pending,
+      buckets_->slots()[b.place.slot], b.place.key, now_ns, base_ns, b.pending,
       b.limit.tau_ns + b.limit.debt_max_ns, [unit](uint64_t n) {
         const unsigned __int128 cost = static_cast<unsigned __int128>(n) * unit;
         return static_cast<uint64_t>(std::min<unsigned __int128>(cost >> 16, shm::kMaxSpanNs));

@@ -378,7 +378,7 @@ TEST(ParseTest, RefusesMoreRulesLimitsNamesOrBytesThanFitAndSaysByHowMuch) {
     return line + "}}";
   };
   EXPECT_EQ(rules(20, tiers), "");
-  EXPECT_NE(rules(30, tiers).find("more than the 262144 that fit"), std::string::npos);
+  EXPECT_NE(rules(30, tiers).find("more than the 262080 that fit"), std::string::npos);
   EXPECT_NE(rules(41, tiers).find("4100 limits, 4 more than the 4096"), std::string::npos);
 }
 

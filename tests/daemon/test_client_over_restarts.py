@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from harness.processes import KILL_WAIT_S, wait_until
+from harness.processes import KILL_WAIT_S, is_running, wait_until
 from harness.sluice import START_DEADLINE_S, Daemon, build_dir
 
 RULES = """
@@ -102,7 +102,7 @@ def test_rules_hold_while_nobody_is_there_and_a_new_generation_is_followed():
         worker = daemon.worker_pid()
         assert [client.check("ann") for _ in range(6)] == [1, 1, 1, 1, 1, 0]
         daemon.kill()
-        wait_until(lambda: not os.path.exists(f"/proc/{worker}"), KILL_WAIT_S + 5, "no worker")
+        wait_until(lambda: not is_running(worker), KILL_WAIT_S + 5, "no worker")
         assert client.check("ann") == 0
         client.settle(lambda info: not info.daemon_alive, "seen as gone")
         assert client.check("ann") == 0 and client.info().attached

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from harness.processes import KILL_WAIT_S, run, wait_until
+from harness.processes import KILL_WAIT_S, is_running, run, wait_until
 from harness.sluice import ROOT, START_DEADLINE_S, Daemon, _UnixHttp, binary, ctl
 
 EXIT_IN_USE, EXIT_CONFIG, EXIT_USAGE = 69, 78, 64
@@ -129,7 +129,7 @@ def test_the_end_of_the_keeper_ends_the_worker():
         worker = daemon.worker_pid()
         assert worker != daemon.pid
         daemon.kill()
-        wait_until(lambda: not os.path.exists(f"/proc/{worker}"), KILL_WAIT_S + 5, "no worker")
+        wait_until(lambda: not is_running(worker), KILL_WAIT_S + 5, "no worker")
         daemon.start()  # the lock and the sockets of the dead one are no hindrance
         assert daemon.status()["adopted"] is False
 

@@ -10,8 +10,6 @@ import tempfile
 
 import pytest
 
-pytestmark = pytest.mark.skip(reason="not yet proven on a loaded machine; run it by hand")
-
 from harness.processes import Process, wait_until
 from harness.sluice import ROOT, build_dir
 

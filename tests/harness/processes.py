@@ -44,6 +44,16 @@ def wait_until(predicate, deadline_s, what="condition", interval_s=POLL_INTERVAL
         time.sleep(interval_s)
 
 
+def is_running(pid):
+    """Whether there is such a process. One that ended and that nobody waited for is not running:
+    under a test run (which adopts orphans) and in a container those may stay for long."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _die_with(parent_pid):
     """Returns what the child runs between fork and exec."""
 

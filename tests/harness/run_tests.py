@@ -80,11 +80,14 @@ class Plan:
         env = {}
         if shutil.which("ccache"):
             env = {"CC": "ccache gcc", "CXX": "ccache g++"}
-        setup = ["meson", "setup", folder, ROOT, "--prefix=/usr", "--buildtype=debugoptimized"]
+        setup = ["meson", "setup", folder, ROOT, "--prefix=/usr", "--buildtype=debugoptimized",
+                 "-Dtests=true"]  # scripts/demo leaves a folder without
         if kind:
             # The sanitizers' own code makes the compiler warn of what is not there.
             setup += [f"-Db_sanitize={SANITIZERS[kind]['option']}", "-Db_lundef=false",
                       "-Dbench=false", "-Dwerror=false"]
+        else:
+            setup.append("-Dbench=true")
         if os.path.exists(os.path.join(folder, "build.ninja")):
             # A folder of another Meson, or one that is half made, is made anew.
             known = subprocess.run(["meson", "introspect", "--buildoptions", folder], cwd=ROOT,

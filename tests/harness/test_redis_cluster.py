@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness import redis_cluster, resp
-from harness.processes import Process, Timeout, wait_until
+from harness.processes import Process, Timeout, is_running, wait_until
 from harness.redis_cluster import BUS_OFFSET, RedisCluster, RedisServer, free_port
 
 FAILOVER_DEADLINE_S = 30.0
@@ -17,15 +17,6 @@ FAILOVER_DEADLINE_S = 30.0
 def fixture_cluster():
     with RedisCluster() as cluster:
         yield cluster
-
-
-def gone(pid):
-    return not os.path.exists(f"/proc/{pid}")
-
-
-def zombie(pid):
-    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rsplit(")", 1)[1].split()[0] == "Z"
 
 
 def test_a_new_cluster_is_whole_and_serves_every_slot(cluster):
@@ -72,7 +63,7 @@ def test_close_ends_every_server_and_removes_its_folder():
     pids = [node.pid for node in cluster.nodes]
     cluster.close()
     cluster.close()
-    assert all(gone(pid) for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
     assert not os.path.exists(cluster.directory)
 
 
@@ -125,10 +116,10 @@ def test_servers_die_with_a_killed_test_run(tmp_path):
     with Process(["/usr/bin/python3", script], tmp_path / "owner.log") as owner:
         words = owner.wait_for(lambda: owner.log().split(), 20.0, "it prints its server's pid")
         server = int(words[0])
-        assert not gone(server)
+        assert is_running(server)
         owner.kill()
         # A zombie is dead too; who collects it is not ours to say.
-        wait_until(lambda: gone(server) or zombie(server), 10.0, "the server died with its owner")
+        wait_until(lambda: not is_running(server), 10.0, "the server died with its owner")
     shutil.rmtree(words[1])
 
 

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from harness.processes import Process, run, wait_until
+from harness.processes import Process, is_running, run, wait_until
 from harness.sluice import ROOT
 
 TESTS = os.path.join(ROOT, "tests")
@@ -116,7 +116,7 @@ def test_a_process_that_outlives_its_suite_is_ended_and_is_a_failure(tmp_path):
     passed, _, failures = seen["leaky"]
     assert passed == 1
     assert len(failures) == 1 and failures[0][0] == "left behind"
-    assert not os.path.exists(f"/proc/{pid_file.read_text().strip()}")
+    assert not is_running(pid_file.read_text().strip())
 
 
 def write_project(folder):
@@ -147,7 +147,7 @@ def test_a_stopped_run_ends_what_it_began_and_still_counts(tmp_path, signum, nam
         assert process.wait(20) == 130
         assert process.log().splitlines()[-1] == "0 passed, 1 failed"
         assert f"stopped by {name}" in process.log()
-        assert not os.path.exists(f"/proc/{pid}")
+        assert not is_running(pid)
 
 
 def test_a_run_in_which_nothing_ran_fails(tmp_path):

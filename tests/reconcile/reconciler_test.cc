@@ -177,6 +177,23 @@ TEST(ReconcilerTest, TheUseOfALongOutageDoesNotBlockTheFleetAfterwards) {
   EXPECT_GT(fleet.Admitted() - before, 5 * 900 * 95 / 100u);
 }
 
+// While an outage's use waits for its turn, folding a reply back must age it as the script will:
+// added as new it empties the bucket, and every check is refused until the report is answered.
+TEST(ReconcilerTest, UseThatWaitsAfterAnOutageDoesNotEmptyItsBucket) {
+  for (uint32_t outage_s = 2; outage_s <= 12; ++outage_s) {
+    Fleet fleet(1, OneRule(1000, kSecond, 200));
+    Demand a(fleet.host(0), 500);
+    const auto step = [&] { a.Step(); };
+    fleet.Run(3 * kSecond, step);
+    fleet.network.cut = true;
+    fleet.Run(outage_s * kSecond, step);
+    fleet.network.cut = false;
+    const uint64_t before = fleet.Admitted();
+    fleet.Run(20 * kSecond, step);
+    EXPECT_GE(fleet.Admitted() - before, 20u * 500 - 5) << outage_s << " s of outage";
+  }
+}
+
 TEST(ReconcilerTest, AHostThatWasQuietIsNotStarvedWhenItsDemandReturns) {
   Fleet fleet(2, OneRule(2000, kSecond, 400));
   Demand a(fleet.host(0), 4000);

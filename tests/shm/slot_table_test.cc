@@ -335,11 +335,15 @@ TEST_F(SlotTableTest, FoldSetsTheWordFromGlobalStateAndOwnUse) {
   const uint32_t slot = table_.Find(a);
   const uint64_t now = TestClock::now_ns;
   const auto unit = [](uint64_t n) { return n * 100; };
-  EXPECT_TRUE(FoldWord(slots_[slot], slots_[slot].key, now, 5000, 2, kSecond, unit));
+  EXPECT_TRUE(FoldWord(slots_[slot], slots_[slot].key, now, now + 5000, 2, kSecond, unit));
   EXPECT_EQ(slots_[slot].word, now + 5000 + 500) << "3 in the slot, 2 taken and unsent";
-  EXPECT_TRUE(FoldWord(slots_[slot], slots_[slot].key, now, 5 * kSecond, 0, kSecond, unit));
+  EXPECT_TRUE(FoldWord(slots_[slot], slots_[slot].key, now, now + 5 * kSecond, 0, kSecond, unit));
   EXPECT_EQ(slots_[slot].word, now + kSecond) << "held at its ceiling";
-  EXPECT_FALSE(FoldWord(slots_[slot], slots_[slot].key + 1, now, 0, 0, kSecond, unit));
+  EXPECT_TRUE(FoldWord(slots_[slot], slots_[slot].key, now, now - 300, 2, kSecond, unit));
+  EXPECT_EQ(slots_[slot].word, now + 200) << "300 ns of refill pay for three of the five";
+  EXPECT_TRUE(FoldWord(slots_[slot], slots_[slot].key, now, now - kSecond, 2, kSecond, unit));
+  EXPECT_EQ(slots_[slot].word, now) << "full again";
+  EXPECT_FALSE(FoldWord(slots_[slot], slots_[slot].key + 1, now, now, 0, kSecond, unit));
 }
 
 TEST_F(SlotTableTest, RandomMemoryNeverHangsAndIsRightAgainWithinABurstTime) {
