@@ -72,6 +72,13 @@ inline uint32_t IndexOf(const Attachment& a, const shm::Slot& slot) {
   return static_cast<uint32_t>(&slot - a.slots);
 }
 
+// True where the daemon reconciles but its heartbeat has stopped: all its shards are degraded.
+inline bool IsSilent(const Attachment& a, uint64_t now_ns) {
+  const shm::ControlHeader& control = *a.control;
+  return now_ns > control.heartbeat_ns.load(std::memory_order_relaxed) + shm::kHeartbeatFreshNs &&
+         control.reconciling.load(std::memory_order_relaxed) != 0;
+}
+
 // True where the daemon reconciles but its heartbeat has stopped, or the slot's shard is in
 // emergency. A daemon without Redis may die: local decisions are exact all the same.
 inline Degraded DegradedNow(const Attachment& a, uint64_t aux, uint64_t now_ns) {
@@ -105,8 +112,8 @@ inline uint64_t CostNs(const Rule& rule, uint32_t cost) {
 
 inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, bool commit) {
   return {.cost_ns = cost_ns,
-          .tau_ns = rule.tau_ns,
-          .debt_max_ns = rule.debt_max_ns,
+          .tau_ns = rule.limit.tau_ns,
+          .debt_max_ns = rule.limit.debt_max_ns,
           .tokens = cost * rule.cost,
           .dearer_q16 = 0,
           .admit_always = false,
@@ -223,7 +230,7 @@ template <bool kPlain, class Path>
   const uint64_t cost_ns = kPlain ? rule.unit_ns : CostNs(rule, cost);
   shm::Seen seen;
   const shm::Outcome outcome =
-      shm::LookSlot(slot, fp, cost_ns, rule.tau_ns, /*dearer_q16=*/0, now_ns, &seen);
+      shm::LookSlot(slot, fp, cost_ns, rule.limit.tau_ns, /*dearer_q16=*/0, now_ns, &seen);
   if (outcome == shm::Outcome::kAllowed) [[likely]] {
     if (kPlain || cost != 0) {
       if (!shm::CommitLook(slot, seen)) [[unlikely]] {
@@ -238,7 +245,8 @@ template <bool kPlain, class Path>
     }
     if (kPlain || decision == nullptr) return 1;
   } else if (outcome == shm::Outcome::kDenied &&
-             shm::IsDenialClear(seen, rule.tau_ns, rule.debt_max_ns, now_ns, path.lag_ns())) {
+             shm::IsDenialClear(seen, rule.limit.tau_ns, rule.limit.debt_max_ns, now_ns,
+                                path.lag_ns())) {
     if (!TallyDenied(slot, seen.gen, now_ns)) [[unlikely]] {
       if (kPlain) return path.Deny(slot, seen.gen, now_ns);
       path.Deny(slot, seen.gen, now_ns);

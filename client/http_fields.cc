@@ -67,8 +67,8 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
                Entry* entry) {
   const shm::PolicyView view = ViewOf(a, decision.policy);
   const shm::RuleView& rule = view.rule(spend.rule);
-  const shm::Limit limit = rule.limit;
-  const bool shadow = rule.shadow != 0;
+  const shm::Limit limit = rule.numbers.limit;
+  const bool shadow = rule.numbers.shadow != 0;
   entry->label_bytes = CopyLabel(a, decision.policy, spend.rule, entry->label);
   if (entry->label_bytes == 0 || shadow || limit.interval_ns == 0) return false;
   const bool bursty = limit.burst > limit.limit;

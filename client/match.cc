@@ -90,27 +90,6 @@ uint16_t RuleOf(const PolicyView& view, const GroupView& group, const Present& p
   return group.base_rule;
 }
 
-void CopyRule(const RuleView& view, uint16_t id, Rule* rule) {
-  const shm::Limit& limit = view.limit;
-  rule->cost = view.cost;
-  rule->unit_ns = view.cost == 1
-                      ? limit.interval_ns
-                      : shm::CostNs(view.cost, limit.period_ns, std::max<uint64_t>(limit.limit, 1));
-  rule->tau_ns = limit.tau_ns;
-  rule->debt_max_ns = limit.debt_max_ns;
-  rule->interval_ns = limit.interval_ns;
-  rule->limit = limit.limit;
-  rule->period_ns = limit.period_ns;
-  rule->burst = limit.burst;
-  rule->for_ns = view.for_ns;
-  rule->factor_q16 = view.factor_q16;
-  rule->then_factor_q16 = view.then_factor_q16;
-  rule->id = id;
-  rule->mode = view.mode;
-  rule->then_mode = view.then_mode;
-  rule->shadow = view.shadow != 0;
-}
-
 int AddItem(const Attachment& attachment, const PolicyView& view, const GroupView& group,
             const Present& present, uint64_t coarse_step_ns, Plan* plan) {
   const uint16_t id = RuleOf(view, group, present);
@@ -120,7 +99,7 @@ int AddItem(const Attachment& attachment, const PolicyView& view, const GroupVie
     return SLUICE_E_RULES;
   }
   const RuleView& rule = view.rule(id);
-  CopyRule(rule, id, &plan->rules[plan->count]);
+  plan->rules[plan->count] = rule.numbers;
   Item& item = plan->items[plan->count];
   item.rule = &plan->rules[plan->count];
   item.values = plan->values + plan->value_count;
@@ -136,7 +115,8 @@ int AddItem(const Attachment& attachment, const PolicyView& view, const GroupVie
     plan->values[plan->value_count++] = value;
   }
   HashItem(attachment, rule.hash_seed, rule.label.length, &item);
-  plan->coarse_serves = plan->coarse_serves && shm::CoarseServes(item.rule->tau_ns, coarse_step_ns);
+  plan->coarse_serves =
+      plan->coarse_serves && shm::CoarseServes(item.rule->limit.tau_ns, coarse_step_ns);
   ++plan->count;
   return 0;
 }
@@ -163,11 +143,11 @@ int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coa
   Present present;
   const int read = ReadDescriptors(view, descriptors, count, &present);
   if (read != 0) return read;
-  const uint32_t groups = view.group_count();
-  for (uint32_t g = 0; g < groups; ++g) {
-    const GroupView& group = view.group(g);
-    if (!GroupApplies(view, group, present)) continue;
-    const int added = AddItem(attachment, view, group, present, coarse_step_ns, plan);
+  uint32_t group_count;
+  const GroupView* const groups = view.groups(&group_count);
+  for (uint32_t g = 0; g < group_count; ++g) {
+    if (!GroupApplies(view, groups[g], present)) continue;
+    const int added = AddItem(attachment, view, groups[g], present, coarse_step_ns, plan);
     if (added != 0) return added;
   }
   return 0;
@@ -233,9 +213,9 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
     for (uint32_t id = 0; id < view.rule_count(); ++id) {
       const RuleView& candidate = view.rule(id);
       if (view.text(candidate.label) != label) continue;
-      const GroupView& group = view.group(candidate.group);
+      const GroupView& group = view.group(candidate.numbers.group);
       if (group.key_count > 1) break;
-      CopyRule(candidate, static_cast<uint16_t>(id), rule);
+      *rule = candidate.numbers;
       key->hash_seed = candidate.hash_seed;
       key->label_bytes = label.size();
       key->value_count = group.key_count;

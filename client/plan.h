@@ -17,25 +17,8 @@ inline constexpr size_t kMaxPlanValues = 4 * kMaxItems;  // key values of one re
 inline constexpr size_t kIpBytes = 64;                   // one canonical address
 inline constexpr size_t kArenaBytes = kIpBytes * 16;     // those of one request
 
-// The numbers of one rule, copied out of the policy. No initialisers here and below: a plan lives
-// on the stack of every check, and only what is used may cost anything.
-struct Rule {
-  uint64_t unit_ns;  // cost of one unit of request cost (rule cost included)
-  uint64_t tau_ns;
-  uint64_t debt_max_ns;
-  uint64_t interval_ns;
-  uint64_t limit;
-  uint64_t period_ns;
-  uint64_t burst;
-  uint64_t for_ns;
-  uint32_t cost;  // tokens per unit of request cost
-  uint32_t factor_q16;
-  uint32_t then_factor_q16;
-  uint16_t id;
-  shm::DegradedMode mode;
-  shm::DegradedMode then_mode;
-  bool shadow;
-};
+// The numbers of one rule, copied out of the policy.
+using Rule = shm::RuleNumbers;
 
 // A key value; a plain pair, since string_view's constructor would cost.
 struct Text {

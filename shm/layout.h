@@ -283,7 +283,7 @@ inline constexpr uint64_t LayoutHash() {
       kAbiMajor,       sizeof(Slot),   sizeof(KeyText),   kGroupSlots,        g.denied_offset,
       g.second_offset, g.dirty_offset, g.overflow_offset, g.text_offset,      g.bytes,
       kMaxShards,      kMaxRules,      kPolicyBuffers,    kPolicyBufferBytes, kPolicyOffset,
-      kControlBytes,   aux::kDirty,    used::kBias,       kKeyTextBytes,      1 /* policy form */};
+      kControlBytes,   aux::kDirty,    used::kBias,       kKeyTextBytes,      2 /* policy form */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

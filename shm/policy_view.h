@@ -21,6 +21,7 @@
 #include <string_view>
 
 #include "shm/gcra.h"
+#include "shm/hash.h"
 #include "shm/layout.h"
 
 namespace sluice::shm {
@@ -104,24 +105,42 @@ enum class DegradedMode : uint8_t {
   kNormal = 3,   // go on as if healthy (local decisions at the last share)
 };
 
-struct RuleView {
+// What a check needs of a rule: readers copy it whole, so that a change cannot tear a decision.
+struct RuleNumbers {
   Limit limit;          // 48 bytes
-  uint64_t hash_seed;   // HashValue(salt, label, 0): heads the chain over the key's values
+  uint64_t unit_ns;     // what one unit of a request's cost takes: `cost` tokens
   uint64_t for_ns;      // the first mode holds this long in an emergency, then `then`; 0: for good
-  StringRef label;      // "name" or "name@tier"
-  StringRef tier;       // the tier's value
   uint32_t cost;        // tokens per unit of the request's cost, 1..10^6
   uint32_t factor_q16;  // kDegrade: 1/factor with 16 fraction bits (factor 0.25 -> 4 << 16)
   uint32_t then_factor_q16;
-  uint16_t group;
+  uint16_t id;  // its place among the rules
   DegradedMode mode;
   DegradedMode then_mode;
   uint8_t strict;  // consistency: strict (decides as approximate for now)
   uint8_t alert;   // raise an alert when this rule degrades
   uint8_t shadow;  // count, never deny
-  uint8_t reserved[5];
+  uint8_t reserved[3];
+  uint16_t group;
 };
-static_assert(sizeof(RuleView) == 104);
+static_assert(sizeof(RuleNumbers) == 88);
+
+struct RuleView {
+  RuleNumbers numbers;
+  uint64_t hash_seed;  // HashValue(salt, label, 0): heads the chain over the key's values
+  StringRef label;     // "name" or "name@tier"
+  StringRef tier;      // the tier's value
+};
+static_assert(sizeof(RuleView) == 112);
+
+// memcmp without a call, for names: they are short.
+inline bool SameBytes(const char* a, const char* b, size_t n) {
+  if (n >= 8) {
+    return Load64(a) == Load64(b) && (n <= 16 ? Load64(a + n - 8) == Load64(b + n - 8)
+                                              : std::memcmp(a + 8, b + 8, n - 8) == 0);
+  }
+  if (n >= 4) return Load32(a) == Load32(b) && Load32(a + n - 4) == Load32(b + n - 4);
+  return n == 0 || (a[0] == b[0] && a[n / 2] == b[n / 2] && a[n - 1] == b[n - 1]);
+}
 
 // Cheap index of descriptor names; not a defence, names come from the configuration.
 inline uint32_t NameSlot(std::string_view name) {
@@ -143,6 +162,13 @@ class PolicyView {
   uint32_t rule_count() const { return std::min(header().rule_count, kMaxRules); }
   uint32_t name_count() const { return std::min(header().name_count, kMaxNames); }
 
+  // The groups as they stand, `*count` of them within bounds.
+  const GroupView* groups(uint32_t* count) const {
+    const uint32_t at = Mask(header().groups_offset) & ~7u;
+    const uint32_t fit = (kPolicyBufferBytes - at) / sizeof(GroupView);
+    *count = std::min(group_count(), fit);
+    return reinterpret_cast<const GroupView*>(buffer_ + at);
+  }
   const GroupView& group(uint32_t i) const {
     return *At<GroupView>(header().groups_offset, i % kMaxGroups);
   }
@@ -171,7 +197,7 @@ class PolicyView {
       if (id >= kMaxNames) return kNoName;
       const std::string_view candidate = text(h.names[id]);
       if (candidate.size() == name.size() &&
-          std::memcmp(candidate.data(), name.data(), name.size()) == 0) {
+          SameBytes(candidate.data(), name.data(), name.size())) {
         return id;
       }
     }

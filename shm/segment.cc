@@ -157,7 +157,7 @@ uint64_t LargestDebtNs(const char* policy) {
   const PolicyView view(policy);
   uint64_t debt = 0;
   for (uint32_t i = 0; i < view.rule_count(); ++i) {
-    const Limit& limit = view.rule(i).limit;
+    const Limit& limit = view.rule(i).numbers.limit;
     debt = std::max(debt, limit.tau_ns + limit.debt_max_ns);
   }
   return debt;

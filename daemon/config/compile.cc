@@ -103,20 +103,23 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   const DegradedConfig& degraded = tier == nullptr ? rule.degraded : tier->degraded;
   const std::string label = RuleLabel(rule, tier);
   RuleView view{};
-  view.limit = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
+  shm::RuleNumbers& numbers = view.numbers;
+  numbers.limit = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
+  numbers.unit_ns = shm::CostNs(limit.cost, limit.period_ns, limit.limit);
+  numbers.for_ns = degraded.for_ns;
+  numbers.cost = limit.cost;
+  numbers.factor_q16 = FactorQ16(degraded.factor);
+  numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
+  numbers.id = static_cast<uint16_t>(rules_.size());
+  numbers.group = static_cast<uint16_t>(groups_.size());
+  numbers.mode = degraded.mode;
+  numbers.then_mode = degraded.then;
+  numbers.strict = rule.strict ? 1 : 0;
+  numbers.alert = degraded.alert ? 1 : 0;
+  numbers.shadow = rule.shadow ? 1 : 0;
   view.hash_seed = shm::HashValue(salt_key_, label, 0);
-  view.for_ns = degraded.for_ns;
   view.label = Text(label);
   view.tier = Text(tier == nullptr ? std::string() : tier->tier);
-  view.cost = limit.cost;
-  view.factor_q16 = FactorQ16(degraded.factor);
-  view.then_factor_q16 = FactorQ16(degraded.then_factor);
-  view.group = static_cast<uint16_t>(groups_.size());
-  view.mode = degraded.mode;
-  view.then_mode = degraded.then;
-  view.strict = rule.strict ? 1 : 0;
-  view.alert = degraded.alert ? 1 : 0;
-  view.shadow = rule.shadow ? 1 : 0;
   rules_.push_back(view);
   labels_.push_back(label);
 }
@@ -274,24 +277,24 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
   compiled.version_hash_ = view.header().version_hash;
   for (uint32_t id = 0; id < view.rule_count(); ++id) {
     const RuleView& rule = view.rule(id);
+    const shm::RuleNumbers& n = rule.numbers;
     compiled.rules_.push_back({.id = static_cast<uint16_t>(id),
-                               .group = rule.group,
+                               .group = n.group,
                                .label = std::string(view.text(rule.label)),
                                .hash_seed = rule.hash_seed,
-                               .limit = rule.limit,
-                               .cost = rule.cost,
-                               .mode = rule.mode,
-                               .factor_q16 = rule.factor_q16,
-                               .for_ns = rule.for_ns,
-                               .then_mode = rule.then_mode,
-                               .then_factor_q16 = rule.then_factor_q16,
-                               .strict = rule.strict != 0,
-                               .shadow = rule.shadow != 0,
-                               .alert = rule.alert != 0,
-                               .key_count = view.group(rule.group).key_count});
+                               .limit = n.limit,
+                               .cost = n.cost,
+                               .mode = n.mode,
+                               .factor_q16 = n.factor_q16,
+                               .for_ns = n.for_ns,
+                               .then_mode = n.then_mode,
+                               .then_factor_q16 = n.then_factor_q16,
+                               .strict = n.strict != 0,
+                               .shadow = n.shadow != 0,
+                               .alert = n.alert != 0,
+                               .key_count = view.group(n.group).key_count});
     compiled.by_label_.emplace(compiled.rules_.back().label, static_cast<uint16_t>(id));
-    compiled.max_debt_ns_ =
-        std::max(compiled.max_debt_ns_, rule.limit.tau_ns + rule.limit.debt_max_ns);
+    compiled.max_debt_ns_ = std::max(compiled.max_debt_ns_, n.limit.tau_ns + n.limit.debt_max_ns);
   }
   return compiled;
 }

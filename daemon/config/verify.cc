@@ -141,30 +141,33 @@ absl::Status Verifier::Groups() const {
 }
 
 absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
-  if (rule.group >= view_.group_count()) return Bad("a limit is of no rule");
-  const GroupView& group = view_.group(rule.group);
+  const shm::RuleNumbers& n = rule.numbers;
+  if (n.id != id) return Bad("a limit has another's number");
+  if (n.group >= view_.group_count()) return Bad("a limit is of no rule");
+  const GroupView& group = view_.group(n.group);
   const bool is_tier = id >= group.first_rule && id < uint32_t{group.first_rule} + group.tier_count;
   if (!is_tier && id != group.base_rule) return Bad("a limit is of another rule");
   if (!TextFits(rule.label, 1, shm::kMaxLabelBytes) ||
       !TextFits(rule.tier, is_tier ? 1 : 0, shm::kMaxLabelBytes)) {
     return Bad("a label lies outside");
   }
-  const shm::Limit& limit = rule.limit;
+  const shm::Limit& limit = n.limit;
   constexpr uint64_t kMostTokens = 1'000'000'000;
   if (limit.limit == 0 || limit.limit > kMostTokens || limit.burst == 0 ||
       limit.burst > kMostTokens || limit.period_ns == 0 || limit.period_ns > shm::kMaxSpanNs ||
-      rule.cost == 0 || rule.cost > limit.burst) {
+      n.cost == 0 || n.cost > limit.burst) {
     return Bad("a limit is out of range");
   }
   const shm::Limit expected = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
   if (limit.interval_ns != expected.interval_ns || limit.tau_ns != expected.tau_ns ||
-      limit.debt_max_ns != expected.debt_max_ns || limit.tau_ns > shm::kMaxSpanNs) {
+      limit.debt_max_ns != expected.debt_max_ns || limit.tau_ns > shm::kMaxSpanNs ||
+      n.unit_ns != shm::CostNs(n.cost, limit.period_ns, limit.limit)) {
     return Bad("a limit was computed otherwise");
   }
   constexpr uint32_t kOne = 1u << 16;
-  if (rule.mode > shm::DegradedMode::kNormal || rule.then_mode > shm::DegradedMode::kNormal ||
-      rule.factor_q16 < kOne || rule.then_factor_q16 < kOne || rule.for_ns > shm::kMaxSpanNs ||
-      rule.strict > 1 || rule.alert > 1 || rule.shadow > 1) {
+  if (n.mode > shm::DegradedMode::kNormal || n.then_mode > shm::DegradedMode::kNormal ||
+      n.factor_q16 < kOne || n.then_factor_q16 < kOne || n.for_ns > shm::kMaxSpanNs ||
+      n.strict > 1 || n.alert > 1 || n.shadow > 1) {
     return Bad("a rule's degraded mode or flags are broken");
   }
   return absl::OkStatus();

@@ -87,29 +87,29 @@ TEST(CompileTest, WritesLimitsAsReadersFindThem) {
     const shm::RuleView& rule = view.rule(id);
     const std::string_view label = view.text(rule.label);
     EXPECT_EQ(label, expected.label);
-    EXPECT_EQ(rule.limit.limit, expected.limit) << label;
-    EXPECT_EQ(rule.limit.period_ns, expected.period_ns) << label;
-    EXPECT_EQ(rule.limit.burst, expected.burst) << label;
+    EXPECT_EQ(rule.numbers.limit.limit, expected.limit) << label;
+    EXPECT_EQ(rule.numbers.limit.period_ns, expected.period_ns) << label;
+    EXPECT_EQ(rule.numbers.limit.burst, expected.burst) << label;
     const shm::Limit limit = shm::MakeLimit(expected.limit, expected.period_ns, expected.burst);
-    EXPECT_EQ(rule.limit.interval_ns, limit.interval_ns) << label;
-    EXPECT_EQ(rule.limit.tau_ns, limit.tau_ns) << label;
-    EXPECT_EQ(rule.limit.debt_max_ns, limit.debt_max_ns) << label;
-    EXPECT_EQ(rule.cost, expected.cost) << label;
-    EXPECT_EQ(rule.mode, expected.mode) << label;
-    EXPECT_EQ(rule.factor_q16, expected.factor_q16) << label;
-    EXPECT_EQ(rule.group, expected.group) << label;
+    EXPECT_EQ(rule.numbers.limit.interval_ns, limit.interval_ns) << label;
+    EXPECT_EQ(rule.numbers.limit.tau_ns, limit.tau_ns) << label;
+    EXPECT_EQ(rule.numbers.limit.debt_max_ns, limit.debt_max_ns) << label;
+    EXPECT_EQ(rule.numbers.cost, expected.cost) << label;
+    EXPECT_EQ(rule.numbers.mode, expected.mode) << label;
+    EXPECT_EQ(rule.numbers.factor_q16, expected.factor_q16) << label;
+    EXPECT_EQ(rule.numbers.group, expected.group) << label;
     EXPECT_EQ(rule.hash_seed, shm::HashValue(kKey, label, 0)) << label;
   }
   EXPECT_EQ(view.text(view.rule(0).tier), "paid");
   EXPECT_EQ(view.text(view.rule(2).tier), "");
-  EXPECT_EQ(view.rule(1).for_ns, 60 * kSecond);
-  EXPECT_EQ(view.rule(1).then_mode, shm::DegradedMode::kClosed);
-  EXPECT_EQ(view.rule(0).for_ns, 0u);
-  EXPECT_EQ(view.rule(1).alert, 1);
-  EXPECT_EQ(view.rule(0).alert, 0);
-  EXPECT_EQ(view.rule(2).strict, 1);
-  EXPECT_EQ(view.rule(2).shadow, 1);
-  EXPECT_EQ(view.rule(4).shadow, 0);
+  EXPECT_EQ(view.rule(1).numbers.for_ns, 60 * kSecond);
+  EXPECT_EQ(view.rule(1).numbers.then_mode, shm::DegradedMode::kClosed);
+  EXPECT_EQ(view.rule(0).numbers.for_ns, 0u);
+  EXPECT_EQ(view.rule(1).numbers.alert, 1);
+  EXPECT_EQ(view.rule(0).numbers.alert, 0);
+  EXPECT_EQ(view.rule(2).numbers.strict, 1);
+  EXPECT_EQ(view.rule(2).numbers.shadow, 1);
+  EXPECT_EQ(view.rule(4).numbers.shadow, 0);
 }
 
 TEST(CompileTest, WritesGroupsAsReadersFindThem) {
@@ -293,18 +293,20 @@ TEST(VerifyPolicyTest, NamesWhatIsBrokenUnderAGoodChecksum) {
   refuses([&](char* p) { condition(p)->value.length = 1025; }, "pattern length");
   refuses([&](char* p) { condition(p)[1].count = 257; }, "one-of count");
   refuses([&](char* p) { condition(p)[1].value.offset = 262'140; }, "one-of outside");
-  refuses([&](char* p) { rule(p)->group = 3; }, "group of a rule");
-  refuses([&](char* p) { rule(p)->group = 1; }, "another group");
+  refuses([&](char* p) { rule(p)->numbers.group = 3; }, "group of a rule");
+  refuses([&](char* p) { rule(p)->numbers.group = 1; }, "another group");
   refuses([&](char* p) { rule(p)->label.length = 65; }, "label");
   refuses([&](char* p) { rule(p)->label = rule(p)[1].label; }, "label twice");
-  refuses([&](char* p) { rule(p)->limit.limit = 0; }, "limit 0");
-  refuses([&](char* p) { rule(p)->limit.tau_ns += 1; }, "tau");
-  refuses([&](char* p) { rule(p)->limit.interval_ns = 0; }, "interval");
-  refuses([&](char* p) { rule(p)->cost = 0; }, "cost 0");
-  refuses([&](char* p) { rule(p)->cost = 2001; }, "cost above burst");
-  refuses([&](char* p) { rule(p)->factor_q16 = 0; }, "factor");
-  refuses([&](char* p) { rule(p)->mode = static_cast<shm::DegradedMode>(4); }, "mode");
-  refuses([&](char* p) { rule(p)->shadow = 2; }, "flag");
+  refuses([&](char* p) { ++rule(p)->numbers.unit_ns; }, "unit");
+  refuses([&](char* p) { ++rule(p)->numbers.id; }, "id");
+  refuses([&](char* p) { rule(p)->numbers.limit.limit = 0; }, "limit 0");
+  refuses([&](char* p) { rule(p)->numbers.limit.tau_ns += 1; }, "tau");
+  refuses([&](char* p) { rule(p)->numbers.limit.interval_ns = 0; }, "interval");
+  refuses([&](char* p) { rule(p)->numbers.cost = 0; }, "cost 0");
+  refuses([&](char* p) { rule(p)->numbers.cost = 2001; }, "cost above burst");
+  refuses([&](char* p) { rule(p)->numbers.factor_q16 = 0; }, "factor");
+  refuses([&](char* p) { rule(p)->numbers.mode = static_cast<shm::DegradedMode>(4); }, "mode");
+  refuses([&](char* p) { rule(p)->numbers.shadow = 2; }, "flag");
   EXPECT_TRUE(VerifyPolicy(Resealed(bytes)).ok());
 }
 

@@ -124,6 +124,8 @@ def write_project(folder):
     os.makedirs(folder / "tests")
     os.makedirs(folder / "scripts")
     os.symlink(os.path.join(TESTS, "harness"), folder / "tests/harness")
+    (folder / "meson_options.txt").write_text(
+        "option('tests', type: 'boolean')\noption('bench', type: 'boolean')\n")
     (folder / "meson.build").write_text(textwrap.dedent("""\
         project('p')
         test('forever', find_program('sh'), args: ['-c', 'echo $$ > pid; sleep 600 & wait'],
