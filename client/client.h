@@ -6,12 +6,14 @@
 
 #include "client/attach.h"
 #include "client/include/sluice.h"
+#include "client/shape.h"
 
 struct sluice_client {
   sluice::client::Attacher attacher;
   uint64_t id = 0;  // never reused in this process: thread-local tallies name their client by it
   uint64_t coarse_step_ns = 0;
   int32_t default_allowed = 1;
+  sluice::client::Shapes shapes;
 };
 
 namespace sluice::client {

@@ -52,7 +52,7 @@ bool CopyPlan(const Plan& plan, HandleBlock* block) {
     block->values[i] = value;
   }
   for (size_t i = 0; i < plan.count; ++i) {
-    block->rules[i] = plan.rules[i];
+    block->rules[i] = *plan.items[i].rule;
     block->items[i] = plan.items[i];
     block->items[i].rule = &block->rules[i];
     block->items[i].values = block->values + (plan.items[i].values - plan.values);
@@ -83,7 +83,8 @@ namespace {
 HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
   return h.blocks.Rebuild(Clock::CoarseNs(), [&](HandleBlock* block) {
     Plan plan;
-    if (BuildPlan(a, h.client->coarse_step_ns, h.descriptors.get(), h.count, &plan) != 0) {
+    if (BuildPlan(a, h.client->coarse_step_ns, h.descriptors.get(), h.count,
+                  /*shapes=*/nullptr, &plan) != 0) {
       return false;
     }
     block->attachment = &a;

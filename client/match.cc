@@ -2,10 +2,12 @@
 #include <cstring>
 
 #include "client/plan.h"
+#include "client/shape.h"
 #include "shm/bucket_name.h"
 #include "shm/clock.h"
 #include "shm/hash.h"
 #include "shm/ip_prefix.h"
+#include "shm/slot_table.h"
 
 namespace sluice::client {
 namespace {
@@ -20,12 +22,20 @@ using shm::RuleView;
 
 constexpr int kPolicyReads = 4;  // the rules change far more slowly than this reads them
 
-// The descriptors by name id. Names that no rule speaks of are dropped; the first of a name counts.
-struct Present {
-  uint64_t mask = 0;
-  Text text[shm::kMaxNames];  // only where mask says so
+Text ValueAt(const sluice_descriptor_t* descriptors, size_t at) {
+  const sluice_descriptor_t& d = descriptors[at];
+  return {d.value_len != 0 ? d.value : "", d.value_len};
+}
 
-  Text value(uint8_t name) const { return text[name % shm::kMaxNames]; }
+// A request's descriptors, as conditions and tiers speak of them.
+struct Request {
+  const sluice_descriptor_t* descriptors;
+  const Present& present;
+
+  bool has(uint8_t name) const { return name < shm::kMaxNames && (present.mask >> name & 1) != 0; }
+  std::string_view value(uint8_t name) const {
+    return has(name) ? ValueAt(descriptors, present.at[name]).view() : std::string_view();
+  }
 };
 
 // '*' any run, '?' any byte. Iterative with one point of return: linear in the common case, and
@@ -70,93 +80,267 @@ bool Matches(const PolicyView& view, const ConditionView& condition, std::string
   return false;
 }
 
-bool GroupApplies(const PolicyView& view, const GroupView& group, const Present& present) {
-  if ((group.needed & ~present.mask) != 0) return false;
+bool ConditionsHold(const PolicyView& view, const GroupView& group, const Request& request) {
   for (uint32_t i = 0; i < group.condition_count && i < shm::kMaxConditions; ++i) {
     const ConditionView& condition = view.condition(group, i);
-    if (!Matches(view, condition, present.value(condition.name).view())) return false;
+    if (!Matches(view, condition, request.value(condition.name))) return false;
   }
   return true;
 }
 
-uint16_t RuleOf(const PolicyView& view, const GroupView& group, const Present& present) {
-  const uint8_t name = group.tier_name;
-  if (name < shm::kMaxNames && (present.mask >> name & 1) != 0) {
-    for (uint32_t i = 0; i < group.tier_count && i < shm::kMaxRules; ++i) {
-      const uint16_t rule = static_cast<uint16_t>(group.first_rule + i);
-      if (view.text(view.rule(rule).tier) == present.value(name).view()) return rule;
-    }
+uint16_t TierOf(const PolicyView& view, const GroupView& group, const Request& request) {
+  if (!request.has(group.tier_name)) return shm::kNoRule;
+  const std::string_view tier = request.value(group.tier_name);
+  for (uint32_t i = 0; i < group.tier_count && i < shm::kMaxRules; ++i) {
+    const uint16_t rule = static_cast<uint16_t>(group.first_rule + i);
+    if (view.text(view.rule(rule).tier) == tier) return rule;
   }
-  return group.base_rule;
+  return shm::kNoRule;
 }
 
-int AddItem(const Attachment& attachment, const PolicyView& view, const GroupView& group,
-            const Present& present, uint64_t coarse_step_ns, Plan* plan) {
-  const uint16_t id = RuleOf(view, group, present);
-  if (id == shm::kNoRule) return 0;
-  const uint32_t key_count = std::min<uint32_t>(group.key_count, shm::kMaxKeyParts);
-  if (plan->count == kMaxItems || plan->value_count + key_count > kMaxPlanValues) {
+// Where the values have a say in which rule it is. Sets *tier; false: the rule does not apply.
+[[gnu::noinline]] bool Applies(const PolicyView& view, const Candidate& candidate,
+                               const Request& request, uint16_t* tier) {
+  const GroupView& group = view.group(candidate.group);
+  if (!ConditionsHold(view, group, request)) return false;
+  *tier = TierOf(view, group, request);
+  return *tier != shm::kNoRule || candidate.rule != nullptr;
+}
+
+// All slots are on their way to the cache before the first is looked at.
+void PrefetchItem(const Attachment& a, const Item& item) {
+  shm::SlotTable<std::atomic<uint64_t>>(a.slots, a.capacity, a.counters).PrefetchFirst(item.hash);
+}
+
+// `storage` receives the numbers that candidate->rule points to.
+void MakeCandidate(const PolicyView& view, uint32_t index, const Present& present,
+                   uint64_t coarse_step_ns, Rule* storage, Candidate* candidate) {
+  const GroupView& group = view.group(index);
+  candidate->group = static_cast<uint16_t>(index);
+  candidate->asks_values =
+      group.condition_count != 0 || group.tier_count != 0 || group.base_rule == shm::kNoRule;
+  candidate->key_count = static_cast<uint8_t>(std::min<size_t>(group.key_count, shm::kMaxKeyParts));
+  for (uint32_t i = 0; i < candidate->key_count; ++i) {
+    const KeyPartView part = view.key_part(group, i);
+    const uint32_t name = part.name % shm::kMaxNames;
+    if ((present.mask >> name & 1) == 0) {  // only in what was torn while it was read
+      candidate->key_count = static_cast<uint8_t>(i);
+      break;
+    }
+    candidate->key[i] = part;
+    candidate->key_at[i] = present.at[name];
+  }
+  candidate->rule = nullptr;
+  candidate->coarse_serves = true;
+  if (group.base_rule == shm::kNoRule) return;
+  const RuleView& rule = view.rule(group.base_rule);
+  *storage = rule.numbers;
+  candidate->rule = storage;
+  candidate->hash_seed = rule.hash_seed;
+  candidate->label_bytes = rule.label.length;
+  candidate->plain_bytes = static_cast<uint32_t>(MaxPlainValueBytes(rule.label.length));
+  candidate->coarse_serves = shm::CoarseServes(storage->limit.tau_ns, coarse_step_ns);
+}
+
+// The value of one part of a key. False where the plan has no room for another address.
+bool AddKeyValue(const KeyPartView& part, Text value, Plan* plan) {
+  if (part.form == KeyForm::kIp) {
+    if (plan->arena_used + kIpBytes > kArenaBytes) return false;
+    char* const ip = plan->arena + plan->arena_used;
+    value = KeyValue(part, value, ip);
+    if (value.data == ip) plan->arena_used += kIpBytes;
+  }
+  plan->values[plan->value_count++] = value;
+  return true;
+}
+
+// Adds the candidate's item to the plan where the values match.
+int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_step_ns,
+          const Candidate& candidate, const Request& request, Plan* plan) {
+  const Rule* rule = candidate.rule;
+  uint64_t hash_seed = candidate.hash_seed;
+  uint32_t label_bytes = candidate.label_bytes;
+  bool coarse_serves = candidate.coarse_serves;
+  uint16_t tier = shm::kNoRule;
+  if (candidate.asks_values && !Applies(view, candidate, request, &tier)) return 0;
+  if (plan->count == kMaxItems || plan->value_count + candidate.key_count > kMaxPlanValues) {
     return SLUICE_E_RULES;
   }
-  const RuleView& rule = view.rule(id);
-  plan->rules[plan->count] = rule.numbers;
-  Item& item = plan->items[plan->count];
-  item.rule = &plan->rules[plan->count];
-  item.values = plan->values + plan->value_count;
-  item.value_count = key_count;
-  for (uint32_t i = 0; i < key_count; ++i) {
-    const KeyPartView part = view.key_part(group, i);
-    if (part.form == KeyForm::kIp && plan->arena_used + kIpBytes > kArenaBytes) {
-      return SLUICE_E_RULES;
-    }
-    char* const ip = plan->arena + plan->arena_used;
-    const Text value = KeyValue(part, present.value(part.name), ip);
-    if (value.data == ip) plan->arena_used += kIpBytes;
-    plan->values[plan->value_count++] = value;
+  if (tier != shm::kNoRule) {
+    const RuleView& r = view.rule(tier);
+    plan->rules[plan->count] = r.numbers;
+    rule = &plan->rules[plan->count];
+    hash_seed = r.hash_seed;
+    label_bytes = r.label.length;
+    coarse_serves = shm::CoarseServes(rule->limit.tau_ns, coarse_step_ns);
   }
-  HashItem(attachment, rule.hash_seed, rule.label.length, &item);
-  plan->coarse_serves =
-      plan->coarse_serves && shm::CoarseServes(item.rule->limit.tau_ns, coarse_step_ns);
+  Item& item = plan->items[plan->count];
+  item.rule = rule;
+  item.values = plan->values + plan->value_count;
+  item.value_count = candidate.key_count;
+  for (uint32_t i = 0; i < candidate.key_count; ++i) {
+    const Text value = ValueAt(request.descriptors, candidate.key_at[i]);
+    if (!AddKeyValue(candidate.key[i], value, plan)) return SLUICE_E_RULES;
+  }
+  HashItem(attachment, hash_seed, label_bytes, &item);
+  PrefetchItem(attachment, item);
+  plan->coarse_serves = plan->coarse_serves && coarse_serves;
   ++plan->count;
   return 0;
 }
 
-int ReadDescriptors(const PolicyView& view, const sluice_descriptor_t* descriptors, size_t count,
-                    Present* present) {
-  for (size_t i = 0; i < count; ++i) {
-    const sluice_descriptor_t& d = descriptors[i];
-    if (d.name_len == 0 || d.name_len > SLUICE_MAX_NAME_BYTES ||
-        d.value_len > SLUICE_MAX_VALUE_BYTES || d.name == nullptr ||
-        (d.value == nullptr && d.value_len != 0)) {
-      return SLUICE_E_DESCRIPTORS;
-    }
-    const uint8_t id = view.FindName({d.name, d.name_len});
-    if (id == shm::kNoName || (present->mask >> id & 1) != 0) continue;
-    present->mask |= 1ull << id;
-    present->text[id] = {d.value_len ? d.value : "", d.value_len};
-  }
-  return 0;
+bool IsDescriptor(const sluice_descriptor_t& d) {
+  return d.name_len != 0 && d.name_len <= SLUICE_MAX_NAME_BYTES && d.name != nullptr && IsValue(d);
 }
 
-int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coarse_step_ns,
-              const sluice_descriptor_t* descriptors, size_t count, Plan* plan) {
-  Present present;
-  const int read = ReadDescriptors(view, descriptors, count, &present);
-  if (read != 0) return read;
+// Names that no rule speaks of are dropped.
+void ReadNames(const PolicyView& view, const sluice_descriptor_t* descriptors, size_t count,
+               Present* present) {
+  for (size_t i = 0; i < count; ++i) {
+    const uint8_t id = view.FindName({descriptors[i].name, descriptors[i].name_len});
+    if (id == shm::kNoName || (present->mask >> id & 1) != 0) continue;
+    present->mask |= 1ull << id;
+    present->at[id] = static_cast<uint8_t>(i);
+  }
+}
+
+bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t policy,
+               uint64_t coarse_step_ns, const sluice_descriptor_t* descriptors, size_t count,
+               Shape* shape) {
+  shape->attachment = &attachment;
+  shape->policy = policy;
+  shape->name_count = count;
+  for (size_t i = 0; i < count; ++i) {
+    shape->name_bytes[i] = descriptors[i].name_len;
+    shape->names[i] = NameWords::Of(descriptors[i].name, descriptors[i].name_len);
+  }
+  shape->present = {};
+  ReadNames(view, descriptors, count, &shape->present);
+  shape->too_many = false;
+  shape->is_direct = shape->coarse_serves = true;
+  shape->candidate_count = 0;
   uint32_t group_count;
   const GroupView* const groups = view.groups(&group_count);
   for (uint32_t g = 0; g < group_count; ++g) {
-    if (!GroupApplies(view, groups[g], present)) continue;
-    const int added = AddItem(attachment, view, groups[g], present, coarse_step_ns, plan);
+    if ((groups[g].needed & ~shape->present.mask) != 0) continue;
+    if (shape->candidate_count == kMaxItems) {
+      shape->too_many = true;
+      shape->is_direct = false;
+      break;
+    }
+    const size_t n = shape->candidate_count++;
+    Candidate& made = shape->candidates[n];
+    MakeCandidate(view, g, shape->present, coarse_step_ns, &shape->rules[n], &made);
+    shape->is_direct = shape->is_direct && !made.asks_values && made.key_count == 1;
+    shape->coarse_serves = shape->coarse_serves && made.coarse_serves;
+  }
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return attachment.control->policy.load(std::memory_order_relaxed) == policy;
+}
+
+// The shape of these descriptors under this policy; null where they have none that can be kept.
+[[gnu::noinline]] const Shape* MadeShape(const Attachment& attachment, const PolicyView& view,
+                                         uint64_t policy, uint64_t coarse_step_ns,
+                                         const sluice_descriptor_t* descriptors, size_t count,
+                                         Blocks<Shape>& place) {
+  for (size_t i = 0; i < count; ++i) {
+    if (descriptors[i].name_len > kShapeNameBytes) return nullptr;
+  }
+  return place.Rebuild(shm::MonotonicClock::CoarseNs(), [&](Shape* next) {
+    return MakeShape(attachment, view, policy, coarse_step_ns, descriptors, count, next);
+  });
+}
+
+[[gnu::noinline]] int BuildUnshaped(const Attachment& attachment, const PolicyView& view,
+                                    uint64_t coarse_step_ns, const sluice_descriptor_t* descriptors,
+                                    size_t count, Plan* plan) {
+  Present present;
+  ReadNames(view, descriptors, count, &present);
+  const Request request = {descriptors, present};
+  uint32_t group_count;
+  const GroupView* const groups = view.groups(&group_count);
+  for (uint32_t g = 0; g < group_count; ++g) {
+    if ((groups[g].needed & ~present.mask) != 0) continue;
+    Candidate candidate;
+    MakeCandidate(view, g, present, coarse_step_ns, &plan->rules[plan->count], &candidate);
+    const int added = Match(attachment, view, coarse_step_ns, candidate, request, plan);
     if (added != 0) return added;
   }
   return 0;
 }
 
+// The plan of a direct shape: nothing is left to match.
+void BuildDirect(const Attachment& attachment, const Shape& shape,
+                 const sluice_descriptor_t* descriptors, Plan* plan) {
+  static_assert(kMaxItems * kIpBytes <= kArenaBytes && kMaxItems <= kMaxPlanValues);
+  for (size_t i = 0; i < shape.candidate_count; ++i) {
+    const Candidate& candidate = shape.candidates[i];
+    const sluice_descriptor_t& d = descriptors[candidate.key_at[0]];
+    Text value = {d.value, d.value_len};
+    if (candidate.key[0].form == KeyForm::kIp) {
+      value = KeyValue(candidate.key[0], value, plan->arena + i * kIpBytes);
+    }
+    plan->values[i] = value;
+    Item& item = plan->items[i];
+    item.rule = candidate.rule;
+    item.values = &plan->values[i];
+    item.hash = shm::HashValue(attachment.hash_key, value.view(), candidate.hash_seed);
+    item.value_count = 1;
+    item.folded = value.size > candidate.plain_bytes;
+    if (item.folded) [[unlikely]] {
+      HashItem(attachment, candidate.hash_seed, candidate.label_bytes, &item);
+    }
+    PrefetchItem(attachment, item);
+  }
+  plan->count = plan->value_count = shape.candidate_count;
+  plan->arena_used = kArenaBytes;
+  plan->coarse_serves = shape.coarse_serves;
+}
+
+// By matching, whole: what BuildPlan does where no shape serves.
+[[gnu::noinline]] int BuildLong(const Attachment& attachment, const PolicyView& view,
+                                uint64_t coarse_step_ns, const sluice_descriptor_t* descriptors,
+                                size_t count, const Shape* shape, Blocks<Shape>* place,
+                                Plan* plan) {
+  for (size_t i = 0; i < count; ++i) {
+    if (!IsDescriptor(descriptors[i])) return SLUICE_E_DESCRIPTORS;
+  }
+  if (shape == nullptr && place != nullptr) {
+    shape = MadeShape(attachment, view, plan->policy, coarse_step_ns, descriptors, count, *place);
+  }
+  if (shape == nullptr || shape->too_many) {
+    return BuildUnshaped(attachment, view, coarse_step_ns, descriptors, count, plan);
+  }
+  const Request request = {descriptors, shape->present};
+  for (size_t i = 0; i < shape->candidate_count; ++i) {
+    const int added = Match(attachment, view, coarse_step_ns, shape->candidates[i], request, plan);
+    if (added != 0) return added;
+  }
+  return 0;
+}
+
+int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coarse_step_ns,
+              const sluice_descriptor_t* descriptors, size_t count, Shapes* shapes, Plan* plan) {
+  Blocks<Shape>* place = nullptr;
+  const Shape* shape = nullptr;
+  if (shapes != nullptr && count - 1 < kShapeNames) [[likely]] {
+    place = &shapes->PlaceOf(descriptors, count);
+    shape = place->current();
+    if (shape != nullptr && !shape->IsOf(attachment, plan->policy, descriptors, count)) {
+      shape = nullptr;
+    }
+    if (shape != nullptr && shape->is_direct) [[likely]] {
+      BuildDirect(attachment, *shape, descriptors, plan);
+      return 0;
+    }
+  }
+  return BuildLong(attachment, view, coarse_step_ns, descriptors, count, shape, place, plan);
+}
+
 }  // namespace
 
 int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
-              const sluice_descriptor_t* descriptors, size_t count, Plan* plan) {
+              const sluice_descriptor_t* descriptors, size_t count, Shapes* shapes, Plan* plan) {
   if (count > SLUICE_MAX_DESCRIPTORS) return SLUICE_E_DESCRIPTORS;
   for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
     const uint64_t policy = attachment.control->policy.load(std::memory_order_acquire);
@@ -166,8 +350,8 @@ int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
     plan->arena_used = 0;
     plan->coarse_serves = true;
     if (policy == 0) return 0;
-    const int built =
-        BuildFrom(attachment, ViewOf(attachment, policy), coarse_step_ns, descriptors, count, plan);
+    const int built = BuildFrom(attachment, ViewOf(attachment, policy), coarse_step_ns, descriptors,
+                                count, shapes, plan);
     // The same word again: all that was read belonged together. The fence keeps the reads of the
     // buffer before this load; it pairs with the daemon's release store of the word.
     std::atomic_thread_fence(std::memory_order_acquire);
@@ -178,13 +362,25 @@ int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
 }
 
 Text KeyValue(const shm::KeyPartView& part, Text value, char* ip) {
-  size_t length = 0;
-  if (part.form == KeyForm::kIp &&
-      shm::CanonicalPrefix(value.view(), part.v4_bits, part.v6_bits, ip, &length)) {
-    return {ip, length};
-  }
-  return value;
+  if (part.form != KeyForm::kIp) return value;
+  const std::string_view network =
+      shm::CanonicalPrefix(value.view(), part.v4_bits, part.v6_bits, ip);
+  return network.data() != nullptr ? Text{network.data(), network.size()} : value;
 }
+
+namespace {
+
+// A name that is too long for its slot's text: its values become one.
+[[gnu::noinline]] void FoldItem(const Attachment& attachment, uint64_t rule_seed,
+                                size_t label_bytes, Item* item) {
+  std::string_view values[shm::kMaxKeyParts];
+  for (uint32_t i = 0; i < item->value_count; ++i) values[i] = item->values[i].view();
+  char folded[shm::kKeyTextBytes];
+  const size_t n = shm::FoldLong(label_bytes, values, item->value_count, folded);
+  item->hash = shm::LongNameHash(attachment.hash_key, rule_seed, {folded, n});
+}
+
+}  // namespace
 
 void HashItem(const Attachment& attachment, uint64_t rule_seed, size_t label_bytes, Item* item) {
   size_t parts_bytes = 1 + label_bytes + 1;
@@ -196,11 +392,7 @@ void HashItem(const Attachment& attachment, uint64_t rule_seed, size_t label_byt
   item->hash = h;
   item->folded = parts_bytes > shm::kKeyTextBytes;
   if (item->folded) [[unlikely]] {
-    std::string_view values[shm::kMaxKeyParts];
-    for (uint32_t i = 0; i < item->value_count; ++i) values[i] = item->values[i].view();
-    char folded[shm::kKeyTextBytes];
-    const size_t n = shm::FoldLong(label_bytes, values, item->value_count, folded);
-    item->hash = shm::LongNameHash(attachment.hash_key, rule_seed, {folded, n});
+    FoldItem(attachment, rule_seed, label_bytes, item);
   }
 }
 

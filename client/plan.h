@@ -48,15 +48,20 @@ struct Plan {
   size_t arena_used;
   bool coarse_serves;  // for every matched rule
   Item items[kMaxItems];
-  Rule rules[kMaxItems];
+  union {                       // a rule's numbers have initialisers
+    Rule rules[kMaxItems + 1];  // of items whose rule is nobody else's; one more to look at
+  };
   Text values[kMaxPlanValues];
   char arena[kArenaBytes];
 };
 
+class Shapes;
+
 // Matches descriptors against the policy in force. Returns 0, or SLUICE_E_RULES /
-// SLUICE_E_DESCRIPTORS. No policy published yet: a plan of 0 items.
+// SLUICE_E_DESCRIPTORS. No policy published yet: a plan of 0 items. `shapes` may be null; else the
+// plan may point into one of them, which stands for kPolicyRestNs at least.
 int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
-              const sluice_descriptor_t* descriptors, size_t count, Plan* plan);
+              const sluice_descriptor_t* descriptors, size_t count, Shapes* shapes, Plan* plan);
 
 // One rule known by its label, with what is needed to name its buckets by a single value.
 struct RuleKey {

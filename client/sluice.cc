@@ -122,7 +122,8 @@ int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_
                          decision);
   }
   Plan plan;
-  const int built = BuildPlan(*a, client->coarse_step_ns, descriptors, count, &plan);
+  const int built =
+      BuildPlan(*a, client->coarse_step_ns, descriptors, count, &client->shapes, &plan);
   if (built != 0) [[unlikely]] {
     return AnswerDefault(client, built, decision);
   }
@@ -151,12 +152,8 @@ int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t
       const sluice_request_t& r = requests[begin + i];
       built[i] = r.cost > SLUICE_MAX_COST || (r.descriptors == nullptr && r.count != 0)
                      ? SLUICE_E_ARGUMENT
-                     : BuildPlan(*a, client->coarse_step_ns, r.descriptors, r.count, &plans[i]);
-      if (built[i] != 0) continue;
-      for (size_t j = 0; j < plans[i].count; ++j) {
-        sluice::client::Table(a->slots, a->capacity, a->counters)
-            .PrefetchFirst(plans[i].items[j].hash);
-      }
+                     : BuildPlan(*a, client->coarse_step_ns, r.descriptors, r.count,
+                                 &client->shapes, &plans[i]);
     }
     for (size_t i = 0; i < n; ++i) {
       sluice_decision_t* const decision = decisions ? &decisions[begin + i] : nullptr;

@@ -16,6 +16,7 @@ namespace {
 
 std::vector<std::string> Lines(const std::vector<config::Finding>& findings) {
   std::vector<std::string> lines;
+  lines.reserve(findings.size());
   for (const config::Finding& finding : findings) lines.push_back(finding.ToString());
   return lines;
 }
@@ -114,7 +115,7 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
 
 absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   std::lock_guard lock(mutex_);
-  const absl::Status status = Publish(now_ns);
+  absl::Status status = Publish(now_ns);
   if (!absl::IsUnavailable(status)) return status;
   // Restarted amid a flurry of changes: the rules of before stay until a buffer has rested.
   is_pending_ = true;

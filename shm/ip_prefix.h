@@ -1,7 +1,8 @@
 // The network that an address belongs to, in the one text that every process and host agrees on,
 // so that one subscriber is one bucket: "203.0.113.7" kept to 24 bits is "203.0.113.0/24", and
 // "2001:DB8:0::1" kept to 64 bits is "2001:db8::/64". On the check's way: no allocation, no locale,
-// no system call; an IPv4 address takes about the time of copying it.
+// no system call. A whole IPv4 address is nearly always canonical as it stands and is not copied: a
+// hash of bytes that were just stored one by one would wait for them.
 #pragma once
 
 #include <arpa/inet.h>
@@ -47,10 +48,38 @@ inline bool IsPort(std::string_view text) {
   return true;
 }
 
+inline bool HasColonIn(uint64_t bytes) {
+  const uint64_t x = bytes ^ 0x3a3a3a3a3a3a3a3a;  // a zero byte where a ':' was
+  return ((x - 0x0101010101010101) & ~x & 0x8080808080808080) != 0;
+}
+inline bool HasColon(std::string_view text) {
+  const size_t n = text.size();
+  if (n < 8 || n > 16) return text.find(':') != std::string_view::npos;
+  uint64_t head;
+  uint64_t tail;
+  std::memcpy(&head, text.data(), 8);
+  std::memcpy(&tail, text.data() + n - 8, 8);
+  return HasColonIn(head) || HasColonIn(tail);
+}
+
+// memcpy without a call, for n below 16.
+inline void CopyShort(const char* from, size_t n, char* to) {
+  uint64_t head;
+  uint64_t tail;
+  if (n >= 8) {
+    std::memcpy(&head, from, 8);
+    std::memcpy(&tail, from + n - 8, 8);
+    std::memcpy(to, &head, 8);
+    std::memcpy(to + n - 8, &tail, 8);
+    return;
+  }
+  for (size_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
 // Four numbers below 256 without leading zeros, and an optional port behind them: their text is
-// canonical already, so it is copied to `out` on the way. Octets packed with the first one high;
-// `ends` likewise: where the text of each ends.
-inline bool ParseV4(std::string_view text, char* out, uint32_t* octets, uint32_t* ends) {
+// canonical already. Octets packed with the first one high; `ends` likewise: where the text of each
+// ends.
+inline bool ParseV4(std::string_view text, uint32_t* octets, uint32_t* ends) {
   if (text.size() < 7 || text.size() > 21) return false;  // "255.255.255.255:65535"
   const char* const p = text.data();
   const size_t n = text.size();
@@ -61,19 +90,17 @@ inline bool ParseV4(std::string_view text, char* out, uint32_t* octets, uint32_t
   for (int i = 0; i < 4; ++i) {
     if (i > 0) {
       if (at == n || p[at] != '.') return false;
-      out[at++] = '.';
+      ++at;
     }
     if (at == n) return false;
     uint32_t value = static_cast<uint32_t>(static_cast<uint8_t>(p[at])) - '0';
     if (value > 9) return false;
-    out[at] = p[at];
     ++at;
     for (int more = 0; more < 2 && at < n; ++more) {
       const uint32_t digit = static_cast<uint32_t>(static_cast<uint8_t>(p[at])) - '0';
       if (digit > 9) break;
       if (value == 0) return false;
       value = value * 10 + digit;
-      out[at] = p[at];
       ++at;
     }
     if (value > 255) return false;
@@ -85,14 +112,17 @@ inline bool ParseV4(std::string_view text, char* out, uint32_t* octets, uint32_t
   return at == n || (p[at] == ':' && IsPort({p + at + 1, n - at - 1}));
 }
 
-// Shortens the whole address that ParseV4 left in `out` to `bits` and returns its length.
-inline size_t MaskV4(uint32_t octets, uint32_t ends, uint32_t bits, char* out) {
-  if (bits >= 32) return ends & 0xff;
+// The network of the address that ParseV4 read in `text`: in place where all of it is kept, else in
+// `out`.
+inline std::string_view MaskV4(std::string_view text, uint32_t octets, uint32_t ends, uint32_t bits,
+                               char* out) {
+  if (bits >= 32) return text.substr(0, ends & 0xff);
   const uint32_t whole = bits / 8;  // octets that are kept as they stand, 0..3
   char* p = out;
   if (whole > 0) {
-    p += (ends >> (32 - 8 * whole)) & 0xff;
-    *p++ = '.';
+    const size_t kept = ((ends >> (32 - 8 * whole)) & 0xff) + 1;  // with the dot behind them
+    CopyShort(text.data(), kept, out);
+    p += kept;
   }
   p = WriteDecimal((octets >> (24 - 8 * whole)) & (0xff00u >> (bits % 8)) & 0xffu, p);
   for (uint32_t i = whole + 1; i < 4; ++i) {
@@ -101,7 +131,7 @@ inline size_t MaskV4(uint32_t octets, uint32_t ends, uint32_t bits, char* out) {
   }
   *p++ = '/';
   p = WriteDecimal(bits, p);
-  return static_cast<size_t>(p - out);
+  return {out, static_cast<size_t>(p - out)};
 }
 
 // Takes "2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:443" and "fe80::1%eth0".
@@ -167,26 +197,24 @@ inline size_t WriteV6(uint8_t bytes[16], uint8_t bits, char* out) {
 
 }  // namespace ip_prefix_internal
 
-// Writes the canonical network of `text` to `out` and its length to `*out_len`. Bits above 32 and
-// 128 count as 32 and 128, and are then not written: a whole address has no suffix. An IPv4 address
-// in IPv6 clothes (::ffff:203.0.113.7) is an IPv4 address. Brackets, ports and zones are dropped.
-// False when `text` is not an address (`out` is then scratch): the caller keeps it as it is.
-// `text` and `out` do not overlap.
-inline bool CanonicalPrefix(std::string_view text, uint8_t v4_bits, uint8_t v6_bits,
-                            char out[kPrefixTextBytes], size_t* out_len) {
+// The canonical network of `text`, in `text` itself or in `out`. Bits above 32 and 128 count as 32
+// and 128, and are then not written: a whole address has no suffix. An IPv4 address in IPv6 clothes
+// (::ffff:203.0.113.7) is an IPv4 address. Brackets, ports and zones are dropped. A view without
+// data when `text` is not an address (`out` is then scratch), or `text`: the caller keeps it as it
+// is. `text` and `out` do not overlap.
+inline std::string_view CanonicalPrefix(std::string_view text, uint8_t v4_bits, uint8_t v6_bits,
+                                        char out[kPrefixTextBytes]) {
   namespace in = ip_prefix_internal;
+  // Without a colon it is an IPv4 address or none; a whole one is canonical, and no address stays.
+  if (v4_bits >= 32 && !in::HasColon(text)) return text;
   uint32_t octets = 0;
   uint32_t ends = 0;
-  if (in::ParseV4(text, out, &octets, &ends)) {
-    *out_len = in::MaskV4(octets, ends, v4_bits, out);
-    return true;
-  }
+  if (in::ParseV4(text, &octets, &ends)) return in::MaskV4(text, octets, ends, v4_bits, out);
   uint8_t bytes[16];
-  if (!in::ParseV6(text, bytes)) return false;
+  if (!in::ParseV6(text, bytes)) return {};
   static constexpr uint8_t kMapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
   if (std::memcmp(bytes, kMapped, sizeof(kMapped)) != 0) {
-    *out_len = in::WriteV6(bytes, v6_bits > 128 ? uint8_t{128} : v6_bits, out);
-    return true;
+    return {out, in::WriteV6(bytes, v6_bits > 128 ? uint8_t{128} : v6_bits, out)};
   }
   char dotted[16];
   char* p = dotted;
@@ -194,9 +222,11 @@ inline bool CanonicalPrefix(std::string_view text, uint8_t v4_bits, uint8_t v6_b
     if (i > 0) *p++ = '.';
     p = in::WriteDecimal(bytes[12 + i], p);
   }
-  in::ParseV4({dotted, static_cast<size_t>(p - dotted)}, out, &octets, &ends);
-  *out_len = in::MaskV4(octets, ends, v4_bits, out);
-  return true;
+  const std::string_view whole = {dotted, static_cast<size_t>(p - dotted)};
+  in::ParseV4(whole, &octets, &ends);
+  const std::string_view network = in::MaskV4(whole, octets, ends, v4_bits, out);
+  if (network.data() == dotted) in::CopyShort(dotted, network.size(), out);
+  return {out, network.size()};
 }
 
 }  // namespace sluice::shm

@@ -134,7 +134,7 @@ absl::Status Verifier::Groups() const {
     return Bad("the tables of rules lie outside");
   }
   for (uint32_t i = 0; i < header.group_count; ++i) {
-    const absl::Status status = Group(view_.group(i));
+    absl::Status status = Group(view_.group(i));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -177,7 +177,7 @@ absl::Status Verifier::Rules() const {
   absl::flat_hash_set<std::string> labels;
   for (uint32_t id = 0; id < view_.rule_count(); ++id) {
     const RuleView& rule = view_.rule(id);
-    const absl::Status status = Rule(rule, id);
+    absl::Status status = Rule(rule, id);
     if (!status.ok()) return status;
     if (!labels.insert(std::string(view_.text(rule.label))).second) {
       return Bad("two limits have one label");

@@ -14,7 +14,7 @@ std::string_view LabelOf(std::string_view text) { return text.substr(0, text.fin
 
 }  // namespace
 
-BucketId Ledger::Intern(const harvest::Place& place, harvest::Named named, uint64_t now_ns) {
+BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns) {
   const auto found = by_text_.find(named.text);
   BucketId id;
   if (found != by_text_.end()) {

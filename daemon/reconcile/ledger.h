@@ -111,7 +111,7 @@ class Ledger {
   uint32_t shard_count() const { return static_cast<uint32_t>(shards_.size()); }
 
   // The bucket of that name, made where there is none, now standing at `place`.
-  BucketId Intern(const harvest::Place& place, harvest::Named named, uint64_t now_ns);
+  BucketId Intern(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns);
 
   // Adds to what is to be reported.
   void AddUse(BucketId id, int64_t tokens, uint64_t denied, uint64_t since_ns, uint64_t now_ns);

@@ -51,7 +51,7 @@ void ClusterClient::Impl::Ping(PrimaryIndex primary, uint64_t token) {
   Dispatch(id, primary);
 }
 
-uint64_t ClusterClient::Impl::Register(Request request) {
+uint64_t ClusterClient::Impl::Register(Request&& request) {
   const uint64_t id = next_request_++;
   requests_.emplace(id, std::move(request));
   return id;
@@ -165,12 +165,12 @@ void ClusterClient::Impl::TakeAnswer(uint64_t id, const Reply& reply) {
   }
   if (reply.is_error()) return TakeError(id, reply);
   auto node = requests_.extract(id);
-  Request request = std::move(node.mapped());
+  const Request& request = node.mapped();
   Clear(&nodes_[request.primary]->call_alarm);
-  Deliver(std::move(request), reply);
+  Deliver(request, reply);
 }
 
-void ClusterClient::Impl::Deliver(Request request, const Reply& reply) {
+void ClusterClient::Impl::Deliver(const Request& request, const Reply& reply) {
   TellTopology();
   if (request.kind == Request::Kind::kPing) {
     return environment_.listener->OnPong(request.primary, request.token, nullptr);

@@ -88,7 +88,7 @@ class ClusterClient::Impl final : private ConnectionObserver {
   };
 
   // client_calls.cc
-  uint64_t Register(Request request);
+  uint64_t Register(Request&& request);
   void Route(uint64_t id);
   void Dispatch(uint64_t id, PrimaryIndex primary);
   void SendNow(uint64_t id, Node* node);
@@ -100,7 +100,7 @@ class ClusterClient::Impl final : private ConnectionObserver {
   void TakeAnswer(uint64_t id, const Reply& reply);
   void TakeError(uint64_t id, const Reply& reply);
   void FollowRedirect(uint64_t id, const Reply& reply, ErrorClass what);
-  void Deliver(Request request, const Reply& reply);
+  void Deliver(const Request& request, const Reply& reply);
   void DeliverFailures();
 
   // client_nodes.cc

@@ -1,7 +1,6 @@
 // The nodes of the client: their connections, the pauses between attempts, the alarms.
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,7 +9,6 @@
 namespace sluice::redis {
 namespace {
 
-constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 // Reconnect pauses: short enough that a restarted server is found before routes degrade, long
 // enough that a dead one costs nothing.
 constexpr int64_t kFirstPauseNs = 100'000'000;

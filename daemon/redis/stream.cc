@@ -20,7 +20,7 @@ absl::Status PlainStream::Write(std::string bytes) {
 
 void PlainStream::Close() { ring_->Close(std::exchange(channel_, {})); }
 
-void PlainStream::End(absl::Status why) {
+void PlainStream::End(const absl::Status& why) {
   Close();
   observer_->OnEnd(why);
 }

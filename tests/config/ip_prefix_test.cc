@@ -15,13 +15,10 @@ std::string Canonical(std::string_view text, int v4_bits, int v6_bits) {
   // Exactly as long as the text: a sanitizer sees a read beyond it.
   const std::string copy(text);
   char out[kPrefixTextBytes];
-  size_t length = 0;
-  if (!CanonicalPrefix(copy, static_cast<uint8_t>(v4_bits), static_cast<uint8_t>(v6_bits), out,
-                       &length)) {
-    return "";
-  }
-  EXPECT_LE(length, kPrefixTextBytes);
-  return {out, length};
+  const std::string_view network =
+      CanonicalPrefix(copy, static_cast<uint8_t>(v4_bits), static_cast<uint8_t>(v6_bits), out);
+  EXPECT_LE(network.size(), kPrefixTextBytes);
+  return std::string(network);
 }
 
 TEST(IpPrefixTest, NamesTheNetworkOfAnAddress) {

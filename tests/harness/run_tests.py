@@ -25,7 +25,7 @@ RUN_DEADLINE_S = 60 * 60
 BUILD_TIMEOUT_S = 25 * 60
 # A Python file's cases together; a file that needs more says SUITE_TIMEOUT_S = seconds.
 PYTEST_TIMEOUT_S = 600
-LINT_TIMEOUT_S = 900
+LINT_TIMEOUT_S = 1200
 # A gtest program that sets no bound of its own (timeout: 0) gets this one.
 UNIT_TIMEOUT_S = 600
 # Sanitizers cost a factor of 3 to 15.

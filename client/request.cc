@@ -1,0 +1,268 @@
+// One request over its rules: all of them admit it, or nothing is spent in any.
+#include <algorithm>
+
+#include "client/check.h"
+
+namespace sluice::client {
+namespace {
+
+using shm::Outcome;
+
+constexpr int kRequestRestarts = 4;
+
+// A bucket that said yes, and all that is needed to hold it to that or to give back.
+struct Look {
+  shm::Slot* slot;
+  uint64_t word_ns;
+  uint64_t new_ns;
+  uint64_t cost_ns;
+  uint64_t aux;
+  uint16_t gen;
+};
+
+[[gnu::noinline]] void GiveBack(const Item* items, const Look* looks, size_t count) {
+  const uint64_t fresh_ns = Clock::PreciseNs();
+  for (size_t i = 0; i < count; ++i) {
+    shm::RefundSlot(*looks[i].slot, shm::FingerprintOf(items[i].hash), looks[i].gen,
+                    looks[i].new_ns, looks[i].cost_ns, fresh_ns);
+  }
+}
+
+[[gnu::noinline]] void FinishOne(const Context& ctx, const Item& item, uint64_t policy,
+                                 shm::Slot& slot) {
+  if (Tidy(*ctx.client, *ctx.attachment, slot)) {
+    WriteText(*ctx.attachment, item, policy, IndexOf(*ctx.attachment, slot));
+  }
+}
+
+// A request as nearly all of them are: each bucket stands in the table, none is degraded,
+// all say yes at the first look and nobody else changes one meanwhile. True: admitted and counted.
+// False: nothing is spent, and the long way decides. It keeps little, since a locked operation
+// waits until all that was stored before it has left the core.
+[[gnu::noinline]] bool CheckAllUsual(const Context& ctx, const Item* items, size_t count,
+                                     uint64_t policy, uint32_t cost, Look looks[kMaxItems]) {
+  const Attachment& a = *ctx.attachment;
+  const uint64_t now_ns = ctx.time.now_ns();
+  if (IsSilent(a, now_ns)) return false;
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t index = ctx.table.Find(items[i].hash);
+    if (index == shm::kNoSlot) return false;
+    shm::Slot& slot = a.slots[index];
+    if (!IsShardHealthy(a, slot)) return false;
+    const Rule& rule = *items[i].rule;
+    shm::Seen seen;
+    if (shm::LookSlot(slot, shm::FingerprintOf(items[i].hash), CostNs(rule, cost),
+                      rule.limit.tau_ns, /*dearer_q16=*/0, now_ns, &seen) != Outcome::kAllowed) {
+      return false;
+    }
+    looks[i] = {&slot, seen.word_ns, seen.verdict.new_ns, seen.cost_ns, seen.aux, seen.gen};
+  }
+  for (size_t i = 0; i < count; ++i) {
+    uint64_t word = looks[i].word_ns;
+    if (!looks[i].slot->word.compare_exchange_strong(word, looks[i].new_ns,
+                                                     std::memory_order_acq_rel)) [[unlikely]] {
+      GiveBack(items, looks, i);
+      return false;
+    }
+  }
+  for (size_t i = 0; i < count; ++i) {
+    shm::Slot& slot = *looks[i].slot;
+    const uint64_t aux = shm::CountUse(slot, cost * items[i].rule->cost);
+    if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty ||
+        IsTallyOfOther(slot)) [[unlikely]] {
+      FinishOne(ctx, items[i], policy, slot);
+    }
+  }
+  return true;
+}
+
+// How far an attempt stays from its edge.
+uint64_t HeadroomNs(const Item& item, const Attempt& attempt, uint64_t now_ns) {
+  const uint64_t ahead = attempt.seen.verdict.new_ns - now_ns;
+  return ahead >= item.rule->limit.tau_ns ? 0 : item.rule->limit.tau_ns - ahead;
+}
+
+uint64_t RetryNs(const Item& item, const Attempt& attempt, uint64_t now_ns) {
+  return shm::RetryAfterNs(attempt.seen.verdict, now_ns, attempt.seen.cost_ns,
+                           item.rule->limit.tau_ns);
+}
+
+// One request over several rules.
+class RequestCheck {
+ public:
+  RequestCheck(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost)
+      : ctx_(ctx), items_(items), count_(count), policy_(policy), cost_(cost) {}
+
+  // The answer to what CheckAllUsual admitted.
+  int Admitted(const Look* looks, sluice_decision_t* decision) {
+    const uint64_t now_ns = ctx_.time.now_ns();
+    for (size_t i = 0; i < count_; ++i) {
+      const Look& look = looks[i];
+      Attempt& attempt = attempts_[i];
+      attempt.slot = look.slot;
+      attempt.index = IndexOf(*ctx_.attachment, *look.slot);
+      attempt.overflow = attempt.emergency = false;
+      attempt.outcome = Outcome::kAllowed;
+      attempt.charge = ChargeOf(*items_[i].rule, cost_, look.cost_ns, /*commit=*/true);
+      attempt.seen = {.word_ns = look.word_ns,
+                      .verdict = {true, std::max(look.word_ns, now_ns), look.new_ns},
+                      .cost_ns = look.cost_ns,
+                      .aux = look.aux,
+                      .gen = look.gen};
+      spent_[i] = true;
+    }
+    return Answer(Strictest(), decision);
+  }
+
+  int Check(sluice_decision_t* decision) {
+    for (int restart = 0; restart < kRequestRestarts; ++restart) {
+      Peek();
+      size_t decided = Strictest();
+      if (denied_ == 0 && cost_ != 0) decided = Commit(decided);
+      if (decided != kAgain) return Answer(decided, decision);
+    }
+    ctx_.table.Count(shm::Counter::kGaveUp);
+    return AnswerDefault(ctx_.client, 0, decision);
+  }
+
+ private:
+  static constexpr size_t kAgain = ~size_t{0};
+
+  // Phase 1: looks at every rule, writes nothing.
+  void Peek() {
+    denied_ = shadow_ = 0;
+    for (size_t i = 0; i < count_; ++i) {
+      spent_[i] = false;
+      Attempt& attempt = attempts_[i];
+      Locate(ctx_, items_[i], policy_, shm::kNoSlot, &attempt);
+      Run(ctx_, items_[i], policy_, cost_, /*commit=*/false, &attempt);
+      if (attempt.outcome == Outcome::kGaveUp) SettleGaveUp(ctx_, items_[i], &attempt);
+      if (attempt.outcome == Outcome::kDenied) CountDenial(i);
+    }
+  }
+
+  void CountDenial(size_t i) { ++(items_[i].rule->shadow ? shadow_ : denied_); }
+
+  // Whether `a` is stricter than `b`: of the denied the longer retry, else the fewer tokens left.
+  bool IsStricter(size_t a, size_t b) const {
+    const uint64_t now_ns = ctx_.time.now_ns();
+    if (denied_ != 0) {
+      return RetryNs(items_[a], attempts_[a], now_ns) > RetryNs(items_[b], attempts_[b], now_ns);
+    }
+    using Wide = unsigned __int128;
+    return Wide{HeadroomNs(items_[a], attempts_[a], now_ns)} * items_[b].rule->limit.interval_ns <
+           Wide{HeadroomNs(items_[b], attempts_[b], now_ns)} * items_[a].rule->limit.interval_ns;
+  }
+
+  // The item that decides. A shadow rule does only where nothing else matched.
+  size_t Strictest() const {
+    size_t best = 0;
+    bool found = false;
+    for (size_t i = 0; i < count_; ++i) {
+      if (items_[i].rule->shadow) continue;
+      if (denied_ != 0 && attempts_[i].outcome != Outcome::kDenied) continue;
+      if (!found || IsStricter(i, best)) best = i;
+      found = true;
+    }
+    return best;
+  }
+
+  // Phase 2: commits, the strictest first, since it is the likeliest to be lost to another thread.
+  // Returns the deciding item: `first`, or the one that was denied late (then all is refunded).
+  size_t Commit(size_t first) {
+    for (size_t step = 0; step < count_; ++step) {
+      const size_t i = step == 0 ? first : step <= first ? step - 1 : step;
+      Attempt& attempt = attempts_[i];
+      if (attempt.outcome == Outcome::kDenied) continue;  // a shadow rule's denial
+      Run(ctx_, items_[i], policy_, cost_, /*commit=*/true, &attempt);
+      if (attempt.outcome == Outcome::kAllowed) {
+        spent_[i] = attempt.charge.commit;
+        continue;
+      }
+      if (attempt.outcome == Outcome::kDenied) {
+        CountDenial(i);
+        if (items_[i].rule->shadow) continue;
+      }
+      Refund();
+      return attempt.outcome == Outcome::kDenied ? i : kAgain;
+    }
+    // Only now is anything counted as used: a kill in between loses a cost, never doubles it.
+    for (size_t i = 0; i < count_; ++i) {
+      if (spent_[i]) Account(ctx_, items_[i], policy_, attempts_[i]);
+    }
+    return first;
+  }
+
+  void Refund() {
+    const uint64_t fresh_ns = Clock::PreciseNs();
+    for (size_t i = 0; i < count_; ++i) {
+      if (!spent_[i]) continue;
+      const Attempt& attempt = attempts_[i];
+      shm::RefundSlot(*attempt.slot, attempt.fp, attempt.seen.gen, attempt.seen.verdict.new_ns,
+                      attempt.seen.cost_ns, fresh_ns);
+      spent_[i] = false;
+    }
+  }
+
+  int Answer(size_t decided, sluice_decision_t* decision) {
+    // Each rule that says no counts the attempt: operators see who blocks, shares see the demand.
+    for (size_t i = 0; i < count_ && denied_ + shadow_ != 0; ++i) {
+      const Attempt& attempt = attempts_[i];
+      if (attempt.outcome != Outcome::kDenied || attempt.overflow) continue;
+      NoteDenied(*ctx_.attachment, *ctx_.client, *attempt.slot, attempt.seen.gen,
+                 ctx_.time.now_ns());
+    }
+    if (decision != nullptr) {
+      BeginDecision(*ctx_.attachment, policy_, denied_ == 0, &ctx_.time, decision);
+      FillDecision(ctx_.time, *items_[decided].rule, attempts_[decided], decision);
+      decision->allowed = denied_ == 0 ? 1 : 0;
+      if (denied_ == 0) decision->retry_after_ns = 0;
+      decision->shadow = shadow_ != 0 ? 1 : 0;
+      for (size_t i = 0; i < count_; ++i) {
+        RecordSpend(*items_[i].rule, attempts_[i], spent_[i], decision);
+      }
+    }
+    return denied_ == 0 ? 1 : 0;
+  }
+
+  Context& ctx_;
+  const Item* const items_;
+  const size_t count_;
+  const uint64_t policy_;
+  const uint32_t cost_;
+  size_t denied_ = 0;
+  size_t shadow_ = 0;
+  Attempt attempts_[kMaxItems];
+  bool spent_[kMaxItems];
+};
+
+[[gnu::noinline]] int AnswerAdmitted(Context& ctx, const Item* items, size_t count, uint64_t policy,
+                                     uint32_t cost, const Look* looks,
+                                     sluice_decision_t* decision) {
+  return RequestCheck(ctx, items, count, policy, cost).Admitted(looks, decision);
+}
+
+// The long way. Of its own, so that its large frame is not the usual way's.
+[[gnu::noinline]] int CheckAll(Context& ctx, const Item* items, size_t count, uint64_t policy,
+                               uint32_t cost, sluice_decision_t* decision) {
+  return RequestCheck(ctx, items, count, policy, cost).Check(decision);
+}
+
+}  // namespace
+
+int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost,
+               sluice_decision_t* decision) {
+  if (count == 1) {
+    Attempt attempt;
+    Locate(ctx, items[0], policy, shm::kNoSlot, &attempt);
+    return CheckItem(ctx, items[0], policy, cost, &attempt, decision);
+  }
+  Look looks[kMaxItems];
+  if (cost != 0 && CheckAllUsual(ctx, items, count, policy, cost, looks)) {
+    return decision == nullptr ? 1
+                               : AnswerAdmitted(ctx, items, count, policy, cost, looks, decision);
+  }
+  return CheckAll(ctx, items, count, policy, cost, decision);
+}
+
+}  // namespace sluice::client
