@@ -1,6 +1,7 @@
 // Bound rules: checks of changing keys under one rule, without matching.
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <new>
 
@@ -141,6 +142,7 @@ bool IsKey(const char* key, size_t key_len) {
 [[gnu::noinline]] int DenyKey(const sluice_rule& r, const RuleBlock& block, shm::Slot& slot,
                               uint16_t gen, uint64_t now_ns) {
   BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
+  RememberDenial(slot, block.rule, now_ns, block.lag_ns);
   return block.rule.shadow ? 1 : 0;
 }
 
@@ -194,46 +196,70 @@ uint64_t HashOfKey(const Attachment& a, const RuleBlock& block, Text key) {
   return item.item.hash;
 }
 
-// One chunk of keys, in three rounds, so that their memory latencies overlap: all first groups are
-// asked for, then all second ones that are needed, and only then is anything checked, since a
-// check's locked operations hold up the loads that follow. kPlain: see CheckUsual.
+// What a chunk's keys have in common.
 template <bool kPlain>
-int CheckChunk(Context& ctx, sluice_rule& r, const RuleBlock& block, const sluice_key_t* keys,
-               size_t count, uint32_t cost, int* results, sluice_decision_t* decisions) {
-  const Attachment& a = *ctx.attachment;
-  const Table table = ctx.table;
-  const uint64_t now_ns = ctx.time.now_ns();
-  const bool is_usual = now_ns < UsualUntil(a, now_ns);
+struct Chunk {
+  Context& ctx;
+  sluice_rule& rule;
+  const RuleBlock& block;
+  uint64_t now_ns;
+  bool is_usual;
+  uint32_t cost;
+
+  // One key, whose slot is known, or kNoSlot. kPlain: see CheckUsual.
+  int Check(Text key, uint64_t hash, uint32_t slot, sluice_decision_t* decision) const {
+    const Attachment& a = *ctx.attachment;
+    if (!IsKey(key.data, key.size)) [[unlikely]] {
+      return AnswerDefault(ctx.client, SLUICE_E_ARGUMENT, decision);
+    }
+    if (is_usual && slot != shm::kNoSlot && IsShardHealthy(a, a.slots[slot])) [[likely]] {
+      return CheckUsual<kPlain>(KeyPath{rule, block, key}, a.slots[slot], shm::FingerprintOf(hash),
+                                now_ns, kPlain ? 1 : cost, kPlain ? nullptr : decision);
+    }
+    KeyItem item;
+    item.Set(a, block, key);
+    return CheckKey(ctx, block, item.item, cost, kPlain ? nullptr : decision);
+  }
+};
+
+// One chunk of keys, in rounds, so that their memory latencies overlap: all first groups are asked
+// for, then the second groups that are needed; what stands in a first group is checked while those
+// come. A look never stands behind a check of its round, since a check's locked operations hold up
+// the loads that follow.
+template <bool kPlain>
+int CheckChunk(const Chunk<kPlain>& chunk, const sluice_key_t* keys, size_t count, int* results,
+               sluice_decision_t* decisions) {
+  const Table table = chunk.ctx.table;
   uint64_t hashes[kChunk];
   uint32_t slots[kChunk];
+  uint32_t in_second = 0;  // a bit per key
   for (size_t i = 0; i < count; ++i) {
-    hashes[i] =
-        IsKey(keys[i].key, keys[i].len) ? HashOfKey(a, block, {keys[i].key, keys[i].len}) : 0;
+    hashes[i] = IsKey(keys[i].key, keys[i].len)
+                    ? HashOfKey(*chunk.ctx.attachment, chunk.block, {keys[i].key, keys[i].len})
+                    : 0;
     table.PrefetchFirst(hashes[i]);
   }
   for (size_t i = 0; i < count; ++i) {
     slots[i] = table.FindFirst(hashes[i]);
-    if (slots[i] == shm::kNoSlot) table.PrefetchSecond(hashes[i]);
+    if (slots[i] != shm::kNoSlot) continue;
+    table.PrefetchSecond(hashes[i]);
+    in_second |= 1u << i;
   }
   int allowed = 0;
+  const auto check = [&](size_t i) {
+    results[i] = chunk.Check({keys[i].key, keys[i].len}, hashes[i], slots[i],
+                             kPlain || decisions == nullptr ? nullptr : &decisions[i]);
+    allowed += results[i] > 0 ? 1 : 0;
+  };
   for (size_t i = 0; i < count; ++i) {
-    const Text key = {keys[i].key, keys[i].len};
-    sluice_decision_t* const decision = kPlain || decisions == nullptr ? nullptr : &decisions[i];
-    if (!IsKey(key.data, key.size)) [[unlikely]] {
-      results[i] = AnswerDefault(ctx.client, SLUICE_E_ARGUMENT, decision);
-      continue;
-    }
-    const uint32_t slot = slots[i] != shm::kNoSlot ? slots[i] : table.FindSecond(hashes[i]);
-    if (is_usual && slot != shm::kNoSlot && IsShardHealthy(a, a.slots[slot])) [[likely]] {
-      results[i] =
-          CheckUsual<kPlain>(KeyPath{r, block, key}, a.slots[slot], shm::FingerprintOf(hashes[i]),
-                             now_ns, kPlain ? 1 : cost, decision);
-    } else {
-      KeyItem item;
-      item.Set(a, block, key);
-      results[i] = CheckKey(ctx, block, item.item, cost, decision);
-    }
-    allowed += results[i];
+    if ((in_second >> i & 1) == 0) check(i);
+  }
+  for (uint32_t left = in_second; left != 0; left &= left - 1) {
+    const auto i = static_cast<size_t>(std::countr_zero(left));
+    slots[i] = table.FindSecond(hashes[i]);
+  }
+  for (uint32_t left = in_second; left != 0; left &= left - 1) {
+    check(static_cast<size_t>(std::countr_zero(left)));
   }
   return allowed;
 }
@@ -253,12 +279,16 @@ int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint32_t c
     return allowed;
   }
   Context ctx(r.client, a, block->coarse_serves);
+  const uint64_t now_ns = ctx.time.now_ns();
+  const bool is_usual = now_ns < UsualUntil(*a, now_ns);
+  const Chunk<true> plain = {ctx, r, *block, now_ns, is_usual, 1};
+  const Chunk<false> full = {ctx, r, *block, now_ns, is_usual, cost};
   for (size_t at = 0; at < count; at += kChunk) {
     const size_t n = std::min(kChunk, count - at);
     allowed += cost == 1 && decisions == nullptr
-                   ? CheckChunk<true>(ctx, r, *block, keys + at, n, 1, results + at, nullptr)
-                   : CheckChunk<false>(ctx, r, *block, keys + at, n, cost, results + at,
-                                       decisions != nullptr ? decisions + at : nullptr);
+                   ? CheckChunk(plain, keys + at, n, results + at, nullptr)
+                   : CheckChunk(full, keys + at, n, results + at,
+                                decisions != nullptr ? decisions + at : nullptr);
   }
   return allowed;
 }

@@ -214,7 +214,7 @@ bool Tidy(const sluice_t& client, const Attachment& attachment, shm::Slot& slot)
 //   rule(), lag_ns(), attachment()
 //   Long(cost, decision)            nothing was written; the answer of the long way
 //   Finish(slot)                    see Tidy; writes the name's text where the daemon wants it
-//   Deny(slot, gen, now_ns)         begins a tally
+//   Deny(slot, gen, now_ns)         begins a tally, and remembers the denial
 //   Tell(attempt, now_ns, decision) the answer, with the decision filled
 // kPlain: for cost 1 and without a decision, known at compile time.
 // Preconditions: now_ns is below the last UsualUntil(), and the slot's shard is healthy.
@@ -227,6 +227,7 @@ template <bool kPlain, class Path>
                                              uint64_t now_ns, uint32_t cost,
                                              sluice_decision_t* decision) {
   const Rule& rule = path.rule();
+  if (kPlain && TallyDeniedAgain(slot, rule, now_ns)) return rule.shadow ? 1 : 0;
   const uint64_t cost_ns = kPlain ? rule.unit_ns : CostNs(rule, cost);
   shm::Seen seen;
   const shm::Outcome outcome =

@@ -1,5 +1,7 @@
 #include "client/denials.h"
 
+#include <algorithm>
+
 #include "shm/bucket.h"
 
 namespace sluice::client {
@@ -20,12 +22,33 @@ void BeginTally(const Attachment& attachment, const sluice_t& client, const shm:
                 uint16_t gen, uint64_t now_ns) {
   FlushTally(client);
   tally = {.slot = &slot,
+           .rule = nullptr,
+           .until_ns = 0,
+           .word_ns = 0,
+           .key = 0,
+           .aux = 0,
            .since_ns = now_ns,
            .n = 1,
            .gen = gen,
            .attachment = &attachment,
            .client_id = client.id,
            .fork_epoch = client.attacher.fork_epoch()};
+}
+
+void RememberDenial(const shm::Slot& slot, const Rule& rule, uint64_t now_ns, uint64_t lag_ns) {
+  const uint64_t key = slot.key.load(std::memory_order_acquire);
+  shm::Seen seen;
+  if (shm::LookSlot(slot, shm::key::Fp(key), rule.unit_ns, rule.limit.tau_ns, /*dearer_q16=*/0,
+                    now_ns, &seen) != shm::Outcome::kDenied ||
+      !shm::IsDenialClear(seen, rule.limit.tau_ns, rule.limit.debt_max_ns, now_ns, lag_ns) ||
+      slot.key.load(std::memory_order_acquire) != key) {
+    return;
+  }
+  tally.rule = &rule;
+  tally.until_ns = std::min(seen.verdict.new_ns - rule.limit.tau_ns - lag_ns, now_ns + kTallyNs);
+  tally.word_ns = seen.word_ns;
+  tally.key = key;
+  tally.aux = seen.aux;
 }
 
 }  // namespace sluice::client

