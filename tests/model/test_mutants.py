@@ -1,0 +1,137 @@
+"""Seeded bugs in the slot protocol, one or more for each invariant: the model checker finds each.
+
+A mutant is a copy of shm/ with one change. The model's test program is compiled against it and must
+fail; one that passes has survived, and then either the model or the code says too little.
+"""
+
+import concurrent.futures
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from harness.sluice import ROOT
+
+# Compiling and running all mutants.
+SUITE_TIMEOUT_S = 900
+COMPILE_TIMEOUT_S = 300
+RUN_TIMEOUT_S = 300
+
+SOURCES = ("tests/model/slot_protocol_test.cc", "tests/model/explorer.cc")
+TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
+
+# name: (what it breaks, file, the code as it stands, the bug)
+MUTANTS = {
+    "fresh_word_not_above_the_old": (
+        "I1", TABLE, "std::max(now_us, w / 1000 + 1)", "w / 1000"),
+    "spend_without_compare": (
+        "I1", BUCKET,
+        "return slot.word.compare_exchange_strong(w, seen.verdict.new_ns, "
+        "std::memory_order_acq_rel);",
+        "slot.word.store(seen.verdict.new_ns + 0 * w); return true;"),
+    "key_before_word": (
+        "I2", BUCKET,
+        "  const uint64_t w = slot.word.load(std::memory_order_acquire);\n"
+        "  if (word::IsDead(w)) [[unlikely]] {\n    return Outcome::kLost;\n  }\n"
+        "  const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2\n",
+        "  const uint64_t k = slot.key.load(std::memory_order_acquire);\n"
+        "  const uint64_t w = slot.word.load(std::memory_order_acquire);\n"
+        "  if (word::IsDead(w)) [[unlikely]] {\n    return Outcome::kLost;\n  }\n"),
+    "key_not_looked_at": (
+        "I2", BUCKET, "if (key::Fp(k) != fp) [[unlikely]] {", "if (key::Fp(k) != fp && fp == 0) {"),
+    "refund_of_any_tenant": (
+        "I2", BUCKET, "if ((fp != 0 && key::Fp(k) != fp) || key::Gen(k) != gen) return false;",
+        "if (k == gen + fp) return false;"),
+    "fold_of_any_tenant": (
+        "I2", TAKE,
+        "if (word::IsDead(w) || slot.key.load(std::memory_order_acquire) != k) return false;",
+        "if (word::IsDead(w)) return false;"),
+    "use_left_to_the_next_tenant": (
+        "I3", TABLE,
+        "if (used::Gen(u) == key::Gen(k) || s.word.load(std::memory_order_seq_cst) != d) break;",
+        "break;"),
+    "use_reset_tried_once": (
+        "I3", TABLE,
+        "    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {\n"
+        "      uint64_t u = s.used.load(std::memory_order_seq_cst);\n"
+        "      // Loaded before",
+        "    for (int attempt = 0; attempt < 1; ++attempt) {\n"
+        "      uint64_t u = s.used.load(std::memory_order_seq_cst);\n"
+        "      // Loaded before"),
+    "take_without_gen": (
+        "I3", TAKE,
+        "if (used::Gen(u) != key::Gen(k) || slot.key.load(std::memory_order_acquire) != k) "
+        "return 0;", ""),
+    "take_without_compare": (
+        "I3", TAKE,
+        "    if (slot.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),\n"
+        "                                          std::memory_order_seq_cst)) {\n"
+        "      return count;\n    }\n",
+        "    slot.used.store(used::Make(key::Gen(k), 0));\n    return count;\n"),
+    "dirty_flag_before_use": (
+        "the dirty flag", BUCKET,
+        "  slot.used.fetch_add(tokens, std::memory_order_seq_cst);\n"
+        "  return slot.aux.load(std::memory_order_seq_cst);\n",
+        "  const uint64_t a = slot.aux.load(std::memory_order_seq_cst);\n"
+        "  slot.used.fetch_add(tokens, std::memory_order_seq_cst);\n  return a;\n"),
+    "wild_dead_word_left": (
+        "I4", TABLE,
+        "} else if (s.word.compare_exchange_strong(d, word::Dead(key::Gen(k), now_ns / 1000),\n"
+        "                                              std::memory_order_acq_rel)) {",
+        "} else if (now_ns == 0) {"),
+    "stalled_claim_left": (
+        "I4", TABLE,
+        "      if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {\n"
+        "        Finish(i, d, emptied);\n      }\n    } else if",
+        "      (void)emptied;\n    } else if"),
+    "duplicates_left": (
+        "I5", TABLE, "return ResolveDuplicates(hash, env);", "return candidate.slot;"),
+    "larger_debt_instead_of_both": (
+        "I5", TABLE,
+        "const uint64_t sum = std::max(w, env.now_ns) + (loser_word - env.now_ns);",
+        "const uint64_t sum = std::max(w, loser_word);"),
+}
+
+
+def build_and_run(folder, name):
+    """The model's tests over the mutant `name`, or over the code as it is for None."""
+    _, file, code, bug = MUTANTS[name] if name else ("", TABLE, "#pragma once", "#pragma once")
+    name = name or "none"
+    root = os.path.join(folder, name)
+    shutil.copytree(os.path.join(ROOT, "shm"), os.path.join(root, "shm"))
+    path = os.path.join(root, "shm", file)
+    with open(path, encoding="utf-8") as source:
+        text = source.read()
+    assert text.count(code) == 1, f"{name}: shm/{file} has changed; {text.count(code)} places match"
+    with open(path, "w", encoding="utf-8") as source:
+        source.write(text.replace(code, bug))
+    program = os.path.join(root, "model")
+    done = subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{root}", f"-I{ROOT}",
+                           *(os.path.join(ROOT, source) for source in SOURCES), "-o", program,
+                           "-lgtest", "-lgtest_main", "-lboost_context", "-lpthread"],
+                          capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+    assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
+    # A mutant is found early or not at all.
+    env = dict(os.environ, MODEL_STATES="300000", GTEST_OUTPUT="")
+    return subprocess.run([program, "--gtest_fail_fast"], capture_output=True, text=True, env=env,
+                          timeout=RUN_TIMEOUT_S, check=False)
+
+
+@pytest.fixture(scope="module", name="runs")
+def fixture_runs(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("mutants"))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        names = [None, *MUTANTS]
+        return dict(zip(names, pool.map(lambda name: build_and_run(folder, name), names)))
+
+
+def test_the_code_as_it_is_passes_under_the_same_bound(runs):
+    assert runs[None].returncode == 0, runs[None].stdout
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_model_finds(runs, name):
+    run = runs[name]
+    assert run.returncode == 1, f"{name} breaks {MUTANTS[name][0]} and survived:\n{run.stdout}"
+    assert "Which is: \"" in run.stdout, f"{name} failed, but not by a check:\n{run.stdout}"
