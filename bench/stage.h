@@ -17,8 +17,9 @@ inline constexpr char kKey[] = "6f9619ff-8b86-d011-b42d-00c04fc964ff";
 inline constexpr size_t kKeyBytes = sizeof kKey - 1;
 static_assert(kKeyBytes == 36);
 
-inline constexpr uint64_t kColdSlots = 1 << 20;
-inline constexpr uint64_t kColdKeys = kColdSlots * 48 / 100;
+// Twice as many slots as keys, as operators are told to plan.
+inline constexpr uint64_t kColdKeys = 1'000'000;
+inline constexpr uint64_t kColdSlots = 1 << 21;
 
 // Ends the process when `ok` is false.
 void Require(bool ok, const char* what);

@@ -140,9 +140,10 @@ bool IsKey(const char* key, size_t key_len) {
 }
 
 [[gnu::noinline]] int DenyKey(const sluice_rule& r, const RuleBlock& block, shm::Slot& slot,
-                              uint16_t gen, uint64_t now_ns) {
+                              uint16_t gen, uint64_t now_ns, uint64_t hash) {
   BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
-  RememberDenial(slot, block.rule, now_ns, block.lag_ns);
+  RememberDenial(*block.attachment, slot, shm::FingerprintOf(hash), hash, block.rule, now_ns,
+                 block.lag_ns);
   return block.rule.shadow ? 1 : 0;
 }
 
@@ -151,6 +152,7 @@ struct KeyPath {
   sluice_rule& handle;
   const RuleBlock& block;
   Text key;
+  uint64_t hash;
 
   const Rule& rule() const { return block.rule; }
   uint64_t lag_ns() const { return block.lag_ns; }
@@ -160,7 +162,7 @@ struct KeyPath {
   }
   int Finish(shm::Slot& slot) const { return FinishKey(handle, block, key, slot); }
   int Deny(shm::Slot& slot, uint16_t gen, uint64_t now_ns) const {
-    return DenyKey(handle, block, slot, gen, now_ns);
+    return DenyKey(handle, block, slot, gen, now_ns, hash);
   }
   int Tell(const Attempt& attempt, uint64_t now_ns, sluice_decision_t* decision) const {
     return AnswerOne(*block.attachment, Time::Of(now_ns, block.lag_ns), block.rule,
@@ -173,12 +175,13 @@ struct KeyPath {
 template <bool kPlain>
 [[gnu::noinline]] int CheckHash(sluice_rule& r, const RuleBlock& block, Text key, uint64_t hash,
                                 uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
-  const KeyPath path = {r, block, key};
+  const KeyPath path = {r, block, key, hash};
   if (now_ns >= block.usual_until_ns.load(std::memory_order_relaxed) ||
       block.policy_word->load(std::memory_order_acquire) != block.key.policy) [[unlikely]] {
     return path.Long(cost, decision);
   }
   const Attachment& a = *block.attachment;
+  if (kPlain && TallyDeniedAgain(a, hash, block.rule, now_ns)) return block.rule.shadow ? 1 : 0;
   const uint32_t index = Table(a.slots, a.capacity, a.counters).Find(hash);
   if (index == shm::kNoSlot || !IsShardHealthy(a, a.slots[index])) [[unlikely]] {
     return path.Long(cost, decision);
@@ -213,8 +216,9 @@ struct Chunk {
       return AnswerDefault(ctx.client, SLUICE_E_ARGUMENT, decision);
     }
     if (is_usual && slot != shm::kNoSlot && IsShardHealthy(a, a.slots[slot])) [[likely]] {
-      return CheckUsual<kPlain>(KeyPath{rule, block, key}, a.slots[slot], shm::FingerprintOf(hash),
-                                now_ns, kPlain ? 1 : cost, kPlain ? nullptr : decision);
+      return CheckUsual<kPlain>(KeyPath{rule, block, key, hash}, a.slots[slot],
+                                shm::FingerprintOf(hash), now_ns, kPlain ? 1 : cost,
+                                kPlain ? nullptr : decision);
     }
     KeyItem item;
     item.Set(a, block, key);

@@ -227,7 +227,6 @@ template <bool kPlain, class Path>
                                              uint64_t now_ns, uint32_t cost,
                                              sluice_decision_t* decision) {
   const Rule& rule = path.rule();
-  if (kPlain && TallyDeniedAgain(slot, rule, now_ns)) return rule.shadow ? 1 : 0;
   const uint64_t cost_ns = kPlain ? rule.unit_ns : CostNs(rule, cost);
   shm::Seen seen;
   const shm::Outcome outcome =

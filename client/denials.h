@@ -2,8 +2,9 @@
 // another key, 64 denials or 1 ms adds n to the slot's cell. A kill or a fork loses at most 64 per
 // thread; so does a thread that alternates between two clients.
 //
-// A tally also remembers what was denied: while the slot's words stand as they were seen and its
-// time has not come, the answer is the same, without computing it.
+// A tally also remembers what was denied: a word names its tenure (I1), so while it stands as it
+// was seen, the same key under the same rule is denied until its time comes, without computing it.
+// What changes beside the word (the host's share) is heeded within kTallyNs.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +18,17 @@ inline constexpr uint32_t kTallyMax = 64;
 inline constexpr uint64_t kTallyNs = 1'000'000;
 
 struct Tally {
-  const shm::Slot* slot;
-  const Rule* rule;   // cost 1 of it was denied by the three words below
-  uint64_t until_ns;  // and would be up to here; 0: nothing is remembered
-  uint64_t word_ns;
-  uint64_t key;
-  uint64_t aux;
-  uint64_t since_ns;
-  uint32_t n;  // 0: nothing is tallied
+  const shm::Slot* slot;  // null: nothing is tallied
+  uint32_t n;
   uint16_t gen;
+  // What is remembered: cost 1 of `rule` was denied by this word, and would be before until_ns
+  // (0: nothing). `hash` names the key where a rule has many, at this index.
+  const Rule* rule;
+  uint64_t until_ns;
+  uint64_t word_ns;
+  uint64_t hash;
+  uint32_t index;
+  uint64_t since_ns;
   // Whom it belongs to; looked at before anything is read or written through it, so that a closed
   // client's tally and, in a child, its parent's are dropped.
   const Attachment* attachment;
@@ -40,28 +43,36 @@ void FlushTally(const sluice_t& client);
 void BeginTally(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
                 uint16_t gen, uint64_t now_ns);
 
-// True when a check of cost 1 is denied as the last one was; it is tallied then. The word before
-// the key: I2.
+// True when a check of cost 1 under `rule` is denied as the last one was; it is tallied then.
+// `slot`: where its key stands.
 inline bool TallyDeniedAgain(const shm::Slot& slot, const Rule& rule, uint64_t now_ns) {
   Tally& t = tally;
-  if (t.slot != &slot || t.rule != &rule || now_ns >= t.until_ns || t.n - 1 >= kTallyMax - 1 ||
-      slot.word.load(std::memory_order_acquire) != t.word_ns ||
-      slot.key.load(std::memory_order_acquire) != t.key ||
-      slot.aux.load(std::memory_order_relaxed) != t.aux) {
+  if (t.slot != &slot || t.rule != &rule || now_ns >= t.until_ns || t.n >= kTallyMax ||
+      slot.word.load(std::memory_order_acquire) != t.word_ns) {
     return false;
   }
   ++t.n;
   return true;
 }
 
-// After BeginTally: remembers, where a check of cost 1 would be denied at `now_ns`.
-void RememberDenial(const shm::Slot& slot, const Rule& rule, uint64_t now_ns, uint64_t lag_ns);
+// The same for the key `hash` of a rule with many, before it is looked for.
+inline bool TallyDeniedAgain(const Attachment& a, uint64_t hash, const Rule& rule,
+                             uint64_t now_ns) {
+  const Tally& t = tally;
+  return t.hash == hash && t.rule == &rule &&
+         TallyDeniedAgain(a.slots[t.index & (a.capacity - 1)], rule, now_ns);
+}
+
+// After BeginTally: remembers, where a check of cost 1 of the key with fingerprint `fp` would be
+// denied at `now_ns`. `hash` 0: the rule has no other key.
+void RememberDenial(const Attachment& attachment, const shm::Slot& slot, uint64_t fp, uint64_t hash,
+                    const Rule& rule, uint64_t now_ns, uint64_t lag_ns);
 
 // True when the denial is tallied; else BeginTally is to be called.
 inline bool TallyDenied(const shm::Slot& slot, uint16_t gen, uint64_t now_ns) {
   Tally& t = tally;
-  if (t.slot != &slot || t.gen != gen || t.n - 1 >= kTallyMax - 1 ||
-      now_ns - t.since_ns >= kTallyNs) [[unlikely]] {
+  if (t.slot != &slot || t.gen != gen || t.n >= kTallyMax || now_ns - t.since_ns >= kTallyNs)
+      [[unlikely]] {
     return false;
   }
   ++t.n;
@@ -74,6 +85,9 @@ inline void NoteDenied(const Attachment& attachment, const sluice_t& client, con
 }
 
 // On an allowed check: true when FlushTally is to be called, since it is of another key.
-inline bool IsTallyOfOther(const shm::Slot& slot) { return tally.n != 0 && tally.slot != &slot; }
+inline bool IsTallyOfOther(const shm::Slot& slot) {
+  const shm::Slot* const tallied = tally.slot;
+  return tallied != nullptr && tallied != &slot;
+}
 
 }  // namespace sluice::client

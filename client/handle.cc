@@ -137,7 +137,8 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
 [[gnu::noinline]] int DenyHandle(const HandleBlock& block, shm::Slot& slot, uint16_t gen,
                                  uint64_t now_ns) {
   BeginTally(*block.attachment, *block.handle->client, slot, gen, now_ns);
-  RememberDenial(slot, block.rules[0], now_ns, block.lag_ns);
+  RememberDenial(*block.attachment, slot, block.fp, /*hash=*/0, block.rules[0], now_ns,
+                 block.lag_ns);
   return block.rules[0].shadow ? 1 : 0;
 }
 
@@ -170,8 +171,11 @@ template <bool kPlain>
       block.policy_word->load(std::memory_order_acquire) != block.policy) [[unlikely]] {
     return path.Long(cost, decision);
   }
-  return CheckUsual<kPlain>(path, *block.slot.load(std::memory_order_relaxed), block.fp, now_ns,
-                            cost, decision);
+  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  if (kPlain && TallyDeniedAgain(slot, block.rules[0], now_ns)) {
+    return block.rules[0].shadow ? 1 : 0;
+  }
+  return CheckUsual<kPlain>(path, slot, block.fp, now_ns, cost, decision);
 }
 
 [[gnu::noinline]] int CheckHandlePlain(const HandleBlock& block, uint64_t now_ns) {

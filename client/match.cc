@@ -269,6 +269,54 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
   return 0;
 }
 
+// By matching, in place: what is left where no direct shape serves.
+int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coarse_step_ns,
+              const sluice_descriptor_t* descriptors, size_t count, Blocks<Shape>* place,
+              Plan* plan) {
+  const Shape* shape = place != nullptr ? place->current() : nullptr;
+  if (shape != nullptr && !shape->IsOf(attachment, plan->policy, descriptors, count)) {
+    shape = nullptr;
+  }
+  if (shape == nullptr && place != nullptr) {
+    shape = MadeShape(attachment, view, plan->policy, coarse_step_ns, descriptors, count, *place);
+  }
+  if (shape == nullptr || shape->too_many) {
+    return BuildUnshaped(attachment, view, coarse_step_ns, descriptors, count, plan);
+  }
+  const Request request = {descriptors, shape->present};
+  for (size_t i = 0; i < shape->candidate_count; ++i) {
+    const int added = Match(attachment, view, coarse_step_ns, shape->candidates[i], request, plan);
+    if (added != 0) return added;
+  }
+  return 0;
+}
+
+[[gnu::noinline]] int BuildLong(const Attachment& attachment, uint64_t coarse_step_ns,
+                                const sluice_descriptor_t* descriptors, size_t count,
+                                Blocks<Shape>* place, Plan* plan) {
+  if (count > SLUICE_MAX_DESCRIPTORS) return SLUICE_E_DESCRIPTORS;
+  for (size_t i = 0; i < count; ++i) {
+    if (!IsDescriptor(descriptors[i])) return SLUICE_E_DESCRIPTORS;
+  }
+  for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
+    const uint64_t policy = attachment.control->policy.load(std::memory_order_acquire);
+    plan->policy = policy;
+    plan->count = 0;
+    plan->value_count = 0;
+    plan->arena_used = 0;
+    plan->coarse_serves = true;
+    if (policy == 0) return 0;
+    const int built = BuildFrom(attachment, ViewOf(attachment, policy), coarse_step_ns, descriptors,
+                                count, place, plan);
+    // The same word again: all that was read belonged together. The fence keeps the reads of the
+    // buffer before this load; it pairs with the daemon's release store of the word.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (attachment.control->policy.load(std::memory_order_relaxed) == policy) return built;
+  }
+  plan->count = 0;
+  return SLUICE_E_RULES;
+}
+
 // The plan of a direct shape: nothing is left to match.
 void BuildDirect(const Attachment& attachment, const Shape& shape,
                  const sluice_descriptor_t* descriptors, Plan* plan) {
@@ -292,73 +340,28 @@ void BuildDirect(const Attachment& attachment, const Shape& shape,
     }
     PrefetchItem(attachment, item);
   }
+  plan->policy = shape.policy;
   plan->count = plan->value_count = shape.candidate_count;
   plan->arena_used = kArenaBytes;
   plan->coarse_serves = shape.coarse_serves;
-}
-
-// By matching, whole: what BuildPlan does where no shape serves.
-[[gnu::noinline]] int BuildLong(const Attachment& attachment, const PolicyView& view,
-                                uint64_t coarse_step_ns, const sluice_descriptor_t* descriptors,
-                                size_t count, const Shape* shape, Blocks<Shape>* place,
-                                Plan* plan) {
-  for (size_t i = 0; i < count; ++i) {
-    if (!IsDescriptor(descriptors[i])) return SLUICE_E_DESCRIPTORS;
-  }
-  if (shape == nullptr && place != nullptr) {
-    shape = MadeShape(attachment, view, plan->policy, coarse_step_ns, descriptors, count, *place);
-  }
-  if (shape == nullptr || shape->too_many) {
-    return BuildUnshaped(attachment, view, coarse_step_ns, descriptors, count, plan);
-  }
-  const Request request = {descriptors, shape->present};
-  for (size_t i = 0; i < shape->candidate_count; ++i) {
-    const int added = Match(attachment, view, coarse_step_ns, shape->candidates[i], request, plan);
-    if (added != 0) return added;
-  }
-  return 0;
-}
-
-int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coarse_step_ns,
-              const sluice_descriptor_t* descriptors, size_t count, Shapes* shapes, Plan* plan) {
-  Blocks<Shape>* place = nullptr;
-  const Shape* shape = nullptr;
-  if (shapes != nullptr && count - 1 < kShapeNames) [[likely]] {
-    place = &shapes->PlaceOf(descriptors, count);
-    shape = place->current();
-    if (shape != nullptr && !shape->IsOf(attachment, plan->policy, descriptors, count)) {
-      shape = nullptr;
-    }
-    if (shape != nullptr && shape->is_direct) [[likely]] {
-      BuildDirect(attachment, *shape, descriptors, plan);
-      return 0;
-    }
-  }
-  return BuildLong(attachment, view, coarse_step_ns, descriptors, count, shape, place, plan);
 }
 
 }  // namespace
 
 int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
               const sluice_descriptor_t* descriptors, size_t count, Shapes* shapes, Plan* plan) {
-  if (count > SLUICE_MAX_DESCRIPTORS) return SLUICE_E_DESCRIPTORS;
-  for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
+  Blocks<Shape>* place = nullptr;
+  if (shapes != nullptr && count - 1 < kShapeNames) [[likely]] {
+    place = &shapes->PlaceOf(descriptors, count);
+    const Shape* const shape = place->current();
     const uint64_t policy = attachment.control->policy.load(std::memory_order_acquire);
-    plan->policy = policy;
-    plan->count = 0;
-    plan->value_count = 0;
-    plan->arena_used = 0;
-    plan->coarse_serves = true;
-    if (policy == 0) return 0;
-    const int built = BuildFrom(attachment, ViewOf(attachment, policy), coarse_step_ns, descriptors,
-                                count, shapes, plan);
-    // The same word again: all that was read belonged together. The fence keeps the reads of the
-    // buffer before this load; it pairs with the daemon's release store of the word.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (attachment.control->policy.load(std::memory_order_relaxed) == policy) return built;
+    if (shape != nullptr && shape->IsOf(attachment, policy, descriptors, count) && shape->is_direct)
+        [[likely]] {
+      BuildDirect(attachment, *shape, descriptors, plan);
+      return 0;
+    }
   }
-  plan->count = 0;
-  return SLUICE_E_RULES;
+  return BuildLong(attachment, coarse_step_ns, descriptors, count, place, plan);
 }
 
 Text KeyValue(const shm::KeyPartView& part, Text value, char* ip) {

@@ -71,7 +71,7 @@ struct Look {
       FinishOne(ctx, items[i], policy, slot);
     }
   }
-  if (tally.n != 0) [[unlikely]] {
+  if (tally.slot != nullptr) [[unlikely]] {
     FlushTally(*ctx.client);
   }
   return true;
