@@ -40,6 +40,8 @@ class Sink {
   virtual ~Sink() = default;
   // A tenancy met for the first time since the rules were set; returns the id for Use.
   virtual uint32_t OnBucket(const Place& place, Named named) = 0;
+  // That bucket is about to be spoken of: its memory may be asked for.
+  virtual void Expect(uint32_t bucket) = 0;
   // What was used there since the last take. Tokens may be negative (refunds).
   virtual void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) = 0;
   // Tokens that fell into a rule's overflow bucket.
@@ -86,6 +88,7 @@ class Harvester {
     uint16_t rule = 0;
   };
 
+  void Prefetch(uint64_t word, uint64_t bits, Sink& sink) const;
   void TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink);
   bool Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink);
   bool ReadName(uint32_t slot, uint64_t key, char parts[shm::kKeyTextBytes],

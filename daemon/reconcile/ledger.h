@@ -33,33 +33,35 @@ inline constexpr uint64_t kForgetNs = 60'000'000'000;  // a bucket without use, 
 inline constexpr size_t kMaxBatchBuckets = 250;        // Lua's unpack and a script's time
 inline constexpr size_t kFlushBuckets = 50;            // so many do not wait for the interval
 
-struct Bucket {
-  std::string text;
-  uint32_t shard = 0;
+// Ordered by use: the first line is what each harvest touches, and with many buckets each line of
+// them is a miss.
+struct alignas(64) Bucket {
   const config::CompiledRule* rule = nullptr;  // null: gone with a change of the rules
-  shm::Limit limit;                            // of the rule when it was last known
-  harvest::Place place;                        // key 0: not in the segment any more
-
-  int64_t pending = 0;            // tokens harvested, in no batch
-  uint64_t pending_since_ns = 0;  // of the oldest of them; 0: none
-  uint64_t attempts = 0;          // tokens asked for since the last report
-  uint64_t fraction_ns = 0;       // use below a microsecond, carried to the next report
-  Demand demand;
-
+  int64_t pending = 0;                         // tokens harvested, in no batch
+  uint64_t pending_since_ns = 0;               // of the oldest of them; 0: none
+  uint64_t attempts = 0;                       // tokens asked for since the last report
+  uint64_t touched_ns = 0;                     // last use or reply
+  uint64_t reported_ns = 0;                    // last batch
+  uint32_t shard = 0;
+  uint32_t journal_pins = 0;
   bool queued = false;
   bool in_flight = false;
-  uint32_t journal_pins = 0;
-  uint64_t touched_ns = 0;   // last use or reply
-  uint64_t reported_ns = 0;  // last batch
+  bool share_expired = false;  // inv_share is what a quiet host keeps
+  uint32_t inv_share = 0;
+
+  shm::Limit limit;          // of the rule when it was last known
+  harvest::Place place;      // key 0: not in the segment any more
+  uint64_t fraction_ns = 0;  // use below a microsecond, carried to the next report
+  Demand demand;
 
   // What Redis said last.
   int64_t said_milli = 0;  // our demand, as counted there
   int64_t said_gen = -1;   // in this generation; -1: not counted
   double others = 0;       // demand of the other hosts, tokens/s
   int64_t hosts = 1;
-  uint32_t inv_share = 0;
   uint64_t debt_ns = 0;
-  bool share_expired = false;  // inv_share is what a quiet host keeps
+
+  std::string text;
 };
 
 struct BatchItem {
@@ -107,6 +109,7 @@ class Ledger {
   explicit Ledger(uint32_t shard_count) : shards_(shard_count) {}
 
   Bucket& bucket(BucketId id) { return buckets_[id]; }
+  void Prefetch(BucketId id) const { __builtin_prefetch(&buckets_[id], 1); }
   Shard& shard(uint32_t i) { return shards_[i]; }
   uint32_t shard_count() const { return static_cast<uint32_t>(shards_.size()); }
 

@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kHostsTurnNs = kGenerationUs * 1000;
 constexpr size_t kExpirePerTick = 256;
+constexpr int kLeastJump = 4;  // tokens
 
 uint64_t Jittered(uint64_t ns, double random) {
   return ns / 2 + static_cast<uint64_t>(static_cast<double>(ns) / 2 * random);
@@ -33,7 +34,10 @@ void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
   harvester_.SetRules(rules_);
-  for (const config::CompiledRule& rule : rules_->rules()) totals_[rule.label];
+  totals_by_id_.clear();
+  for (const config::CompiledRule& rule : rules_->rules()) {
+    totals_by_id_.push_back(&totals_[rule.label]);
+  }
 }
 
 Reconciler::Primary& Reconciler::PrimaryAt(uint32_t index) {
@@ -121,7 +125,7 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
 void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
   Bucket& b = ledger_.bucket(bucket);
   if (b.rule != nullptr) {
-    RuleTotals& totals = totals_[b.rule->label];
+    RuleTotals& totals = *totals_by_id_[b.rule->id];
     const uint64_t allowed = tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
     totals.allowed += allowed;
     totals.denied += denied;
@@ -149,14 +153,14 @@ void Reconciler::OnOverflow(uint16_t rule, int64_t tokens) {
 // Demand jumps, or a bucket nears its limit: twice what was expected and a few more, and a quarter
 // of the room that was left.
 bool Reconciler::IsJump(const Bucket& b, uint64_t now_ns) const {
-  if (b.pending <= 0) return false;
+  if (b.pending < kLeastJump) return false;  // as is usual, and known from the bucket's first line
   const double elapsed_s = static_cast<double>(now_ns - std::min(b.reported_ns, now_ns)) / 1e9;
   const double expected = b.demand.rate() * std::min(elapsed_s, 1.0);
   const double pending = static_cast<double>(b.pending);
   const double used_ns = pending * static_cast<double>(b.limit.interval_ns);
   const double room_ns =
       b.limit.tau_ns > b.debt_ns ? static_cast<double>(b.limit.tau_ns - b.debt_ns) : 0;
-  return pending >= 2 * expected + 4 && used_ns >= room_ns / 4;
+  return pending >= 2 * expected + kLeastJump && used_ns >= room_ns / 4;
 }
 
 void Reconciler::FlushDue(uint32_t index, uint64_t now_ns, bool at_once) {

@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
+#include "absl/container/node_hash_map.h"
 #include "daemon/config/compile.h"
 #include "daemon/harvest/harvester.h"
 #include "daemon/reconcile/breaker.h"
@@ -96,11 +96,12 @@ class Reconciler : public harvest::Sink {
 
   // harvest::Sink
   uint32_t OnBucket(const harvest::Place& place, harvest::Named named) override;
+  void Expect(uint32_t bucket) override { ledger_.Prefetch(bucket); }
   void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) override;
   void OnOverflow(uint16_t rule, int64_t tokens) override;
 
   const ReconcilerStats& stats() const { return stats_; }
-  const absl::flat_hash_map<std::string, RuleTotals>& totals() const { return totals_; }
+  const absl::node_hash_map<std::string, RuleTotals>& totals() const { return totals_; }
   Breaker::State breaker(uint32_t primary) const;
   uint64_t live_buckets() const { return harvester_.live_buckets(); }
   uint32_t emergencies() const { return emergencies_; }  // shards in emergency
@@ -138,7 +139,8 @@ class Reconciler : public harvest::Sink {
   Ledger ledger_;
   std::shared_ptr<const config::CompiledRules> rules_;
   std::vector<Primary> primaries_;
-  absl::flat_hash_map<std::string, RuleTotals> totals_;
+  absl::node_hash_map<std::string, RuleTotals> totals_;  // also of rules that are gone
+  std::vector<RuleTotals*> totals_by_id_;                // into totals_, by id of the rules now
   ReconcilerStats stats_;
   uint64_t now_ns_ = 0;  // of the tick or event under way
   uint64_t started_ns_ = 0;
