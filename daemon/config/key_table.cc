@@ -90,8 +90,8 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kText,
      .min = 2,
      .max = 4096,
-     .doc = "Absolute path of a file whose first line is the password. Read at start and at each "
-            "reload.",
+     .doc = "Absolute path of a file whose first line is the password. Read at start: restart the "
+            "daemon for a new one, which keeps all buckets.",
      .example = "/etc/sluice/redis.password"},
     {.path = "redis.prefix",
      .type = KeyType::kText,
