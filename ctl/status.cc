@@ -79,7 +79,8 @@ void PrintConfig(const json& status) {
 void PrintTable(const json& table) {
   const double load = table.at("load").get<double>();
   std::cout << absl::StrFormat(
-      "table    %d of %d slots hold a bucket (%.1f %%)%s; %d evictions, %d overflows\n",
+      "table    %d of %d slots held a bucket at the last sweep (%.1f %%)%s; %d evictions, "
+      "%d overflows\n",
       table.at("live").get<uint64_t>(), table.at("capacity").get<uint64_t>(), load * 100,
       load > kHighLoad ? ": raise daemon.buckets" : "", table.at("evictions").get<uint64_t>(),
       table.at("overflows").get<uint64_t>());
