@@ -64,6 +64,18 @@ class SlotTableTest : public testing::Test {
     return outcome;
   }
 
+  // Spend, after settling what stands dead in the key's slot, and again where it was lost.
+  Outcome SpendAsClientsDo(uint64_t hash, const Limit& limit) {
+    Outcome outcome = Outcome::kLost;
+    for (int restart = 0; restart < kMaxRestarts && outcome == Outcome::kLost; ++restart) {
+      const uint32_t slot = table_.Find(hash);
+      const uint64_t w = slot == kNoSlot ? 0 : slots_[slot].word.load();
+      if (word::IsDead(w)) table_.Settle(slot, w, TestClock::now_ns);
+      outcome = Spend(hash, limit);
+    }
+    return outcome;
+  }
+
   std::unique_ptr<Slot[]> slots_;
   std::unique_ptr<Cell[]> dirty_;
   std::unique_ptr<Cell[]> counters_;
@@ -361,6 +373,48 @@ TEST_F(SlotTableTest, RandomMemoryNeverHangsAndIsRightAgainWithinABurstTime) {
     uint64_t n = 0;
     while (n < 40 && Spend(h, kTen) == Outcome::kAllowed) ++n;
     EXPECT_EQ(n, 10u) << "round " << round;
+  }
+}
+
+// What a hostile client would write: edges of every range, the right fingerprint everywhere, dead
+// words of every gen, in all slots alike and in cycles.
+TEST_F(SlotTableTest, AdversarialMemoryNeverHangsAndIsRightAgainWithinABurstTime) {
+  const uint64_t h = 0x1234'5678'9abc'def0;
+  const uint64_t fp = FingerprintOf(h);
+  const auto odd_kind = static_cast<Kind>(7);
+  const uint64_t edge = kTen.tau_ns + kTen.debt_max_ns;
+  const std::vector<uint64_t> keys = {0, ~0ull, key::Make(fp, Kind::kTokenBucket, 0),
+                                      key::Make(fp, odd_kind, 0xffff),
+                                      key::Make(fp ^ 1, Kind::kTokenBucket, 7)};
+  const std::vector<uint64_t> uses = {
+      0, ~0ull, 1ull << 63, used::Make(0, 0), used::Make(7, -1), used::Make(0xffff, 1 << 30)};
+  for (size_t round = 0; round < 2000; ++round) {
+    const uint64_t now = TestClock::now_ns;
+    const std::vector<uint64_t> words = {0,
+                                         1,
+                                         ~0ull,
+                                         1ull << 63,
+                                         (1ull << 63) - 1,
+                                         now,
+                                         now + kTen.tau_ns,
+                                         now + edge,
+                                         now + edge + 1,
+                                         now + (1ull << 61),
+                                         word::Dead(0, 0),
+                                         word::Dead(7, now / 1000),
+                                         word::Dead(0xffff, (1ull << 46) - 1)};
+    const size_t step = round % 4;  // 0: all slots alike
+    for (uint64_t i = 0; i < table_.capacity(); ++i) {
+      slots_[i].word = words[(round + i * step) % words.size()];
+      slots_[i].key = keys[(round / 13 + i * step) % keys.size()];
+      slots_[i].used = uses[(round / 7 + i * step) % uses.size()];
+      slots_[i].aux = round % 5 == 0 ? 0xffffffff : 0;
+    }
+    for (int i = 0; i < 50; ++i) SpendAsClientsDo(h, kTen);
+    TestClock::now_ns += edge + 20 * kSecond;
+    uint64_t n = 0;
+    while (n < 40 && SpendAsClientsDo(h, kTen) == Outcome::kAllowed) ++n;
+    ASSERT_EQ(n, 10u) << "round " << round;
   }
 }
 
