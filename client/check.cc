@@ -118,6 +118,13 @@ bool Tidy(const sluice_t& client, const Attachment& attachment, shm::Slot& slot)
   return (aux & shm::aux::kTextWanted) != 0;
 }
 
+void FinishItem(const sluice_t& client, const Attachment& attachment, const Item& item,
+                uint64_t policy, shm::Slot& slot) {
+  if (Tidy(client, attachment, slot)) {
+    WriteText(attachment, item, policy, IndexOf(attachment, slot));
+  }
+}
+
 uint64_t CostOf(const Rule& rule, uint32_t cost) {
   return cost == 0 ? 0
                    : shm::CostNs(uint64_t{cost} * rule.cost, rule.limit.period_ns,

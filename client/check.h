@@ -83,11 +83,10 @@ inline bool IsSilent(const Attachment& a, uint64_t now_ns) {
 // emergency. A daemon without Redis may die: local decisions are exact all the same.
 inline Degraded DegradedNow(const Attachment& a, uint64_t aux, uint64_t now_ns) {
   const shm::ControlHeader& control = *a.control;
-  if (control.reconciling.load(std::memory_order_relaxed) == 0) return {};
-  const uint64_t beat = control.heartbeat_ns.load(std::memory_order_relaxed);
-  if (now_ns > beat + shm::kHeartbeatFreshNs) [[unlikely]] {
-    return {true, beat + shm::kHeartbeatFreshNs};
+  if (IsSilent(a, now_ns)) [[unlikely]] {
+    return {true, control.heartbeat_ns.load(std::memory_order_relaxed) + shm::kHeartbeatFreshNs};
   }
+  if (control.reconciling.load(std::memory_order_relaxed) == 0) return {};
   const uint64_t state = ShardWordOf(a, aux)->load(std::memory_order_relaxed);
   if (shm::shard_state::Mode(state) != shm::ShardMode::kEmergency) [[likely]] {
     return {};
@@ -206,6 +205,9 @@ inline uint64_t UsualUntil(const Attachment& a, uint64_t now_ns) {
 // What is left to do after a usual check that was allowed, where the slot was not dirty or another
 // key's denials are tallied. True when the text of the bucket's name is wanted.
 bool Tidy(const sluice_t& client, const Attachment& attachment, shm::Slot& slot);
+// The same, with the text written where it is wanted.
+void FinishItem(const sluice_t& client, const Attachment& attachment, const Item& item,
+                uint64_t policy, shm::Slot& slot);
 
 // The check of one item as nearly all of them are: its slot known, no emergency, no contention, a
 // clear answer. It decides as CheckItem does, but keeps all of its state in registers: it is

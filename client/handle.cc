@@ -127,10 +127,7 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
 
 // What is rare on a handle's usual check; all calls pass registers only.
 [[gnu::noinline]] int FinishHandle(const HandleBlock& block, shm::Slot& slot) {
-  const Attachment& a = *block.attachment;
-  if (Tidy(*block.handle->client, a, slot)) {
-    WriteText(a, block.items[0], block.policy, IndexOf(a, slot));
-  }
+  FinishItem(*block.handle->client, *block.attachment, block.items[0], block.policy, slot);
   return 1;
 }
 

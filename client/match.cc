@@ -269,14 +269,12 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
   return 0;
 }
 
-// By matching, in place: what is left where no direct shape serves.
+// By matching, in place: what is left where no direct shape serves. `shape`: the descriptors', or
+// null.
 int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coarse_step_ns,
-              const sluice_descriptor_t* descriptors, size_t count, Blocks<Shape>* place,
-              Plan* plan) {
-  const Shape* shape = place != nullptr ? place->current() : nullptr;
-  if (shape != nullptr && !shape->IsOf(attachment, plan->policy, descriptors, count)) {
-    shape = nullptr;
-  }
+              const sluice_descriptor_t* descriptors, size_t count, const Shape* shape,
+              Blocks<Shape>* place, Plan* plan) {
+  if (shape != nullptr && shape->policy != plan->policy) shape = nullptr;
   if (shape == nullptr && place != nullptr) {
     shape = MadeShape(attachment, view, plan->policy, coarse_step_ns, descriptors, count, *place);
   }
@@ -293,9 +291,9 @@ int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coa
 
 [[gnu::noinline]] int BuildLong(const Attachment& attachment, uint64_t coarse_step_ns,
                                 const sluice_descriptor_t* descriptors, size_t count,
-                                Blocks<Shape>* place, Plan* plan) {
+                                const Shape* shape, Blocks<Shape>* place, Plan* plan) {
   if (count > SLUICE_MAX_DESCRIPTORS) return SLUICE_E_DESCRIPTORS;
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < count && shape == nullptr; ++i) {  // a shape has looked already
     if (!IsDescriptor(descriptors[i])) return SLUICE_E_DESCRIPTORS;
   }
   for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
@@ -307,7 +305,7 @@ int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coa
     plan->coarse_serves = true;
     if (policy == 0) return 0;
     const int built = BuildFrom(attachment, ViewOf(attachment, policy), coarse_step_ns, descriptors,
-                                count, place, plan);
+                                count, shape, place, plan);
     // The same word again: all that was read belonged together. The fence keeps the reads of the
     // buffer before this load; it pairs with the daemon's release store of the word.
     std::atomic_thread_fence(std::memory_order_acquire);
@@ -323,11 +321,8 @@ void BuildDirect(const Attachment& attachment, const Shape& shape,
   static_assert(kMaxItems * kIpBytes <= kArenaBytes && kMaxItems <= kMaxPlanValues);
   for (size_t i = 0; i < shape.candidate_count; ++i) {
     const Candidate& candidate = shape.candidates[i];
-    const sluice_descriptor_t& d = descriptors[candidate.key_at[0]];
-    Text value = {d.value, d.value_len};
-    if (candidate.key[0].form == KeyForm::kIp) {
-      value = KeyValue(candidate.key[0], value, plan->arena + i * kIpBytes);
-    }
+    const Text value = KeyValue(candidate.key[0], ValueAt(descriptors, candidate.key_at[0]),
+                                plan->arena + i * kIpBytes);
     plan->values[i] = value;
     Item& item = plan->items[i];
     item.rule = candidate.rule;
@@ -351,17 +346,18 @@ void BuildDirect(const Attachment& attachment, const Shape& shape,
 int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
               const sluice_descriptor_t* descriptors, size_t count, Shapes* shapes, Plan* plan) {
   Blocks<Shape>* place = nullptr;
+  const Shape* shape = nullptr;
   if (shapes != nullptr && count - 1 < kShapeNames) [[likely]] {
     place = &shapes->PlaceOf(descriptors, count);
-    const Shape* const shape = place->current();
+    shape = place->current();
     const uint64_t policy = attachment.control->policy.load(std::memory_order_acquire);
-    if (shape != nullptr && shape->IsOf(attachment, policy, descriptors, count) && shape->is_direct)
-        [[likely]] {
+    if (shape != nullptr && !shape->IsOf(attachment, policy, descriptors, count)) shape = nullptr;
+    if (shape != nullptr && shape->is_direct) [[likely]] {
       BuildDirect(attachment, *shape, descriptors, plan);
       return 0;
     }
   }
-  return BuildLong(attachment, coarse_step_ns, descriptors, count, place, plan);
+  return BuildLong(attachment, coarse_step_ns, descriptors, count, shape, place, plan);
 }
 
 Text KeyValue(const shm::KeyPartView& part, Text value, char* ip) {

@@ -27,13 +27,6 @@ struct Look {
   }
 }
 
-[[gnu::noinline]] void FinishOne(const Context& ctx, const Item& item, uint64_t policy,
-                                 shm::Slot& slot) {
-  if (Tidy(*ctx.client, *ctx.attachment, slot)) {
-    WriteText(*ctx.attachment, item, policy, IndexOf(*ctx.attachment, slot));
-  }
-}
-
 // A request as nearly all of them are: each bucket stands in the table, none is degraded,
 // all say yes at the first look and nobody else changes one meanwhile. True: admitted and counted.
 // False: nothing is spent, and the long way decides. It keeps little, since a locked operation
@@ -68,7 +61,7 @@ struct Look {
     shm::Slot& slot = *looks[i].slot;
     const uint64_t aux = shm::CountUse(slot, cost * items[i].rule->cost);
     if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty) [[unlikely]] {
-      FinishOne(ctx, items[i], policy, slot);
+      FinishItem(*ctx.client, a, items[i], policy, slot);
     }
   }
   if (tally.slot != nullptr) [[unlikely]] {

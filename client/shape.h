@@ -69,7 +69,7 @@ struct Shape {
   Candidate candidates[kMaxItems];
   Rule rules[kMaxItems];
 
-  // Also false where a value is one that no descriptor may have. d[i].name is not null.
+  // Also false where one of them is no descriptor at all.
   bool IsOf(const Attachment& a, uint64_t policy_word, const sluice_descriptor_t* d,
             size_t count) const {
     if (attachment != &a || policy != policy_word || name_count != count) return false;

@@ -21,7 +21,6 @@
 #include <string_view>
 
 #include "shm/gcra.h"
-#include "shm/hash.h"
 #include "shm/layout.h"
 
 namespace sluice::shm {
@@ -132,16 +131,6 @@ struct RuleView {
 };
 static_assert(sizeof(RuleView) == 112);
 
-// memcmp without a call, for names: they are short.
-inline bool SameBytes(const char* a, const char* b, size_t n) {
-  if (n >= 8) {
-    return Load64(a) == Load64(b) && (n <= 16 ? Load64(a + n - 8) == Load64(b + n - 8)
-                                              : std::memcmp(a + 8, b + 8, n - 8) == 0);
-  }
-  if (n >= 4) return Load32(a) == Load32(b) && Load32(a + n - 4) == Load32(b + n - 4);
-  return n == 0 || (a[0] == b[0] && a[n / 2] == b[n / 2] && a[n - 1] == b[n - 1]);
-}
-
 // Cheap index of descriptor names; not a defence, names come from the configuration.
 inline uint32_t NameSlot(std::string_view name) {
   const uint32_t n = static_cast<uint32_t>(name.size());
@@ -197,7 +186,7 @@ class PolicyView {
       if (id >= kMaxNames) return kNoName;
       const std::string_view candidate = text(h.names[id]);
       if (candidate.size() == name.size() &&
-          SameBytes(candidate.data(), name.data(), name.size())) {
+          std::memcmp(candidate.data(), name.data(), name.size()) == 0) {
         return id;
       }
     }
