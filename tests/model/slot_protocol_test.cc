@@ -66,11 +66,14 @@ class World {
     return shm::key::Make(shm::FingerprintOf(hash), shm::Kind::kTokenBucket, 3);
   }
 
-  // Puts an expired tenant with unharvested use into a slot.
-  void PutExpired(uint32_t slot, uint64_t hash, int64_t use) {
-    slots_[slot].word.value = kNow - 10 * kSecond;
-    slots_[slot].key.value = shm::key::Make(shm::FingerprintOf(hash), shm::Kind::kTokenBucket, 3);
+  // Puts a tenant of gen 3 with unharvested use into a slot.
+  void PutTenant(uint32_t slot, uint64_t hash, uint64_t word_ns, int64_t use) {
+    slots_[slot].word.value = word_ns;
+    slots_[slot].key.value = KeyAt3(hash);
     slots_[slot].used.value = shm::used::Make(3, use);
+  }
+  void PutExpired(uint32_t slot, uint64_t hash, int64_t use) {
+    PutTenant(slot, hash, kNow - 10 * kSecond, use);
   }
 
   Table table() { return Table(slots_, kCapacity, counters_); }
@@ -135,15 +138,19 @@ class World {
       }
       if (places != 1) return "a key stands in " + std::to_string(places) + " slots at rest";
     }
-    for (ModelSlot& s : slots_) {
-      if (shm::word::IsDead(s.word.value)) {
-        for (int i = 0; i < 3 && shm::word::IsDead(s.word.value); ++i) {
-          table().Settle(static_cast<uint32_t>(&s - slots_), s.word.value, kNow);
-        }
-        if (shm::word::IsDead(s.word.value)) return "a slot is lost for good";
-      }
+    for (uint32_t slot = 0; slot < kCapacity; ++slot) {
+      if (IsLost(slot)) return "a slot is lost for good";
     }
     return "";
+  }
+
+  // Settles a dead word, as whoever meets it does; true where it stays dead (I4).
+  bool IsLost(uint32_t slot) {
+    const Cell& word = slots_[slot].word;
+    for (int i = 0; i < 3 && shm::word::IsDead(word.value); ++i) {
+      table().Settle(slot, word.value, kNow);
+    }
+    return shm::word::IsDead(word.value);
   }
 
   int64_t UseOf(uint64_t hash) {
@@ -181,18 +188,27 @@ int KilledCount(const std::vector<bool>& killed) {
   return static_cast<int>(std::count(killed.begin(), killed.end(), true));
 }
 
-// I5, I1: both insert the same key into an empty neighbourhood of two open slots.
-Scenario TwoClaimersOfOneKey(World& w, uint32_t max_kills) {
+// The processes in the world as `put` leaves it.
+Scenario In(World& w, std::function<void()> put, std::vector<std::function<void()>> processes) {
   Scenario s;
   s.memory = w.memory_;
-  s.max_kills = max_kills;
-  s.reset = [&w] {
+  s.reset = [&w, put = std::move(put)] {
     w.Reset();
+    put();
+  };
+  s.processes = std::move(processes);
+  return s;
+}
+
+// I5, I1: both insert the same key into an empty neighbourhood of two open slots.
+Scenario TwoClaimersOfOneKey(World& w, uint32_t max_kills) {
+  const auto put = [&w] {
     // Hints and dirty bits have scenarios of their own; here they would only multiply the states.
     for (ModelSlot& slot : w.slots_) slot.aux.quiet = true;
     w.dirty_[0].quiet = true;
   };
-  s.processes = {[&w] { w.Spend(kKeyA, 0); }, [&w] { w.Spend(kKeyA, 1); }};
+  Scenario s = In(w, put, {[&w] { w.Spend(kKeyA, 0); }, [&w] { w.Spend(kKeyA, 1); }});
+  s.max_kills = max_kills;
   s.check = [&w](const std::vector<bool>& killed) -> std::string {
     const int before = w.admitted_[0] + w.admitted_[1];
     const std::string rest = w.AtRest({kKeyA});
@@ -215,23 +231,24 @@ TEST(SlotProtocolModel, AClaimerKilledAnywhereLeavesOneExtraBurstAtMost) {
   ExpectClean(TwoClaimersOfOneKey(w, 1), "two claimers of one key, one kill", /*bounded=*/true);
 }
 
-// I2, I4: both want the only open slot for different keys.
-TEST(SlotProtocolModel, TwoClaimersOfOneSlotGiveItToOne) {
-  World w({3});
-  Scenario s;
-  s.memory = w.memory_;
-  s.reset = [&] { w.Reset(); };
-  s.processes = {[&] { w.Spend(kKeyA, 0); }, [&] { w.Spend(kKeyB, 1); }};
-  s.check = [&](const std::vector<bool>& killed) -> std::string {
+// I2, I4: A and B both want slot 3, the only open one.
+Scenario TwoClaimersOfOneSlot(World& w, std::function<void()> put) {
+  Scenario s = In(w, std::move(put), {[&w] { w.Spend(kKeyA, 0); }, [&w] { w.Spend(kKeyB, 1); }});
+  s.check = [&w](const std::vector<bool>& killed) -> std::string {
     if (KilledCount(killed) == 0 && w.admitted_[0] + w.admitted_[1] != 1) {
       return "not exactly one got the slot";
     }
-    uint64_t word = w.slots_[3].word.value;
-    for (int i = 0; i < 3 && shm::word::IsDead(word); ++i) {
-      w.table().Settle(3, word, kNow);
-      word = w.slots_[3].word.value;
-    }
-    if (shm::word::IsDead(word)) return "the slot is lost for good";
+    return w.IsLost(3) ? "the slot is lost for good" : "";
+  };
+  return s;
+}
+
+TEST(SlotProtocolModel, TwoClaimersOfOneSlotGiveItToOne) {
+  World w({3});
+  Scenario s = TwoClaimersOfOneSlot(w, [] {});
+  s.check = [&w, check = s.check](const std::vector<bool>& killed) -> std::string {
+    const std::string wrong = check(killed);
+    if (!wrong.empty()) return wrong;
     if (shm::used::Gen(w.slots_[3].used.value) != shm::key::Gen(w.slots_[3].key.value)) {
       return "use carries another tenant's gen";
     }
@@ -243,14 +260,11 @@ TEST(SlotProtocolModel, TwoClaimersOfOneSlotGiveItToOne) {
 // I1, I2, I3: one evicts the expired A for B while the other spends from A's slot.
 TEST(SlotProtocolModel, AnEvictionUnderASpenderNeverChargesTheWrongTenant) {
   World w({2, 6});
-  Scenario s;
-  s.memory = w.memory_;
-  s.reset = [&] {
-    w.Reset();
+  const auto put = [&] {
     w.PutExpired(2, kKeyA, 5);
     w.PutExpired(6, 0xcccc'0000'0000'0000, 0);
   };
-  s.processes = {[&] { w.Spend(kKeyA, 0); }, [&] { w.Spend(kKeyB, 1); }};
+  Scenario s = In(w, put, {[&] { w.Spend(kKeyA, 0); }, [&] { w.Spend(kKeyB, 1); }});
   s.check = [&](const std::vector<bool>& killed) -> std::string {
     const int64_t use_b = w.UseOf(kKeyB);
     if (use_b > w.admitted_[1]) return "B is charged for A's use";
@@ -260,16 +274,16 @@ TEST(SlotProtocolModel, AnEvictionUnderASpenderNeverChargesTheWrongTenant) {
   ExpectClean(std::move(s), "eviction under a spender");
 }
 
+// What comes late for A, with unharvested use, while B takes its expired slot.
+Scenario LateForA(World& w, int64_t use, std::function<void()> late) {
+  return In(w, [&w, use] { w.PutExpired(2, kKeyA, use); },
+            {std::move(late), [&w] { w.Spend(kKeyB, 1); }});
+}
+
 // I3: the daemon takes A's use while B evicts A: what is taken was A's, and at most that.
 TEST(SlotProtocolModel, ATakeDuringReuseNeverTakesTheNextTenantsUse) {
   World w({2});
-  Scenario s;
-  s.memory = w.memory_;
-  s.reset = [&] {
-    w.Reset();
-    w.PutExpired(2, kKeyA, 5);
-  };
-  s.processes = {[&] { w.Take(2); }, [&] { w.Spend(kKeyB, 1); }};
+  Scenario s = LateForA(w, 5, [&] { w.Take(2); });
   s.check = [&](const std::vector<bool>& killed) -> std::string {
     if (w.taken_ != 0 && w.taken_ != 5) return "took " + std::to_string(w.taken_);
     if (KilledCount(killed) == 0 && w.UseOf(kKeyB) != w.admitted_[1]) return "B's use is wrong";
@@ -281,21 +295,16 @@ TEST(SlotProtocolModel, ATakeDuringReuseNeverTakesTheNextTenantsUse) {
 // I3 and the dirty bit: use is taken, or its slot is dirty again.
 TEST(SlotProtocolModel, UseIsTakenOrItsSlotIsDirtyAgain) {
   World w({2});
-  Scenario s;
-  s.memory = w.memory_;
-  s.max_kills = 0;
-  s.reset = [&] {
-    w.Reset();
-    w.slots_[2].word.value = kNow;
-    w.slots_[2].key.value = shm::key::Make(shm::FingerprintOf(kKeyA), shm::Kind::kTokenBucket, 3);
-    w.slots_[2].used.value = shm::used::Make(3, 0);
+  const auto put = [&] {
+    w.PutTenant(2, kKeyA, kNow, 0);
     w.slots_[2].aux.value = shm::aux::kDirty;
     w.dirty_[0].value = 1u << 2;
   };
-  s.processes = {[&] {
-                   if ((w.dirty_[0].exchange(0) & (1u << 2)) != 0) w.Take(2);
-                 },
-                 [&] { w.Spend(kKeyA, 1); }};
+  const auto harvest = [&] {
+    if ((w.dirty_[0].exchange(0) & (1u << 2)) != 0) w.Take(2);
+  };
+  Scenario s = In(w, put, {harvest, [&] { w.Spend(kKeyA, 1); }});
+  s.max_kills = 0;
   s.check = [&](const std::vector<bool>&) -> std::string {
     const int64_t left = w.UseOf(kKeyA);
     if (w.taken_ + left != w.admitted_[1]) return "use does not add up";
@@ -308,19 +317,12 @@ TEST(SlotProtocolModel, UseIsTakenOrItsSlotIsDirtyAgain) {
 // Two spenders of the last tokens: never more than the burst, with and without a kill.
 TEST(SlotProtocolModel, TwoSpendersOfOneSlotShareItsBurst) {
   World w({2});
-  Scenario s;
-  s.memory = w.memory_;
-  s.reset = [&] {
-    w.Reset();
-    w.slots_[2].word.value = kNow;
-    w.slots_[2].key.value = shm::key::Make(shm::FingerprintOf(kKeyA), shm::Kind::kTokenBucket, 3);
-    w.slots_[2].used.value = shm::used::Make(3, 0);
-  };
   const auto twice = [&](int who) {
     w.Spend(kKeyA, who);
     w.Spend(kKeyA, who);
   };
-  s.processes = {[&, twice] { twice(0); }, [&, twice] { twice(1); }};
+  Scenario s = In(w, [&] { w.PutTenant(2, kKeyA, kNow, 0); },
+                  {[&, twice] { twice(0); }, [&, twice] { twice(1); }});
   s.check = [&](const std::vector<bool>& killed) -> std::string {
     const int admitted = w.admitted_[0] + w.admitted_[1];
     if (admitted > 2) return "more than the burst";
@@ -334,43 +336,20 @@ TEST(SlotProtocolModel, TwoSpendersOfOneSlotShareItsBurst) {
 // I4: a dead word that nobody in order made, in the only open slot.
 TEST(SlotProtocolModel, AWildDeadWordIsMendedByWhoeverMeetsIt) {
   World w({3});
-  Scenario s;
-  s.memory = w.memory_;
-  s.reset = [&] {
-    w.Reset();
+  Scenario s = TwoClaimersOfOneSlot(w, [&] {
     w.slots_[3].word.value = shm::word::Dead(77, kNow / 1000);
     w.slots_[3].key.value = shm::key::Make(0, shm::Kind::kTokenBucket, 5);
     w.slots_[3].used.value = shm::used::Make(5, 0);
-  };
-  s.processes = {[&] { w.Spend(kKeyA, 0); }, [&] { w.Spend(kKeyB, 1); }};
-  s.check = [&](const std::vector<bool>& killed) -> std::string {
-    if (KilledCount(killed) == 0 && w.admitted_[0] + w.admitted_[1] != 1) {
-      return "not exactly one got the slot";
-    }
-    uint64_t word = w.slots_[3].word.value;
-    for (int i = 0; i < 3 && shm::word::IsDead(word); ++i) {
-      w.table().Settle(3, word, kNow);
-      word = w.slots_[3].word.value;
-    }
-    return shm::word::IsDead(word) ? "the slot is lost for good" : "";
-  };
+  });
   ExpectClean(std::move(s), "a wild dead word");
 }
 
-// I1, I2: what comes late for A, while B takes its expired slot: a refund and the daemon's fold.
+// I1, I2: a refund and the daemon's fold.
 TEST(SlotProtocolModel, ARefundNeverLowersTheNextTenantsWord) {
   World w({2});
-  Scenario s;
-  s.memory = w.memory_;
-  s.reset = [&] {
-    w.Reset();
-    w.PutExpired(2, kKeyA, 0);
-  };
-  s.processes = {[&] {
-                   shm::RefundSlot(w.slots_[2], shm::FingerprintOf(kKeyA), 3, kNow + kSecond,
-                                   kSecond, kNow);
-                 },
-                 [&] { w.Spend(kKeyB, 1); }};
+  Scenario s = LateForA(w, 0, [&] {
+    shm::RefundSlot(w.slots_[2], shm::FingerprintOf(kKeyA), 3, kNow + kSecond, kSecond, kNow);
+  });
   s.check = [&](const std::vector<bool>& killed) -> std::string {
     if (killed[1] || w.admitted_[1] == 0) return "";
     return w.slots_[2].word.value == kNow + kTwo.interval_ns ? "" : "B's spend was given back";
@@ -380,17 +359,10 @@ TEST(SlotProtocolModel, ARefundNeverLowersTheNextTenantsWord) {
 
 TEST(SlotProtocolModel, AFoldNeverSetsTheNextTenantsWord) {
   World w({2});
-  Scenario s;
-  s.memory = w.memory_;
-  s.reset = [&] {
-    w.Reset();
-    w.PutExpired(2, kKeyA, 0);
-  };
-  s.processes = {[&] {
-                   shm::FoldWord(w.slots_[2], w.KeyAt3(kKeyA), kNow, kNow + 5 * kSecond, 0,
-                                 10 * kSecond, [](uint64_t n) { return n * kSecond; });
-                 },
-                 [&] { w.Spend(kKeyB, 1); }};
+  Scenario s = LateForA(w, 0, [&] {
+    shm::FoldWord(w.slots_[2], w.KeyAt3(kKeyA), kNow, kNow + 5 * kSecond, 0, 10 * kSecond,
+                  [](uint64_t n) { return n * kSecond; });
+  });
   s.check = [&](const std::vector<bool>& killed) -> std::string {
     const ModelSlot& slot = w.slots_[2];
     if (shm::key::Fp(slot.key.value) != shm::FingerprintOf(kKeyB)) return "";
@@ -404,18 +376,12 @@ TEST(SlotProtocolModel, AFoldNeverSetsTheNextTenantsWord) {
 // each slot may give its last token; at rest all of it is owed, and counted as used once.
 TEST(SlotProtocolModel, ADuplicateIsFoldedIntoItsWinnerWhole) {
   World w({0, 5});
-  Scenario s;
-  s.memory = w.memory_;
-  s.max_kills = 0;
-  s.reset = [&] {
-    w.Reset();
-    for (const uint32_t slot : {0u, 5u}) {
-      w.slots_[slot].word.value = kNow + kTwo.interval_ns;
-      w.slots_[slot].key.value = w.KeyAt3(kKeyA);
-      w.slots_[slot].used.value = shm::used::Make(3, 1);
-    }
+  const auto put = [&] {
+    for (const uint32_t slot : {0u, 5u}) w.PutTenant(slot, kKeyA, kNow + kTwo.interval_ns, 1);
   };
-  s.processes = {[&] { w.table().ResolveDuplicates(kKeyA, w.Env()); }, [&] { w.Spend(kKeyA, 1); }};
+  Scenario s = In(
+      w, put, {[&] { w.table().ResolveDuplicates(kKeyA, w.Env()); }, [&] { w.Spend(kKeyA, 1); }});
+  s.max_kills = 0;
   s.check = [&](const std::vector<bool>&) -> std::string {
     if (w.UseOf(kKeyA) != 2 + w.admitted_[1]) return "use does not add up";
     const uint64_t owed = static_cast<uint64_t>(2 + w.admitted_[1]) * kTwo.interval_ns;
@@ -444,12 +410,9 @@ TEST(SlotProtocolModel, AClaimUnderTheDaemonsSweepLosesNothingWithoutAKill) {
 // The explorer itself must bite: a claim without the gen in its dead word, as a mutant of Claim.
 TEST(SlotProtocolModel, FindsALostUpdateThatIsThere) {
   World w({2});
-  Scenario s;
-  s.memory = w.memory_;
-  s.max_kills = 0;
-  s.reset = [&] { w.Reset(); };
   const auto racy = [&] { w.dirty_[0].store(w.dirty_[0].load() + 1); };
-  s.processes = {racy, racy};
+  Scenario s = In(w, [] {}, {racy, racy});
+  s.max_kills = 0;
   s.check = [&](const std::vector<bool>&) -> std::string {
     return w.dirty_[0].value == 2 ? "" : "an update was lost";
   };
