@@ -252,7 +252,7 @@ bool ParseHead(std::string_view text, LogEntry* entry) {
     return IsIpAddress(StripPort(f));
   };
   // A virtual host or a "-" stands before the address.
-  if (!is_address(field(0)) && is_address(field(1)) && field(0).back() != ',') at = 1;
+  if (!is_address(field(0)) && is_address(field(1)) && !field(0).ends_with(',')) at = 1;
   // Of forwarded addresses the first that is one is the client.
   std::string_view address;
   bool is_list = true;

@@ -194,14 +194,14 @@ class PolicyView {
   }
 
  private:
-  // Offsets are multiples of 4 at least; the tail of the control segment covers what a masked
-  // offset plus a bounded index can reach beyond the last buffer.
+  // Down to what T is aligned to, whatever a torn offset says. The tail of the control segment
+  // covers what a masked offset plus a bounded index can reach beyond the last buffer.
   static uint32_t Mask(uint32_t offset) { return offset & (kPolicyBufferBytes - 1); }
   template <class T>
   const T* At(uint32_t offset, uint64_t index) const {
     const uint64_t at = Mask(offset) + index * sizeof(T);
     const uint64_t bounded = at + sizeof(T) <= kPolicyBufferBytes ? at : 0;
-    return reinterpret_cast<const T*>(buffer_ + (bounded & ~3ull));
+    return reinterpret_cast<const T*>(buffer_ + (bounded & ~uint64_t{alignof(T) - 1}));
   }
 
   const char* buffer_;

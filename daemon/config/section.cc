@@ -10,6 +10,10 @@
 namespace sluice::config {
 namespace {
 
+// A path ends in names that the file chooses, and a mend may repeat a text of it.
+constexpr size_t kMaxPathBytes = 160;
+constexpr size_t kMaxWordsBytes = 1000;
+
 std::string Under(std::string_view path, std::string_view name) {
   return path.empty() ? std::string(name) : Cat(path, ".", name);
 }
@@ -55,10 +59,12 @@ std::string_view KnownElsewhere(std::string_view name) {
 
 }  // namespace
 
-Finding Findings::Make(const YAML::Mark& mark, std::string_view path, std::string what,
-                       std::string mend) {
-  Finding finding{
-      .file = file_, .path = std::string(path), .what = std::move(what), .mend = std::move(mend)};
+Finding Findings::Make(const YAML::Mark& mark, std::string_view path, std::string_view what,
+                       std::string_view mend) {
+  Finding finding{.file = file_,
+                  .path = Printable(path, kMaxPathBytes),
+                  .what = Printable(what, kMaxWordsBytes),
+                  .mend = Printable(mend, kMaxWordsBytes)};
   if (!mark.is_null()) {
     finding.line = mark.line + 1;
     finding.column = mark.column + 1;
@@ -67,20 +73,20 @@ Finding Findings::Make(const YAML::Mark& mark, std::string_view path, std::strin
 }
 
 void Findings::Problem(const YAML::Mark& mark, std::string_view path, std::string what,
-                       std::string mend) {
+                       std::string_view mend) {
   if (result_->problems.size() >= kMaxProblems) return;
   if (result_->problems.size() + 1 == kMaxProblems) {
     what = Cat("there are more than ", kMaxProblems - 1, " problems");
     mend = "mend those above first";
     path = {};
   }
-  result_->problems.push_back(Make(mark, path, std::move(what), std::move(mend)));
+  result_->problems.push_back(Make(mark, path, what, mend));
 }
 
-void Findings::Warning(const YAML::Mark& mark, std::string_view path, std::string what,
-                       std::string mend) {
+void Findings::Warning(const YAML::Mark& mark, std::string_view path, std::string_view what,
+                       std::string_view mend) {
   if (result_->warnings.size() >= kMaxProblems) return;
-  result_->warnings.push_back(Make(mark, path, std::move(what), std::move(mend)));
+  result_->warnings.push_back(Make(mark, path, what, mend));
 }
 
 std::string_view KindOf(const YAML::Node& node) {

@@ -21,12 +21,16 @@ class Findings {
  public:
   Findings(std::string_view file, ParseResult* result) : file_(file), result_(result) {}
 
-  void Problem(const YAML::Mark& mark, std::string_view path, std::string what, std::string mend);
-  void Warning(const YAML::Mark& mark, std::string_view path, std::string what, std::string mend);
+  // Each is made printable and cut where it is long.
+  void Problem(const YAML::Mark& mark, std::string_view path, std::string what,
+               std::string_view mend);
+  void Warning(const YAML::Mark& mark, std::string_view path, std::string_view what,
+               std::string_view mend);
   size_t problem_count() const { return result_->problems.size(); }
 
  private:
-  Finding Make(const YAML::Mark& mark, std::string_view path, std::string what, std::string mend);
+  Finding Make(const YAML::Mark& mark, std::string_view path, std::string_view what,
+               std::string_view mend);
 
   std::string file_;
   ParseResult* result_;

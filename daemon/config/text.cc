@@ -30,17 +30,21 @@ std::string Join(const std::vector<std::string_view>& parts, std::string_view se
   return joined;
 }
 
-std::string Shown(std::string_view text) {
-  constexpr size_t kMaxShown = 60;
-  std::string shown = "\"";
-  size_t end = std::min(text.size(), kMaxShown);
+std::string Printable(std::string_view text, size_t max_bytes) {
+  std::string shown;
+  size_t end = std::min(text.size(), max_bytes);
   while (end > 0 && end < text.size() && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) {
     --end;  // not within a character of several bytes
   }
   for (const char c : text.substr(0, end)) {
     shown += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
   }
-  return shown + (text.size() > end ? "...\"" : "\"");
+  return text.size() > end ? shown + "..." : shown;
+}
+
+std::string Shown(std::string_view text) {
+  constexpr size_t kMaxShownBytes = 60;
+  return Cat("\"", Printable(text, kMaxShownBytes), "\"");
 }
 
 std::string Grouped(int64_t value) {

@@ -39,6 +39,10 @@ std::vector<std::string_view> Split(std::string_view text, char separator);
 
 std::string Join(const std::vector<std::string_view>& parts, std::string_view separator);
 
+// Without control characters, and cut after `max_bytes`: a message is one line, whatever a file's
+// escapes make of its texts, and does nothing to a terminal.
+std::string Printable(std::string_view text, size_t max_bytes);
+
 // In quotes, for messages: printable, and cut where it is long.
 std::string Shown(std::string_view text);
 

@@ -342,6 +342,28 @@ TEST(ParseTest, NamesNoPasswordInWhatItSays) {
   EXPECT_EQ(Text(result.problems).find("SSS"), std::string::npos);
 }
 
+TEST(ParseTest, SaysAProblemInOneLineWhateverTheFileNames) {
+  const ParseResult result =
+      OfRule("limit: 1/s\n    \"a\\x1b[2J\\nb\": 1\n    match:\n      \"c\\nd\": []\n      ? " +
+             std::string(100'000, 'n') + "\n      : []");
+  ASSERT_GE(result.problems.size(), 3u) << Text(result.problems);
+  EXPECT_EQ(result.problems[0].path, "rules[0].a?[2J?b");
+  for (const Problem& problem : result.problems) {
+    const std::string line = problem.ToString();
+    EXPECT_LT(line.size(), 1000u);
+    EXPECT_TRUE(std::all_of(line.begin(), line.end(), [](char c) { return c >= ' '; })) << line;
+  }
+}
+
+TEST(ParseTest, SaysAMendInOneLineWhateverTheFileSays) {
+  const ParseResult result = ParseConfig(
+      "rules: []\nredis: {addresses: [\"a\\x1bb\", \"[" + std::string(100'000, ':') + "\"]}",
+      "t.yaml");
+  ASSERT_EQ(result.problems.size(), 2u) << Text(result.problems);
+  EXPECT_EQ(result.problems[0].mend, "write the port too, as in a?b:6379");
+  EXPECT_LT(result.problems[1].ToString().size(), 3000u);
+}
+
 TEST(ParseTest, StopsListingAfterTooManyProblems) {
   std::string yaml = "rules:\n";
   for (int i = 0; i < 1000; ++i) yaml += "  - {x: 1}\n";

@@ -49,6 +49,12 @@ TEST_F(AccessLogTest, ReadsEveryFieldOfACombinedLine) {
   EXPECT_TRUE(entry_.is_http);
 }
 
+TEST_F(AccessLogTest, ReadsALineWhoseVirtualHostIsEmpty) {
+  ASSERT_EQ(ParseHead("\"\" 192.0.2.1 - alice"), LineKind::kEntry);
+  EXPECT_EQ(entry_.address, "192.0.2.1");
+  EXPECT_EQ(entry_.user, "alice");
+}
+
 TEST_F(AccessLogTest, ReadsACommonLineWithAHostName) {
   ASSERT_EQ(Parse("in24.example.com - - [01/Aug/1995:00:00:01 -0400] "
                   "\"GET /shuttle/sts-68-mcc-05.txt HTTP/1.0\" 200 1839"),
