@@ -36,12 +36,14 @@ struct Limit {
 };
 
 // tau = burst * T. Single tokens cost ceil(T) each, so tau is widened by the rounding of `burst`
-// single costs, yet by less than one T: a whole burst fits at once, one token more never does.
+// single costs, yet stays below the exact cost of burst + 1 tokens: a whole burst in one piece
+// fits, and one token more never does, in one piece or in many.
 inline Limit MakeLimit(uint64_t limit, uint64_t period_ns, uint64_t burst) {
   Limit l{.limit = limit, .period_ns = period_ns, .burst = burst};
   l.interval_ns = CostNs(1, period_ns, limit);
   const uint64_t exact = CostNs(burst, period_ns, limit);
-  l.tau_ns = std::min(burst * l.interval_ns, exact + l.interval_ns - 1);
+  const uint64_t below_next = CostNs(burst + 1, period_ns, limit) - 1;
+  l.tau_ns = std::min(burst * l.interval_ns, std::max(exact, below_next));
   l.debt_max_ns = std::max(l.tau_ns, kMinDebtNs);
   return l;
 }

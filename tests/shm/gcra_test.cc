@@ -38,6 +38,19 @@ TEST(GcraTest, AdmitsExactlyTheBurstAtOnce) {
 }
 
 // folly#2430: a zero time read as "since boot" tokens.
+// 700,000/s is 1428.57 ns a token: tau widened by almost a whole interval let 10,001 in at once.
+TEST(GcraTest, AWholeBurstInOnePieceFitsAndOneTokenMoreDoesNot) {
+  for (const uint64_t limit : {7u, 333u, 700'000u, 999'999'937u}) {
+    for (const uint64_t burst : {1u, 2u, 333u, 10'000u, 1'000'000u}) {
+      Model whole{MakeLimit(limit, kSecond, burst)};
+      EXPECT_TRUE(whole.Spend(burst, 50 * kSecond)) << limit << "/s burst " << burst;
+      EXPECT_FALSE(whole.Spend(1, 50 * kSecond)) << limit << "/s burst " << burst;
+      Model over{MakeLimit(limit, kSecond, burst)};
+      EXPECT_FALSE(over.Spend(burst + 1, 50 * kSecond)) << limit << "/s burst " << burst;
+    }
+  }
+}
+
 TEST(GcraTest, AFreshWordHoldsOneBurstWhateverTheUptime) {
   for (const uint64_t now : {uint64_t{0}, uint64_t{1}, kSecond, 10'000'000 * kSecond}) {
     Model m{MakeLimit(10, kSecond, 5)};
