@@ -1,22 +1,27 @@
-// Contenders of more than one file's rows.
+// The rows of checks: what each runs beside its floor. Rows are timed by check_bench.cc and counted
+// by instructions.cc.
 #pragma once
+
+#include <span>
+#include <vector>
 
 #include "bench/paired.h"
 #include "bench/stage.h"
 
 namespace sluice::bench {
 
-inline Contender KeyedCheck(const char* name, const char* label, bool with_decision = false) {
-  sluice_rule_t* const rule = Stage::Get().Rule(label);
-  return {name, [=](uint64_t n) {
-            sluice_decision_t decision;
-            sluice_decision_t* const wanted = with_decision ? &decision : nullptr;
-            int allowed = 0;
-            for (uint64_t i = 0; i < n; ++i) {
-              allowed += sluice_rule_check(rule, kKey, kKeyBytes, 1, wanted);
-            }
-            benchmark::DoNotOptimize(allowed);
-          }};
-}
+struct CheckRow {
+  const char* name;
+  uint64_t units;  // checks per slice: some tens of microseconds; a multiple of `batch`
+  uint64_t batch;  // the fewest checks that it can be asked for
+  // The row first ("ns"), then its floor and what else it stands beside. Makes the stage.
+  std::vector<Contender> (*contenders)();
+};
+
+// All rows of checks by one thread.
+std::span<const CheckRow> CheckRows();
+
+// Checks by key of the bound rule `label`.
+Contender KeyedCheck(const char* name, const char* label, bool with_decision = false);
 
 }  // namespace sluice::bench

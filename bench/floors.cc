@@ -13,8 +13,6 @@ namespace {
 using shm::MonotonicClock;
 using shm::Slot;
 
-constexpr uint32_t kBatch = 16;
-
 // The first group, then the second, as SlotTable does; null when the key is in neither.
 inline Slot* Probe(const FloorRule& rule, uint64_t hash) {
   const uint64_t fp = shm::FingerprintOf(hash);
@@ -140,16 +138,17 @@ uint64_t FloorCold(const FloorRule& rule, const char* keys, size_t key_bytes, ui
   return admitted;
 }
 
-uint64_t FloorBatch16(const FloorRule& rule, const char* keys, size_t key_bytes, uint64_t n) {
+uint64_t FloorBatch(const FloorRule& rule, const char* keys, size_t key_bytes, size_t batch,
+                    uint64_t n) {
   uint64_t admitted = 0;
-  for (uint64_t i = 0; i < n; i += kBatch) {
-    uint64_t hashes[kBatch];
-    for (uint32_t j = 0; j < kBatch; ++j) {
+  for (uint64_t i = 0; i < n; i += batch) {
+    uint64_t hashes[kMaxFloorBatch];
+    for (size_t j = 0; j < batch; ++j) {
       hashes[j] = Hash(rule, {keys + (i + j) * key_bytes, key_bytes});
       PrefetchGroups(rule, hashes[j]);
     }
     const uint64_t now_ns = MonotonicClock::CoarseNs();
-    for (uint32_t j = 0; j < kBatch; ++j) {
+    for (size_t j = 0; j < batch; ++j) {
       admitted += CheckFound(rule, Probe(rule, hashes[j]), hashes[j], now_ns) ? 1 : 0;
     }
   }

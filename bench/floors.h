@@ -43,8 +43,10 @@ uint64_t FloorThree(const FloorRule rules[3], const std::string_view keys[3], ui
 // `n` keys of `key_bytes` each, one after another in memory; one check of each.
 uint64_t FloorCold(const FloorRule& rule, const char* keys, size_t key_bytes, uint64_t n);
 
-// The same with memory latency overlapped: 16 keys are hashed and prefetched, then checked. `n` is
-// a multiple of 16.
-uint64_t FloorBatch16(const FloorRule& rule, const char* keys, size_t key_bytes, uint64_t n);
+// The same with memory latency overlapped: `batch` keys (up to kMaxFloorBatch) are hashed and
+// prefetched, then checked. `n` is a multiple of `batch`.
+inline constexpr size_t kMaxFloorBatch = 16;
+uint64_t FloorBatch(const FloorRule& rule, const char* keys, size_t key_bytes, size_t batch,
+                    uint64_t n);
 
 }  // namespace sluice::bench

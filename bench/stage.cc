@@ -28,18 +28,22 @@ void Require(bool ok, const char* what) {
   std::exit(1);
 }
 
-Stage::Stage() : served_(kRules, {.capacity = kColdSlots, .reconciling = true}) {
+Stage::Stage(uint64_t cold_keys, uint64_t slots)
+    : cold_count_(cold_keys), served_(kRules, {.capacity = slots, .reconciling = true}) {
   for (uint32_t shard = 0; shard < served_.control().info().shard_count; ++shard) {
     served_.control().SetShard(shard, shm::ShardMode::kHealthy, 1);
   }
   const sluice_options_t options = {sizeof options, 0, served_.dir().c_str(), "sluice_bench"};
   Require(sluice_open(&options, &client_) == 0, "cannot open a client");
   Require(sluice_wait(client_, kAttachMs) == 1, "the client does not attach");
-  MakeColdKeys();
 }
 
 Stage& Stage::Get() {
-  static Stage* const stage = new Stage;
+  static Stage* const stage = new Stage(1'000'000, 1 << 21);
+  return *stage;
+}
+Stage& Stage::Large() {
+  static Stage* const stage = new Stage(8'000'000, 1 << 24);
   return *stage;
 }
 
@@ -70,7 +74,8 @@ FloorRule Stage::Floor(const char* label) {
 }
 
 const char* Stage::NextCold(uint64_t n) {
-  if (cold_at_ + n > kColdKeys) cold_at_ = 0;
+  if (cold_keys_.empty()) MakeColdKeys();
+  if (cold_at_ + n > cold_count_) cold_at_ = 0;
   const char* const keys = cold_keys_.data() + cold_at_ * kKeyBytes;
   cold_at_ += n;
   return keys;
@@ -78,14 +83,14 @@ const char* Stage::NextCold(uint64_t n) {
 
 void Stage::MakeColdKeys() {
   std::mt19937_64 random(1);  // the same keys in each run
-  cold_keys_.reserve(kColdKeys * kKeyBytes);
-  for (uint64_t i = 0; i < kColdKeys; ++i) {
+  cold_keys_.reserve(cold_count_ * kKeyBytes);
+  for (uint64_t i = 0; i < cold_count_; ++i) {
     char key[kKeyBytes + 1];
     std::snprintf(key, sizeof key, "%016lx-%03lx-%015lx", random(), i & 0xfff, random() >> 4);
     cold_keys_.append(key, kKeyBytes);
   }
   sluice_rule_t* const rule = Rule("cold");
-  for (uint64_t i = 0; i < kColdKeys; ++i) {
+  for (uint64_t i = 0; i < cold_count_; ++i) {
     sluice_rule_check(rule, cold_keys_.data() + i * kKeyBytes, kKeyBytes, 1, nullptr);
   }
   sluice_rule_free(rule);

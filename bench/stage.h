@@ -17,17 +17,16 @@ inline constexpr char kKey[] = "6f9619ff-8b86-d011-b42d-00c04fc964ff";
 inline constexpr size_t kKeyBytes = sizeof kKey - 1;
 static_assert(kKeyBytes == 36);
 
-// Twice as many slots as keys, as operators are told to plan.
-inline constexpr uint64_t kColdKeys = 1'000'000;
-inline constexpr uint64_t kColdSlots = 1 << 21;
-
 // Ends the process when `ok` is false.
 void Require(bool ok, const char* what);
 
-// One for the life of the process, used by one thread.
+// Used by one thread.
 class Stage {
  public:
+  // For the life of the process: with a million cold keys, and with eight. Twice as many slots, as
+  // operators are told to plan.
   static Stage& Get();
+  static Stage& Large();
 
   sluice_t* client() const { return client_; }
   // A handle on the one descriptor `name` with kKey; a bound rule. For the life of the process.
@@ -35,15 +34,20 @@ class Stage {
   sluice_rule_t* Rule(const char* label) const;
   FloorRule Floor(const char* label);
 
-  // `n` keys of kKeyBytes each, in random order; each call goes on where the last one ended.
+  // `n` keys of kKeyBytes each, in random order; each call goes on where the last one ended. The
+  // first call makes all keys and their buckets.
   const char* NextCold(uint64_t n);
 
+  // From now on no thread but the caller's works here; clients attached so far go on.
+  void Freeze() { served_.StopServing(); }
+
  private:
-  Stage();
+  Stage(uint64_t cold_keys, uint64_t slots);
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;
   void MakeColdKeys();
 
+  const uint64_t cold_count_;
   test::ServedSegments served_;
   sluice_t* client_ = nullptr;
   std::string cold_keys_;

@@ -9,7 +9,9 @@ import pytest
 from harness.sluice import ROOT, build_dir
 
 ROWS = {"check_hot_handle", "check_hot_keyed", "check_three_rules", "check_deny",
-        "check_deny_keyed", "check_cold_1m_single", "check_cold_1m_batch16",
+        "check_deny_keyed", "check_cold_1m_single", "check_cold_1m_batch3",
+        "check_cold_1m_batch16", "check_cold_8m_single", "check_cold_8m_batch3",
+        "check_cold_8m_batch16",
         "redis_evalsha_per_request", "reconcile", "idle_daemon"}
 
 
@@ -41,3 +43,36 @@ def test_an_unknown_row_is_named():
     done = bench("check_nothing")
     assert done.returncode == 2
     assert "check_nothing" in done.stderr and "check_hot_handle" in done.stderr
+
+
+def test_a_check_takes_as_many_instructions_as_recorded(tmp_path):
+    if not os.path.exists(os.path.join(build_dir(), "bench", "sluice_instructions")):
+        pytest.skip("built without the benchmarks, or without valgrind's header")
+    out = tmp_path / "counts.json"
+    done = bench("--instructions", "--json", str(out))
+    if "not compared" in done.stdout:
+        pytest.skip(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["name"]: row for row in json.loads(out.read_text())}
+    # Only a locked instruction that is needed: one for the word, one for the use.
+    assert [round(rows[name]["locked"]) for name in
+            ("check_hot_handle", "check_hot_keyed", "check_three_rules", "check_deny")] \
+        == [2, 2, 6, 0]
+    for row in rows.values():
+        assert 0 < row["floor_instructions"] < row["instructions"], row
+        assert 0 < row["floor_lines"] and 0 < row["lines"], row
+
+
+def test_counts_off_the_record_are_told():
+    # The bench's own module: what it says of numbers that moved.
+    code = ("import instructions as i, json\n"
+            "kept = json.load(open(i.RECORDED))\n"
+            "rows = [{'name': n, **f} for n, f in kept['rows'].items()]\n"
+            "assert i.off_record(rows, kept['compiler']) == []\n"
+            "assert i.off_record(rows, 'another 1') is None\n"
+            "rows[0]['instructions'] *= 1.03\n"
+            "[said] = i.off_record(rows, kept['compiler'])\n"
+            "assert rows[0]['name'] in said and 'recorded' in said\n")
+    done = subprocess.run(["/usr/bin/python3", "-B", "-c", code], capture_output=True, text=True,
+                          timeout=60, check=False, cwd=os.path.join(ROOT, "bench"))
+    assert done.returncode == 0, done.stderr

@@ -1,20 +1,19 @@
-// Checks through the C ABI, each row beside its floor and beside the row that it is measured by.
+// What the rows of checks run, all of it through the C ABI but the floors.
 #include <benchmark/benchmark.h>
 
 #include <string_view>
 
 #include "bench/contenders.h"
 #include "bench/floors.h"
-#include "bench/paired.h"
-#include "bench/stage.h"
 #include "shm/slot_table.h"
 
 namespace sluice::bench {
 namespace {
 
-constexpr uint64_t kHotUnits = 4096;  // per slice: some tens of microseconds
-constexpr uint64_t kColdUnits = 512;
-constexpr size_t kBatch = 16;
+using Contenders = std::vector<Contender>;
+
+constexpr uint64_t kHotUnits = 4096;
+constexpr uint64_t kColdUnits = 528;  // a multiple of 3 and of 16
 
 Contender HandleCheck(const char* name, const char* descriptor, bool with_decision = false) {
   sluice_handle_t* const handle = Stage::Get().Handle(descriptor);
@@ -44,34 +43,30 @@ Contender KeyedFloor(const char* label) {
           }};
 }
 
-void CheckHotHandle(benchmark::State& state) {
+Contenders CheckHotHandle() {
   const Contender row = HandleCheck("ns", "id");
   row.run(1);
-  RunPaired(state, kHotUnits,
-            {row, HandleFloor("hot"), HandleCheck("with_decision_ns", "id", true)});
+  return {row, HandleFloor("hot"), HandleCheck("with_decision_ns", "id", true)};
 }
 
-void CheckHotKeyed(benchmark::State& state) {
+Contenders CheckHotKeyed() {
   const Contender row = KeyedCheck("ns", "hot");
   row.run(1);
-  RunPaired(state, kHotUnits,
-            {row, KeyedFloor("hot"), KeyedCheck("with_decision_ns", "hot", true)});
+  return {row, KeyedFloor("hot"), KeyedCheck("with_decision_ns", "hot", true)};
 }
 
-void CheckDeny(benchmark::State& state) {
+Contenders CheckDeny() {
   const Contender row = HandleCheck("ns", "spent");
   row.run(100);
-  RunPaired(state, kHotUnits,
-            {row, HandleFloor("exhausted"), HandleCheck("beside_ns", "id"),
-             HandleCheck("with_decision_ns", "spent", true)});
+  return {row, HandleFloor("exhausted"), HandleCheck("beside_ns", "id"),
+          HandleCheck("with_decision_ns", "spent", true)};
 }
 
-void CheckDenyKeyed(benchmark::State& state) {
+Contenders CheckDenyKeyed() {
   const Contender row = KeyedCheck("ns", "exhausted");
   row.run(100);
-  RunPaired(state, kHotUnits,
-            {row, KeyedFloor("exhausted"), KeyedCheck("beside_ns", "hot"),
-             KeyedCheck("with_decision_ns", "exhausted", true)});
+  return {row, KeyedFloor("exhausted"), KeyedCheck("beside_ns", "hot"),
+          KeyedCheck("with_decision_ns", "exhausted", true)};
 }
 
 // The request of the row and of its floor.
@@ -103,19 +98,17 @@ struct ThreeRules {
   }
 };
 
-void CheckThreeRules(benchmark::State& state) {
-  const ThreeRules three;
+Contenders CheckThreeRules() {
+  static const ThreeRules three;
   const Contender row = three.Row("ns");
   row.run(1);
-  RunPaired(
-      state, kHotUnits / 2,
-      {row, three.Floor(), KeyedCheck("beside_ns", "hot"), three.Row("with_decision_ns", true)});
+  return {row, three.Floor(), KeyedCheck("beside_ns", "hot"), three.Row("with_decision_ns", true)};
 }
 
-Contender ColdSingle(const char* name) {
-  sluice_rule_t* const rule = Stage::Get().Rule("cold");
-  return {name, [=](uint64_t n) {
-            const char* key = Stage::Get().NextCold(n);
+Contender ColdSingle(Stage& stage, const char* name) {
+  sluice_rule_t* const rule = stage.Rule("cold");
+  return {name, [&stage, rule](uint64_t n) {
+            const char* key = stage.NextCold(n);
             int allowed = 0;
             for (uint64_t i = 0; i < n; ++i, key += kKeyBytes) {
               allowed += sluice_rule_check(rule, key, kKeyBytes, 1, nullptr);
@@ -124,20 +117,20 @@ Contender ColdSingle(const char* name) {
           }};
 }
 
-void CheckColdSingle(benchmark::State& state) {
-  const FloorRule rule = Stage::Get().Floor("cold");
-  RunPaired(state, kColdUnits,
-            {ColdSingle("ns"), {"floor_ns", [&](uint64_t n) {
-                                  const char* const keys = Stage::Get().NextCold(n);
-                                  benchmark::DoNotOptimize(FloorCold(rule, keys, kKeyBytes, n));
-                                }}});
+Contenders CheckColdSingle(Stage& stage) {
+  const FloorRule rule = stage.Floor("cold");
+  const auto floor = [&stage, rule](uint64_t n) {
+    benchmark::DoNotOptimize(FloorCold(rule, stage.NextCold(n), kKeyBytes, n));
+  };
+  return {ColdSingle(stage, "ns"), {"floor_ns", floor}};
 }
 
-void CheckColdBatch16(benchmark::State& state) {
-  sluice_rule_t* const bound = Stage::Get().Rule("cold");
-  const FloorRule rule = Stage::Get().Floor("cold");
-  const auto row = [&](uint64_t n) {
-    const char* key = Stage::Get().NextCold(n);
+template <size_t kBatch>
+Contenders CheckColdBatch(Stage& stage) {
+  sluice_rule_t* const bound = stage.Rule("cold");
+  const FloorRule rule = stage.Floor("cold");
+  const auto row = [&stage, bound](uint64_t n) {
+    const char* key = stage.NextCold(n);
     int allowed = 0;
     for (uint64_t i = 0; i < n; i += kBatch) {
       sluice_key_t keys[kBatch];
@@ -150,20 +143,41 @@ void CheckColdBatch16(benchmark::State& state) {
     }
     benchmark::DoNotOptimize(allowed);
   };
-  const auto floor = [&](uint64_t n) {
-    const char* const keys = Stage::Get().NextCold(n);
-    benchmark::DoNotOptimize(FloorBatch16(rule, keys, kKeyBytes, n));
+  const auto floor = [&stage, rule](uint64_t n) {
+    benchmark::DoNotOptimize(FloorBatch(rule, stage.NextCold(n), kKeyBytes, kBatch, n));
   };
-  RunPaired(state, kColdUnits, {{"ns", row}, {"floor_ns", floor}, ColdSingle("beside_ns")});
+  return {{"ns", row}, {"floor_ns", floor}, ColdSingle(stage, "beside_ns")};
 }
 
-BENCHMARK(CheckHotHandle)->Name("check_hot_handle")->UseManualTime();
-BENCHMARK(CheckHotKeyed)->Name("check_hot_keyed")->UseManualTime();
-BENCHMARK(CheckThreeRules)->Name("check_three_rules")->UseManualTime();
-BENCHMARK(CheckDeny)->Name("check_deny")->UseManualTime();
-BENCHMARK(CheckDenyKeyed)->Name("check_deny_keyed")->UseManualTime();
-BENCHMARK(CheckColdSingle)->Name("check_cold_1m_single")->UseManualTime();
-BENCHMARK(CheckColdBatch16)->Name("check_cold_1m_batch16")->UseManualTime();
+constexpr CheckRow kRows[] = {
+    {"check_hot_handle", kHotUnits, 1, CheckHotHandle},
+    {"check_hot_keyed", kHotUnits, 1, CheckHotKeyed},
+    {"check_three_rules", kHotUnits / 2, 1, CheckThreeRules},
+    {"check_deny", kHotUnits, 1, CheckDeny},
+    {"check_deny_keyed", kHotUnits, 1, CheckDenyKeyed},
+    {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},
+    {"check_cold_1m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Get()); }},
+    {"check_cold_1m_batch16", kColdUnits, 16, [] { return CheckColdBatch<16>(Stage::Get()); }},
+    {"check_cold_8m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Large()); }},
+    {"check_cold_8m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Large()); }},
+    {"check_cold_8m_batch16", kColdUnits, 16, [] { return CheckColdBatch<16>(Stage::Large()); }},
+};
 
 }  // namespace
+
+std::span<const CheckRow> CheckRows() { return kRows; }
+
+Contender KeyedCheck(const char* name, const char* label, bool with_decision) {
+  sluice_rule_t* const rule = Stage::Get().Rule(label);
+  return {name, [=](uint64_t n) {
+            sluice_decision_t decision;
+            sluice_decision_t* const wanted = with_decision ? &decision : nullptr;
+            int allowed = 0;
+            for (uint64_t i = 0; i < n; ++i) {
+              allowed += sluice_rule_check(rule, kKey, kKeyBytes, 1, wanted);
+            }
+            benchmark::DoNotOptimize(allowed);
+          }};
+}
+
 }  // namespace sluice::bench
