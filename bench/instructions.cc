@@ -1,10 +1,11 @@
-// Counts, under callgrind, what checks and their floors execute: see instructions.py, which runs it.
+// Counts, under callgrind, what checks and their floors execute: see instructions.py, which runs
+// it.
 //
 //   sluice_instructions ROW...
 //
-// For each contender of each row callgrind writes two dumps: one named "count ROW CONTENDER CHECKS",
-// and one named "lines ROW CONTENDER CHECKS", whose data misses are the cache lines that a check
-// touches, since the cache is emptied before each.
+// For each contender of each row callgrind writes two dumps: one named "count ROW CONTENDER
+// CHECKS", and one named "lines ROW CONTENDER CHECKS", whose data misses are the cache lines that a
+// check touches, since the cache is emptied before each.
 #include <valgrind/callgrind.h>
 
 #include <cstdio>

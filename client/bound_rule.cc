@@ -19,7 +19,6 @@ struct RuleBlock {
   const std::atomic<uint64_t>* policy_word;
   std::atomic<uint64_t> usual_until_ns;
   size_t plain_bytes;  // keys up to this name a bucket just as they stand; 0: none does
-  clockid_t clock;
   bool coarse_serves;
   uint64_t lag_ns;
   RuleKey key;
@@ -41,7 +40,6 @@ void RuleBlock::Set(const Attachment& a, uint64_t coarse_step_ns) {
   usual_until_ns.store(0, std::memory_order_relaxed);
   plain_bytes = PlainKeyBytes(key);
   coarse_serves = shm::CoarseServes(rule.limit.tau_ns, coarse_step_ns);
-  clock = coarse_serves ? CLOCK_MONOTONIC_COARSE : CLOCK_MONOTONIC;
   lag_ns = coarse_serves ? shm::kCoarseLagSteps * coarse_step_ns : 0;
 }
 
@@ -170,32 +168,79 @@ struct KeyPath {
   }
 };
 
-// The check of a key whose hash and time are known. kPlain, and why it is a function of its own:
-// see CheckUsual.
-template <bool kPlain>
-[[gnu::noinline]] int CheckHash(sluice_rule& r, const RuleBlock& block, Text key, uint64_t hash,
-                                uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
-  const KeyPath path = {r, block, key, hash};
-  if (now_ns >= block.usual_until_ns.load(std::memory_order_relaxed) ||
-      block.policy_word->load(std::memory_order_acquire) != block.key.policy) [[unlikely]] {
-    return path.Long(cost, decision);
-  }
-  const Attachment& a = *block.attachment;
-  if (kPlain && TallyDeniedAgain(a, hash, block.rule, now_ns)) return block.rule.shadow ? 1 : 0;
-  const uint32_t index = Table(a.slots, a.capacity, a.counters).Find(hash);
-  if (index == shm::kNoSlot || !IsShardHealthy(a, a.slots[index])) [[unlikely]] {
-    return path.Long(cost, decision);
-  }
-  return CheckUsual<kPlain>(path, a.slots[index], shm::FingerprintOf(hash), now_ns,
-                            kPlain ? 1 : cost, kPlain ? nullptr : decision);
+// The hash of a key that names its bucket just as it stands.
+[[gnu::always_inline]] inline uint64_t HashPlain(const RuleBlock& block, Text key) {
+  return shm::HashValue(block.attachment->hash_key, key.view(), block.key.hash_seed);
 }
 
-uint64_t HashOfKey(const Attachment& a, const RuleBlock& block, Text key) {
+// False where the long way is due.
+bool IsUsual(const RuleBlock& block, uint64_t now_ns) {
+  return now_ns < block.usual_until_ns.load(std::memory_order_relaxed) &&
+         block.policy_word->load(std::memory_order_acquire) == block.key.policy;
+}
+
+// The slot of `hash` where it stands and its shard is healthy; else null.
+[[gnu::always_inline]] inline shm::Slot* HealthySlot(const RuleBlock& block, uint64_t hash) {
+  shm::Slot* const slot = TableOf(*block.attachment).FindSlot(hash);
+  return slot != nullptr && IsShardHealthy(*block.attachment, *slot) ? slot : nullptr;
+}
+
+// The check of a key at a known time, and why it is a function of its own: see CheckUsual. Three of
+// them: the plain one, the same for a thread that tallies denials or while a shard is degraded, and
+// with a decision or a cost.
+[[gnu::noinline]] int CheckKeyWatching(sluice_rule& r, const RuleBlock& block, Text key,
+                                       uint64_t now_ns) {
+  if (!IsUsual(block, now_ns)) [[unlikely]] {
+    return CheckRuleLong(r, key, 1, nullptr);
+  }
+  const uint64_t hash = HashPlain(block, key);
+  if (TallyDeniedAgain(*block.attachment, hash, block.rule, now_ns)) [[likely]] {
+    return block.rule.shadow ? 1 : 0;
+  }
+  const KeyPath path = {r, block, key, hash};
+  shm::Slot* const slot = HealthySlot(block, hash);
+  if (slot == nullptr) [[unlikely]] {
+    return path.Long(1, nullptr);
+  }
+  return CheckUsual<true, false>(path, *slot, shm::FingerprintOf(hash), now_ns, 1, nullptr);
+}
+
+[[gnu::noinline]] int CheckKeyPlain(sluice_rule& r, const RuleBlock& block, Text key,
+                                    uint64_t now_ns) {
+  if (IsTallying() || IsAnyShardDegraded(*block.attachment)) [[unlikely]] {
+    return CheckKeyWatching(r, block, key, now_ns);
+  }
+  if (!IsUsual(block, now_ns)) [[unlikely]] {
+    return CheckRuleLong(r, key, 1, nullptr);
+  }
+  const uint64_t hash = HashPlain(block, key);
+  const KeyPath path = {r, block, key, hash};
+  shm::Slot* const slot = TableOf(*block.attachment).FindSlot(hash);
+  if (slot == nullptr) [[unlikely]] {
+    return path.Long(1, nullptr);
+  }
+  return CheckUsual<true, true>(path, *slot, shm::FingerprintOf(hash), now_ns, 1, nullptr);
+}
+
+[[gnu::noinline]] int CheckKeyFull(sluice_rule& r, const RuleBlock& block, Text key, uint32_t cost,
+                                   sluice_decision_t* decision) {
+  const uint64_t now_ns = Clock::Now(block.coarse_serves);
+  if (cost > SLUICE_MAX_COST || !IsUsual(block, now_ns)) {
+    return CheckRuleLong(r, key, cost, decision);
+  }
+  const uint64_t hash = HashPlain(block, key);
+  const KeyPath path = {r, block, key, hash};
+  shm::Slot* const slot = HealthySlot(block, hash);
+  if (slot == nullptr) return path.Long(cost, decision);
+  return CheckUsual<false, false>(path, *slot, shm::FingerprintOf(hash), now_ns, cost, decision);
+}
+
+uint64_t HashOfKey(const RuleBlock& block, Text key) {
   if (key.size <= block.plain_bytes) [[likely]] {
-    return shm::HashValue(a.hash_key, key.view(), block.key.hash_seed);
+    return HashPlain(block, key);
   }
   KeyItem item;
-  item.Set(a, block, key);
+  item.Set(*block.attachment, block, key);
   return item.item.hash;
 }
 
@@ -216,9 +261,9 @@ struct Chunk {
       return AnswerDefault(ctx.client, SLUICE_E_ARGUMENT, decision);
     }
     if (is_usual && slot != shm::kNoSlot && IsShardHealthy(a, a.slots[slot])) [[likely]] {
-      return CheckUsual<kPlain>(KeyPath{rule, block, key, hash}, a.slots[slot],
-                                shm::FingerprintOf(hash), now_ns, kPlain ? 1 : cost,
-                                kPlain ? nullptr : decision);
+      return CheckUsual<kPlain, false>(KeyPath{rule, block, key, hash}, a.slots[slot],
+                                       shm::FingerprintOf(hash), now_ns, kPlain ? 1 : cost,
+                                       kPlain ? nullptr : decision);
     }
     KeyItem item;
     item.Set(a, block, key);
@@ -238,9 +283,8 @@ int CheckChunk(const Chunk<kPlain>& chunk, const sluice_key_t* keys, size_t coun
   uint32_t slots[kChunk];
   uint32_t in_second = 0;  // a bit per key
   for (size_t i = 0; i < count; ++i) {
-    hashes[i] = IsKey(keys[i].key, keys[i].len)
-                    ? HashOfKey(*chunk.ctx.attachment, chunk.block, {keys[i].key, keys[i].len})
-                    : 0;
+    hashes[i] =
+        IsKey(keys[i].key, keys[i].len) ? HashOfKey(chunk.block, {keys[i].key, keys[i].len}) : 0;
     table.PrefetchFirst(hashes[i]);
   }
   for (size_t i = 0; i < count; ++i) {
@@ -333,19 +377,14 @@ int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len, uint
     return SLUICE_E_ARGUMENT;
   }
   const RuleBlock* const block = rule->blocks.current();
-  if (block == nullptr || key == nullptr || key_len > block->plain_bytes || cost > SLUICE_MAX_COST)
-      [[unlikely]] {
+  if (block == nullptr || key == nullptr || key_len > block->plain_bytes) [[unlikely]] {
     return CheckRuleLong(*rule, {key, key_len}, cost, decision);
   }
-  const Attachment& a = *block->attachment;
-  const uint64_t hash = shm::HashValue(a.hash_key, {key, key_len}, block->key.hash_seed);
-  sluice::client::Table(a.slots, a.capacity, a.counters).PrefetchFirst(hash);
-  const uint64_t now_ns = sluice::client::Clock::Read(block->clock);
-  if (cost == 1 && decision == nullptr) {
-    return sluice::client::CheckHash<true>(*rule, *block, {key, key_len}, hash, now_ns, 1, nullptr);
+  if (cost != 1 || decision != nullptr) {
+    return sluice::client::CheckKeyFull(*rule, *block, {key, key_len}, cost, decision);
   }
-  return sluice::client::CheckHash<false>(*rule, *block, {key, key_len}, hash, now_ns, cost,
-                                          decision);
+  return sluice::client::CheckKeyPlain(*rule, *block, {key, key_len},
+                                       sluice::client::Clock::Now(block->coarse_serves));
 }
 
 int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* keys, size_t count,

@@ -16,6 +16,10 @@ using Clock = shm::MonotonicClock;
 using Time = shm::RequestTime<Clock>;
 using Table = shm::SlotTable<std::atomic<uint64_t>>;
 
+inline Table TableOf(const Attachment& a) {
+  return Table::OfGroups(a.slots, a.group_mask, a.counters);
+}
+
 // Retry-after under `when_degraded: closed`, where nobody knows how long: the daemon's breaker
 // looks again at least this often.
 inline constexpr uint64_t kClosedRetryNs = 1'000'000'000;
@@ -31,10 +35,7 @@ struct Context {
   Time time;
 
   Context(sluice_t* c, const Attachment* a, bool coarse_serves)
-      : client(c),
-        attachment(a),
-        table(a->slots, a->capacity, a->counters),
-        time(coarse_serves, c->coarse_step_ns) {
+      : client(c), attachment(a), table(TableOf(*a)), time(coarse_serves, c->coarse_step_ns) {
     c->attacher.Step(time.now_ns());
   }
 };
@@ -63,7 +64,14 @@ inline const std::atomic<uint64_t>* ShardWordOf(const Attachment& a, uint64_t au
   return &a.shard_states[shard < a.shard_count ? shard : 0];
 }
 
+inline bool IsAnyShardDegraded(const Attachment& a) {
+  return a.control->emergency_shards.load(std::memory_order_relaxed) != 0;
+}
+
 inline bool IsShardHealthy(const Attachment& a, const shm::Slot& slot) {
+  if (!IsAnyShardDegraded(a)) [[likely]] {
+    return true;
+  }
   const uint64_t aux = slot.aux.load(std::memory_order_relaxed);
   return !shm::shard_state::IsEmergency(ShardWordOf(a, aux)->load(std::memory_order_relaxed));
 }
@@ -218,13 +226,14 @@ void FinishItem(const sluice_t& client, const Attachment& attachment, const Item
 //   Finish(slot)                    see Tidy; writes the name's text where the daemon wants it
 //   Deny(slot, gen, now_ns)         begins a tally, and remembers the denial
 //   Tell(attempt, now_ns, decision) the answer, with the decision filled
-// kPlain: for cost 1 and without a decision, known at compile time.
+// kPlain: for cost 1 and without a decision, known at compile time. kUntallied: this thread tallies
+// no denials now, so that none are of another key.
 // Preconditions: now_ns is below the last UsualUntil(), and the slot's shard is healthy.
 //
 // Callers read the clock in one function and call this one last, from another: a register that is
 // saved on the stack must be restored before the locked operations. A load waits for them, and with
 // it all that the caller computes from that register: its next check, at worst.
-template <bool kPlain, class Path>
+template <bool kPlain, bool kUntallied, class Path>
 [[gnu::always_inline]] inline int CheckUsual(const Path& path, shm::Slot& slot, uint64_t fp,
                                              uint64_t now_ns, uint32_t cost,
                                              sluice_decision_t* decision) {
@@ -240,7 +249,7 @@ template <bool kPlain, class Path>
       }
       const uint64_t aux = shm::CountUse(slot, cost * rule.cost);
       if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty ||
-          IsTallyOfOther(slot)) [[unlikely]] {
+          (!kUntallied && IsTallyOfOther(slot))) [[unlikely]] {
         if (kPlain) return path.Finish(slot);
         path.Finish(slot);
       }
@@ -249,7 +258,7 @@ template <bool kPlain, class Path>
   } else if (outcome == shm::Outcome::kDenied &&
              shm::IsDenialClear(seen, rule.limit.tau_ns, rule.limit.debt_max_ns, now_ns,
                                 path.lag_ns())) {
-    if (!TallyDenied(slot, seen.gen, now_ns)) [[unlikely]] {
+    if (kUntallied || !TallyDenied(slot, seen.gen, now_ns)) [[unlikely]] {
       if (kPlain) return path.Deny(slot, seen.gen, now_ns);
       path.Deny(slot, seen.gen, now_ns);
     }

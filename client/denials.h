@@ -43,8 +43,10 @@ void FlushTally(const sluice_t& client);
 void BeginTally(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
                 uint16_t gen, uint64_t now_ns);
 
+inline bool IsTallying() { return tally.slot != nullptr; }
+
 // True when a check of cost 1 under `rule` is denied as the last one was; it is tallied then.
-// `slot`: where its key stands.
+// `slot`: where its key stands. The caller has seen that the policy is still the same.
 inline bool TallyDeniedAgain(const shm::Slot& slot, const Rule& rule, uint64_t now_ns) {
   Tally& t = tally;
   if (t.slot != &slot || t.rule != &rule || now_ns >= t.until_ns || t.n >= kTallyMax ||

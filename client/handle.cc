@@ -21,7 +21,7 @@ struct HandleBlock {
   // search.
   const std::atomic<uint64_t>* policy_word;
   uint64_t policy;
-  clockid_t clock;
+  bool coarse_serves;
   std::atomic<uint64_t> usual_until_ns;  // 0: several rules, or no slot
   std::atomic<shm::Slot*> slot;
   uint64_t fp;
@@ -30,7 +30,6 @@ struct HandleBlock {
   const Attachment* attachment;
   sluice_handle* handle;
   size_t count;
-  bool coarse_serves;
   Item items[kHandleItems];
   Rule rules[kHandleItems];
   Text values[kHandleValues];
@@ -60,7 +59,6 @@ bool CopyPlan(const Plan& plan, HandleBlock* block) {
   block->policy = plan.policy;
   block->count = plan.count;
   block->coarse_serves = plan.coarse_serves;
-  block->clock = plan.coarse_serves ? CLOCK_MONOTONIC_COARSE : CLOCK_MONOTONIC;
   block->fp = shm::FingerprintOf(plan.items[0].hash);
   block->usual_until_ns.store(0, std::memory_order_relaxed);
   return true;
@@ -159,31 +157,44 @@ struct HandlePath {
   }
 };
 
-// The check at a known time. kPlain, and why it is a function of its own: see CheckUsual.
-template <bool kPlain>
-[[gnu::always_inline]] inline int CheckHandleAt(const HandleBlock& block, uint64_t now_ns,
-                                                uint32_t cost, sluice_decision_t* decision) {
-  const HandlePath path = {block};
-  if (now_ns >= block.usual_until_ns.load(std::memory_order_acquire) ||
-      block.policy_word->load(std::memory_order_acquire) != block.policy) [[unlikely]] {
-    return path.Long(cost, decision);
+// False where the long way is due.
+bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
+  return now_ns < block.usual_until_ns.load(std::memory_order_acquire) &&
+         block.policy_word->load(std::memory_order_acquire) == block.policy;
+}
+
+// The check at a known time, and why it is a function of its own: see CheckUsual. Two of them: the
+// plain one, and the same for a thread that tallies denials, this handle's or another's.
+[[gnu::noinline]] int CheckHandleTallying(const HandleBlock& block, uint64_t now_ns) {
+  if (!IsUsual(block, now_ns)) [[unlikely]] {
+    return CheckHandleLong(*block.handle, 1, nullptr);
   }
   shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
-  if (kPlain && TallyDeniedAgain(slot, block.rules[0], now_ns)) {
+  if (TallyDeniedAgain(slot, block.rules[0], now_ns)) [[likely]] {
     return block.rules[0].shadow ? 1 : 0;
   }
-  return CheckUsual<kPlain>(path, slot, block.fp, now_ns, cost, decision);
+  return CheckUsual<true, false>(HandlePath{block}, slot, block.fp, now_ns, 1, nullptr);
 }
 
 [[gnu::noinline]] int CheckHandlePlain(const HandleBlock& block, uint64_t now_ns) {
-  return CheckHandleAt<true>(block, now_ns, 1, nullptr);
+  if (IsTallying()) [[unlikely]] {
+    return CheckHandleTallying(block, now_ns);
+  }
+  if (!IsUsual(block, now_ns)) [[unlikely]] {
+    return CheckHandleLong(*block.handle, 1, nullptr);
+  }
+  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  return CheckUsual<true, true>(HandlePath{block}, slot, block.fp, now_ns, 1, nullptr);
 }
 
 [[gnu::noinline]] int CheckHandleFull(sluice_handle& h, uint32_t cost,
                                       sluice_decision_t* decision) {
   const HandleBlock* const block = h.blocks.current();
   if (block == nullptr || cost > SLUICE_MAX_COST) return CheckHandleLong(h, cost, decision);
-  return CheckHandleAt<false>(*block, Clock::Read(block->clock), cost, decision);
+  const uint64_t now_ns = Clock::Now(block->coarse_serves);
+  if (!IsUsual(*block, now_ns)) return CheckHandleLong(h, cost, decision);
+  shm::Slot& slot = *block->slot.load(std::memory_order_relaxed);
+  return CheckUsual<false, false>(HandlePath{*block}, slot, block->fp, now_ns, cost, decision);
 }
 
 }  // namespace
@@ -234,11 +245,13 @@ int sluice_handle_check(sluice_handle_t* handle, uint32_t cost, sluice_decision_
   if (handle == nullptr) [[unlikely]] {
     return SLUICE_E_ARGUMENT;
   }
+  if (cost != 1) return sluice::client::CheckHandleFull(*handle, cost, decision);
+  if (decision != nullptr) return sluice::client::CheckHandleFull(*handle, cost, decision);
   const auto* const block = handle->blocks.current();
-  if (cost != 1 || decision != nullptr || block == nullptr) {
+  if (block == nullptr) [[unlikely]] {
     return sluice::client::CheckHandleFull(*handle, cost, decision);
   }
-  return sluice::client::CheckHandlePlain(*block, sluice::client::Clock::Read(block->clock));
+  return sluice::client::CheckHandlePlain(*block, sluice::client::Clock::Now(block->coarse_serves));
 }
 
 void sluice_handle_free(sluice_handle_t* handle) { delete handle; }

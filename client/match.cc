@@ -22,11 +22,6 @@ using shm::RuleView;
 
 constexpr int kPolicyReads = 4;  // the rules change far more slowly than this reads them
 
-Text ValueAt(const sluice_descriptor_t* descriptors, size_t at) {
-  const sluice_descriptor_t& d = descriptors[at];
-  return {d.value_len != 0 ? d.value : "", d.value_len};
-}
-
 // A request's descriptors, as conditions and tiers speak of them.
 struct Request {
   const sluice_descriptor_t* descriptors;
@@ -234,6 +229,16 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
     shape->is_direct = shape->is_direct && !made.asks_values && made.key_count == 1;
     shape->coarse_serves = shape->coarse_serves && made.coarse_serves;
   }
+  for (size_t i = 0; shape->is_direct && i < shape->candidate_count; ++i) {
+    const Candidate& made = shape->candidates[i];
+    shape->direct[i] = {.hash_seed = made.hash_seed,
+                        .cost_ns = made.rule->unit_ns,
+                        .tau_ns = made.rule->limit.tau_ns,
+                        .tokens = made.rule->cost,
+                        .plain_bytes = made.plain_bytes,
+                        .key = made.key[0],
+                        .key_at = made.key_at[0]};
+  }
   std::atomic_thread_fence(std::memory_order_acquire);
   return attachment.control->policy.load(std::memory_order_relaxed) == policy;
 }
@@ -360,8 +365,7 @@ int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
   return BuildLong(attachment, coarse_step_ns, descriptors, count, shape, place, plan);
 }
 
-Text KeyValue(const shm::KeyPartView& part, Text value, char* ip) {
-  if (part.form != KeyForm::kIp) return value;
+Text IpValue(const shm::KeyPartView& part, Text value, char* ip) {
   const std::string_view network =
       shm::CanonicalPrefix(value.view(), part.v4_bits, part.v6_bits, ip);
   return network.data() != nullptr ? Text{network.data(), network.size()} : value;

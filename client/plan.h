@@ -8,6 +8,7 @@
 #include "client/attach.h"
 #include "client/include/sluice.h"
 #include "shm/bucket.h"
+#include "shm/ip_prefix.h"
 #include "shm/policy_view.h"
 
 namespace sluice::client {
@@ -76,7 +77,13 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
 
 // `value` in the form that names a bucket: canonical where the key part says ip (written to `ip`,
 // kIpBytes), else itself.
-Text KeyValue(const shm::KeyPartView& part, Text value, char* ip);
+Text IpValue(const shm::KeyPartView& part, Text value, char* ip);
+inline Text KeyValue(const shm::KeyPartView& part, Text value, char* ip) {
+  if (part.form != shm::KeyForm::kIp || shm::IsCanonicalV4(value.view(), part.v4_bits)) {
+    return value;
+  }
+  return IpValue(part, value, ip);
+}
 
 // The longest single value with which a name of this label stands in a slot's text unfolded.
 inline size_t MaxPlainValueBytes(size_t label_bytes) {

@@ -1,6 +1,7 @@
 // One request over its rules: all of them admit it, or nothing is spent in any.
 #include <algorithm>
 
+#include "client/admit.h"
 #include "client/check.h"
 
 namespace sluice::client {
@@ -10,64 +11,25 @@ using shm::Outcome;
 
 constexpr int kRequestRestarts = 4;
 
-// A bucket that said yes, and all that is needed to hold it to that or to give back.
-struct Look {
-  shm::Slot* slot;
-  uint64_t word_ns;
-  uint64_t new_ns;
-  uint64_t cost_ns;
-  uint16_t gen;
+// See AdmitAll.
+struct PlannedRequest {
+  const Context& ctx;
+  const Item* items;
+  uint64_t policy;
+  uint32_t cost;
+
+  uint64_t hash(size_t i) const { return items[i].hash; }
+  uint64_t cost_ns(size_t i) const { return CostNs(*items[i].rule, cost); }
+  uint64_t tau_ns(size_t i) const { return items[i].rule->limit.tau_ns; }
+  uint32_t tokens(size_t i) const { return cost * items[i].rule->cost; }
+  void Finish(size_t i, shm::Slot& slot) const {
+    FinishItem(*ctx.client, *ctx.attachment, items[i], policy, slot);
+  }
 };
 
-[[gnu::noinline]] void GiveBack(const Item* items, const Look* looks, size_t count) {
-  const uint64_t fresh_ns = Clock::PreciseNs();
-  for (size_t i = 0; i < count; ++i) {
-    shm::RefundSlot(*looks[i].slot, shm::FingerprintOf(items[i].hash), looks[i].gen,
-                    looks[i].new_ns, looks[i].cost_ns, fresh_ns);
-  }
-}
-
-// A request as nearly all of them are: each bucket stands in the table, none is degraded,
-// all say yes at the first look and nobody else changes one meanwhile. True: admitted and counted.
-// False: nothing is spent, and the long way decides. It keeps little, since a locked operation
-// waits until all that was stored before it has left the core.
-[[gnu::noinline]] bool CheckAllUsual(const Context& ctx, const Item* items, size_t count,
-                                     uint64_t policy, uint32_t cost, Look looks[kMaxItems]) {
-  const Attachment& a = *ctx.attachment;
-  const uint64_t now_ns = ctx.time.now_ns();
-  if (IsSilent(a, now_ns)) return false;
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t index = ctx.table.Find(items[i].hash);
-    if (index == shm::kNoSlot) return false;
-    shm::Slot& slot = a.slots[index];
-    if (!IsShardHealthy(a, slot)) return false;
-    const Rule& rule = *items[i].rule;
-    shm::Seen seen;
-    if (shm::LookSlot(slot, shm::FingerprintOf(items[i].hash), CostNs(rule, cost),
-                      rule.limit.tau_ns, /*dearer_q16=*/0, now_ns, &seen) != Outcome::kAllowed) {
-      return false;
-    }
-    looks[i] = {&slot, seen.word_ns, seen.verdict.new_ns, seen.cost_ns, seen.gen};
-  }
-  for (size_t i = 0; i < count; ++i) {
-    uint64_t word = looks[i].word_ns;
-    if (!looks[i].slot->word.compare_exchange_strong(word, looks[i].new_ns,
-                                                     std::memory_order_acq_rel)) [[unlikely]] {
-      GiveBack(items, looks, i);
-      return false;
-    }
-  }
-  for (size_t i = 0; i < count; ++i) {
-    shm::Slot& slot = *looks[i].slot;
-    const uint64_t aux = shm::CountUse(slot, cost * items[i].rule->cost);
-    if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty) [[unlikely]] {
-      FinishItem(*ctx.client, a, items[i], policy, slot);
-    }
-  }
-  if (tally.slot != nullptr) [[unlikely]] {
-    FlushTally(*ctx.client);
-  }
-  return true;
+[[gnu::noinline]] bool AdmitPlanned(const PlannedRequest& request, size_t count, Look* looks) {
+  const Context& ctx = request.ctx;
+  return AdmitAll<true>(request, *ctx.client, *ctx.attachment, count, ctx.time.now_ns(), looks);
 }
 
 // How far an attempt stays from its edge.
@@ -87,7 +49,7 @@ class RequestCheck {
   RequestCheck(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost)
       : ctx_(ctx), items_(items), count_(count), policy_(policy), cost_(cost) {}
 
-  // The answer to what CheckAllUsual admitted.
+  // The answer to what AdmitAll admitted.
   int Admitted(const Look* looks, sluice_decision_t* decision) {
     const uint64_t now_ns = ctx_.time.now_ns();
     for (size_t i = 0; i < count_; ++i) {
@@ -97,10 +59,10 @@ class RequestCheck {
       attempt.index = IndexOf(*ctx_.attachment, *look.slot);
       attempt.overflow = attempt.emergency = false;
       attempt.outcome = Outcome::kAllowed;
-      attempt.charge = ChargeOf(*items_[i].rule, cost_, look.cost_ns, /*commit=*/true);
+      attempt.charge = ChargeOf(*items_[i].rule, cost_, look.cost_ns(now_ns), /*commit=*/true);
       attempt.seen = {.word_ns = look.word_ns,
                       .verdict = {true, std::max(look.word_ns, now_ns), look.new_ns},
-                      .cost_ns = look.cost_ns,
+                      .cost_ns = look.cost_ns(now_ns),
                       .aux = look.slot->aux.load(std::memory_order_relaxed),
                       .gen = look.gen};
       spent_[i] = true;
@@ -252,7 +214,7 @@ int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, u
     return CheckItem(ctx, items[0], policy, cost, &attempt, decision);
   }
   Look looks[kMaxItems];
-  if (cost != 0 && CheckAllUsual(ctx, items, count, policy, cost, looks)) {
+  if (cost != 0 && AdmitPlanned({ctx, items, policy, cost}, count, looks)) {
     return decision == nullptr ? 1
                                : AnswerAdmitted(ctx, items, count, policy, cost, looks, decision);
   }

@@ -39,6 +39,18 @@ struct Candidate {
   uint8_t key_at[shm::kMaxKeyParts];  // index of the descriptor
 };
 
+// The same of a direct shape, as its check reads it: one line of the cache.
+struct alignas(64) DirectRule {
+  uint64_t hash_seed;
+  uint64_t cost_ns;
+  uint64_t tau_ns;
+  uint32_t tokens;
+  uint32_t plain_bytes;
+  shm::KeyPartView key;
+  uint8_t key_at;
+};
+static_assert(sizeof(DirectRule) == 64);
+
 // All of a short name in two words that differ where names of one length differ.
 struct NameWords {
   uint64_t first;
@@ -55,6 +67,11 @@ inline bool IsValue(const sluice_descriptor_t& d) {
   return d.value_len <= SLUICE_MAX_VALUE_BYTES && (d.value != nullptr || d.value_len == 0);
 }
 
+inline Text ValueAt(const sluice_descriptor_t* descriptors, size_t at) {
+  const sluice_descriptor_t& d = descriptors[at];
+  return {d.value_len != 0 ? d.value : "", d.value_len};
+}
+
 struct Shape {
   const Attachment* attachment;
   uint64_t policy;
@@ -65,6 +82,7 @@ struct Shape {
   bool is_direct;      // each candidate applies whatever the values, by a key of one value
   bool coarse_serves;  // all of them
   size_t candidate_count;
+  DirectRule direct[kMaxItems];  // as many as candidates, where is_direct
   Present present;
   Candidate candidates[kMaxItems];
   Rule rules[kMaxItems];

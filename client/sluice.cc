@@ -4,6 +4,7 @@
 #include <new>
 
 #include "client/check.h"
+#include "client/direct.h"
 
 namespace sluice::client {
 
@@ -50,6 +51,16 @@ void RefundUse(const Attachment& a, uint32_t index, uint16_t gen, uint32_t token
     if (slot.used.compare_exchange_weak(u, next, std::memory_order_seq_cst)) break;
   }
   shm::AddUse(slot, a.dirty, index, 0);  // marks it dirty
+}
+
+// True where a direct shape admitted the request.
+bool AdmitShaped(sluice_t& client, const Attachment& a, const sluice_descriptor_t* descriptors,
+                 size_t count) {
+  if (count - 1 >= kShapeNames) return false;
+  const Shape* const shape = client.shapes.PlaceOf(descriptors, count).current();
+  return shape != nullptr && shape->is_direct && shape->candidate_count != 0 &&
+         shape->IsOf(a, a.control->policy.load(std::memory_order_acquire), descriptors, count) &&
+         AdmitDirect(client, a, *shape, descriptors);
 }
 
 std::atomic<uint64_t> next_client_id{1};
@@ -117,6 +128,10 @@ int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_
     return AnswerDefault(client, SLUICE_E_ARGUMENT, decision);
   }
   const Attachment* const a = sluice::client::AttachmentOf(client);
+  if (a != nullptr && cost == 1 && decision == nullptr &&
+      sluice::client::AdmitShaped(*client, *a, descriptors, count)) [[likely]] {
+    return 1;
+  }
   if (a == nullptr) [[unlikely]] {
     return AnswerDefault(client, count > SLUICE_MAX_DESCRIPTORS ? SLUICE_E_DESCRIPTORS : 0,
                          decision);

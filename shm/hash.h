@@ -70,12 +70,12 @@ inline uint64_t HashValue(const HashKey& key, std::string_view value, uint64_t s
       a = b = 0;
     }
   } else {
-    size_t left = n;
-    for (; left > 16; left -= 16, p += 16) {
+    const char* const last = p + n - 16;
+    for (; p < last; p += 16) {
       seed = MulFold(Load64(p) ^ key.k[1], Load64(p + 8) ^ seed);
     }
-    a = Load64(p + left - 16);
-    b = Load64(p + left - 8);
+    a = Load64(last);
+    b = Load64(last + 8);
   }
   return MulFold(key.k[3] ^ n, MulFold(a ^ key.k[1], b ^ key.k[2] ^ seed) ^ seed);
 }

@@ -197,6 +197,11 @@ inline size_t WriteV6(uint8_t bytes[16], uint8_t bits, char* out) {
 
 }  // namespace ip_prefix_internal
 
+// True where `text` stands for itself: a whole IPv4 address, or no address at all.
+inline bool IsCanonicalV4(std::string_view text, uint8_t v4_bits) {
+  return v4_bits >= 32 && !ip_prefix_internal::HasColon(text);
+}
+
 // The canonical network of `text`, in `text` itself or in `out`. Bits above 32 and 128 count as 32
 // and 128, and are then not written: a whole address has no suffix. An IPv4 address in IPv6 clothes
 // (::ffff:203.0.113.7) is an IPv4 address. Brackets, ports and zones are dropped. A view without
@@ -205,8 +210,7 @@ inline size_t WriteV6(uint8_t bytes[16], uint8_t bits, char* out) {
 inline std::string_view CanonicalPrefix(std::string_view text, uint8_t v4_bits, uint8_t v6_bits,
                                         char out[kPrefixTextBytes]) {
   namespace in = ip_prefix_internal;
-  // Without a colon it is an IPv4 address or none; a whole one is canonical, and no address stays.
-  if (v4_bits >= 32 && !in::HasColon(text)) return text;
+  if (IsCanonicalV4(text, v4_bits)) return text;
   uint32_t octets = 0;
   uint32_t ends = 0;
   if (in::ParseV4(text, &octets, &ends)) return in::MaskV4(text, octets, ends, v4_bits, out);

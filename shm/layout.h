@@ -248,7 +248,9 @@ struct alignas(64) ControlHeader {
   std::atomic<uint64_t> grace_ns;      // a slot is reusable this long after its word's time
   std::atomic<uint64_t> reconciling;   // 1: a Redis is configured, so a dead daemon means emergency
   std::atomic<uint64_t> stopped;       // 1: the daemon ended in order (set on SIGTERM)
-  uint64_t reserved1[2];
+  std::atomic<uint64_t> incarnation;   // how often a daemon took this segment over, the first too
+  // How many shards are in emergency, or about to be: while 0, a check need not ask which its is.
+  std::atomic<uint64_t> emergency_shards;
 
   // line 2: secrets and identity, read at attach
   uint64_t hash_salt[2];  // random per generation; keys the bucket hash against flooding
@@ -264,6 +266,8 @@ static_assert(offsetof(ControlHeader, layout_hash) == 16);
 static_assert(offsetof(ControlHeader, boot_id) == 24);
 static_assert(offsetof(ControlHeader, capacity) == 48);
 static_assert(offsetof(ControlHeader, policy) == 64);
+static_assert(offsetof(ControlHeader, incarnation) == 112);
+static_assert(offsetof(ControlHeader, emergency_shards) == 120);
 static_assert(offsetof(ControlHeader, hash_salt) == 128);
 
 inline constexpr uint64_t kShardStatesOffset = sizeof(ControlHeader);
@@ -279,11 +283,16 @@ static_assert(kPolicyOffset % 4096 == 0 && kControlBytes % 4096 == 0);
 // FNV-1a over every size and offset above: two builds agree on it or do not share memory.
 inline constexpr uint64_t LayoutHash() {
   const BucketGeometry g = GeometryFor(1 << 20);
-  const uint64_t parts[] = {
-      kAbiMajor,       sizeof(Slot),   sizeof(KeyText),   kGroupSlots,        g.denied_offset,
-      g.second_offset, g.dirty_offset, g.overflow_offset, g.text_offset,      g.bytes,
-      kMaxShards,      kMaxRules,      kPolicyBuffers,    kPolicyBufferBytes, kPolicyOffset,
-      kControlBytes,   aux::kDirty,    used::kBias,       kKeyTextBytes,      2 /* policy form */};
+  const uint64_t parts[] = {kAbiMajor,       sizeof(Slot),
+                            sizeof(KeyText), kGroupSlots,
+                            g.denied_offset, g.second_offset,
+                            g.dirty_offset,  g.overflow_offset,
+                            g.text_offset,   g.bytes,
+                            kMaxShards,      kMaxRules,
+                            kPolicyBuffers,  kPolicyBufferBytes,
+                            kPolicyOffset,   kControlBytes,
+                            aux::kDirty,     used::kBias,
+                            kKeyTextBytes,   3 /* policy and header */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

@@ -303,7 +303,7 @@ SegmentStatus ControlWriter::Create(const ControlOptions& options, uint64_t now_
   h.daemon_pid = static_cast<uint64_t>(getpid());
   h.daemon_uid = geteuid();
   h.created_ns = now_ns;
-  h.reserved1[0] = 1;
+  h.incarnation.store(1, std::memory_order_relaxed);
   h.grace_ns.store(options.grace_ns, std::memory_order_relaxed);
   h.reconciling.store(options.reconciling, std::memory_order_relaxed);
   h.heartbeat_ns.store(now_ns, std::memory_order_relaxed);
@@ -334,7 +334,8 @@ SegmentStatus ControlWriter::Adopt(OwnedFd fd, const ControlOptions& options, ui
   SetReconciling(options.reconciling);
   Beat(now_ns);
   SetStopped(false);
-  __atomic_fetch_add(&h.reserved1[0], 1, __ATOMIC_RELEASE);
+  CountEmergencies();
+  h.incarnation.fetch_add(1, std::memory_order_release);
   return Ok();
 }
 
@@ -458,14 +459,26 @@ SegmentStatus ControlWriter::RollbackPolicy(uint64_t now_ns) {
 
 void ControlWriter::SetShard(uint32_t shard, ShardMode mode, uint64_t since_ns) {
   if (shard >= info_.shard_count) return;
-  auto* states = reinterpret_cast<std::atomic<uint64_t>*>(mapping_.data() + kShardStatesOffset);
-  states[shard].store(shard_state::Make(mode, since_ns), std::memory_order_release);
+  std::atomic<uint64_t>& count = header_->emergency_shards;
+  const uint64_t word = shard_state::Make(mode, since_ns);
+  // Release: who reads the shard's word as an emergency's, or the count's fall, sees what stood
+  // before. Pairs with the acquire loads of shard() and of checks.
+  if (shard_state::IsEmergency(word)) count.fetch_add(1, std::memory_order_release);
+  const uint64_t before = shard_states()[shard].exchange(word, std::memory_order_acq_rel);
+  if (shard_state::IsEmergency(before)) count.fetch_sub(1, std::memory_order_release);
+}
+
+// After a daemon that may have been killed in the middle of SetShard.
+void ControlWriter::CountEmergencies() {
+  uint64_t count = 0;
+  for (uint32_t i = 0; i < info_.shard_count; ++i) {
+    count += shard_state::IsEmergency(shard(i)) ? 1 : 0;
+  }
+  header_->emergency_shards.store(count, std::memory_order_release);
 }
 
 uint64_t ControlWriter::shard(uint32_t i) const {
-  const auto* states =
-      reinterpret_cast<const std::atomic<uint64_t>*>(mapping_.data() + kShardStatesOffset);
-  return states[i % kMaxShards].load(std::memory_order_acquire);
+  return shard_states()[i % kMaxShards].load(std::memory_order_acquire);
 }
 
 void ControlWriter::Beat(uint64_t now_ns) {
@@ -494,7 +507,7 @@ SegmentStatus ControlReader::Map(int fd, uint32_t owner_uid) {
 }
 
 uint64_t Incarnation(const ControlHeader& header) {
-  return __atomic_load_n(&header.reserved1[0], __ATOMIC_ACQUIRE);
+  return header.incarnation.load(std::memory_order_acquire);
 }
 
 }  // namespace sluice::shm

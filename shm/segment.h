@@ -195,6 +195,7 @@ class ControlWriter {
   std::string_view policy() const;
 
   // --- any thread ------------------------------------------------------------------------------
+  // Keeps emergency_shards at least at the truth at each instant: raised before, lowered after.
   void SetShard(uint32_t shard, ShardMode mode, uint64_t since_ns);
   uint64_t shard(uint32_t i) const;  // a shard_state word
   void Beat(uint64_t now_ns);
@@ -204,11 +205,15 @@ class ControlWriter {
  private:
   SegmentStatus Map();
   char* buffer(uint32_t i) const;
+  std::atomic<uint64_t>* shard_states() const {
+    return reinterpret_cast<std::atomic<uint64_t>*>(mapping_.data() + kShardStatesOffset);
+  }
   uint64_t superseded_ns(uint32_t i) const;
   void Switch(uint32_t to, uint64_t seq, uint64_t now_ns);
   int PickBuffer(uint64_t now_ns, uint64_t* retry_after_ns) const;
   bool IsPinned(uint32_t i) const;
   void ListEarlier();
+  void CountEmergencies();
 
   OwnedFd fd_;
   Mapping mapping_;
@@ -240,7 +245,7 @@ class ControlReader {
 };
 
 // How often this control segment was taken over by a daemon, its first included; a client that
-// sees it change makes its connection anew. Kept in reserved1[0].
+// sees it change makes its connection anew.
 uint64_t Incarnation(const ControlHeader& header);
 
 }  // namespace sluice::shm

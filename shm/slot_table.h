@@ -61,6 +61,13 @@ class SlotTable {
   SlotTable(SlotType* slots, uint64_t capacity, Cell* counters)
       : slots_(slots), group_mask_(capacity / kGroupSlots - 1), counters_(counters) {}
 
+  // The same for who has counted the groups: `group_mask` is capacity / kGroupSlots - 1.
+  static SlotTable OfGroups(SlotType* slots, uint64_t group_mask, Cell* counters) {
+    SlotTable table(slots, kGroupSlots, counters);
+    table.group_mask_ = group_mask;
+    return table;
+  }
+
   SlotType& slot(uint32_t i) const { return slots_[i]; }
   uint64_t capacity() const { return (group_mask_ + 1) * kGroupSlots; }
 
@@ -79,9 +86,13 @@ class SlotTable {
   void PrefetchSecond(uint64_t hash) const { PrefetchGroup(SecondGroup(hash)); }
 
   uint32_t Find(uint64_t hash) const {
+    const SlotType* const found = FindSlot(hash);
+    return found != nullptr ? static_cast<uint32_t>(found - slots_) : kNoSlot;
+  }
+  SlotType* FindSlot(uint64_t hash) const {
     const uint64_t fp = FingerprintOf(hash);
-    const uint32_t found = FindIn(FirstGroup(hash), fp);
-    return found != kNoSlot ? found : FindIn(SecondGroup(hash), fp);
+    SlotType* const found = FindIn(slots_ + FirstGroup(hash), fp);
+    return found != nullptr ? found : FindIn(slots_ + SecondGroup(hash), fp);
   }
   // One group alone, without branches: where many keys are looked for, the place in a group is
   // never what was predicted.
@@ -174,11 +185,11 @@ class SlotTable {
     __builtin_prefetch(line + 64);
   }
 
-  uint32_t FindIn(uint32_t group, uint64_t fp) const {
-    for (uint32_t i = group; i < group + kGroupSlots; ++i) {
-      if (FpAt(i) == fp) return i;
+  static SlotType* FindIn(SlotType* group, uint64_t fp) {
+    for (uint32_t i = 0; i < kGroupSlots; ++i) {
+      if (key::Fp(group[i].key.load(std::memory_order_acquire)) == fp) return group + i;
     }
-    return kNoSlot;
+    return nullptr;
   }
 
   uint32_t PickIn(uint32_t group, uint64_t fp) const {

@@ -96,6 +96,26 @@ TEST_F(ControlTest, IsReadByAClientOncePublished) {
   EXPECT_EQ(reader.header()->heartbeat_ns.load(), kStartNs + 5);
 }
 
+// Checks ask for a shard's own state only while this is not 0.
+TEST_F(ControlTest, CountsTheShardsInEmergency) {
+  const auto count = [&] { return header().emergency_shards.load(); };
+  EXPECT_EQ(count(), 0u);
+  writer_.SetShard(7, ShardMode::kEmergency, kStartNs);
+  writer_.SetShard(7, ShardMode::kEmergency, kStartNs + 1);
+  EXPECT_EQ(count(), 1u) << "one shard, said twice";
+  writer_.SetShard(8, ShardMode::kEmergency, kStartNs);
+  writer_.SetShard(9, ShardMode::kStale, kStartNs);
+  EXPECT_EQ(count(), 2u);
+  writer_.SetShard(7, ShardMode::kHealthy, kStartNs + 2);
+  writer_.SetShard(7, ShardMode::kStale, kStartNs + 3);
+  EXPECT_EQ(count(), 1u);
+  // A daemon killed in the middle of SetShard leaves the count one too high.
+  header().emergency_shards.store(3);
+  Publish();
+  EXPECT_EQ(AdoptError(), SegmentError::kOk);
+  EXPECT_EQ(count(), 1u) << "counted anew";
+}
+
 TEST_F(ControlTest, TwoGenerationsDifferInNameAndSalt) {
   ControlWriter other;
   ASSERT_TRUE(other.Create(kOptions, kStartNs).ok());
