@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from harness.processes import KILL_WAIT_S, is_running, run, wait_until
+from harness.service_manager import Manager
 from harness.sluice import ROOT, START_DEADLINE_S, Daemon, _UnixHttp, binary, ctl
 
 EXIT_IN_USE, EXIT_CONFIG, EXIT_USAGE = 69, 78, 64
@@ -296,39 +297,9 @@ def test_a_client_of_another_user_attaches_by_group_only(tmp_path):
         assert denied.returncode != 0 and "PermissionError" in denied.stderr
 
 
-class Manager:
-    """Stands where systemd would: a notify socket that the test reads."""
-
-    def __init__(self, folder):
-        self.path = os.path.join(folder, "notify.sock")
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(self.path)
-        self.socket.settimeout(0.1)
-        self.texts, self.fds = [], {}
-
-    def read(self):
-        while True:
-            try:
-                text, fds, _, _ = socket.recv_fds(self.socket, 4096, 8)
-            except (TimeoutError, BlockingIOError):
-                return self.texts
-            fields = text.decode().splitlines()
-            self.texts += fields
-            for fd in fds:
-                name = next(f for f in fields if f.startswith("FDNAME=")).removeprefix("FDNAME=")
-                self.fds[name] = fd
-
-    def close(self):
-        for fd in self.fds.values():
-            os.close(fd)
-        self.socket.close()
-
-
 def test_under_a_service_manager_it_is_one_process_that_reports_and_stores(tmp_path):
-    manager = Manager(str(tmp_path))
-    try:
-        env = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "600000"}
-        with Daemon(RULES, env=env) as daemon:
+    with Manager(tmp_path) as manager:
+        with Daemon(RULES, env={**manager.env, "WATCHDOG_USEC": "600000"}) as daemon:
             wait_until(lambda: "READY=1" in manager.read(), START_DEADLINE_S, "READY")
             assert daemon.process.children() == []
             wait_until(lambda: manager.read().count("WATCHDOG=1") >= 2, START_DEADLINE_S, "alive")
@@ -340,5 +311,3 @@ def test_under_a_service_manager_it_is_one_process_that_reports_and_stores(tmp_p
             wait_until(lambda: "RELOADING=1" in manager.read(), START_DEADLINE_S, "RELOADING")
             assert daemon.stop() == 0
             assert "STOPPING=1" in manager.read()
-    finally:
-        manager.close()

@@ -54,6 +54,15 @@ def is_running(pid):
         return False
 
 
+def children_of(pid):
+    """The pids of a process's direct children now."""
+    pids = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+            pids += [int(child) for child in file.read().split()]
+    return pids
+
+
 def _die_with(parent_pid):
     """Returns what the child runs between fork and exec."""
 
@@ -74,7 +83,7 @@ class Process:
     """
 
     def __init__(self, argv, log_path, *, name=None, env=None, cwd=None, user=None, group=None,
-                 extra_groups=None, stdin=subprocess.DEVNULL, stdout=None):
+                 extra_groups=None, stdin=subprocess.DEVNULL, stdout=None, pass_fds=()):
         self.argv = [str(part) for part in argv]
         self.name = name or os.path.basename(self.argv[0])
         self.log_path = str(log_path)
@@ -84,7 +93,7 @@ class Process:
             self._popen = subprocess.Popen(
                 self.argv, stdin=stdin, stdout=log if stdout is None else stdout, stderr=log,
                 cwd=cwd, env=full_env, user=user, group=group, extra_groups=extra_groups,
-                start_new_session=True, preexec_fn=_die_with(os.getpid()))
+                pass_fds=pass_fds, start_new_session=True, preexec_fn=_die_with(os.getpid()))
 
     def __enter__(self):
         return self
@@ -114,11 +123,7 @@ class Process:
 
     def children(self):
         """The pids of its direct children now."""
-        pids = []
-        for task in os.listdir(f"/proc/{self.pid}/task"):
-            with open(f"/proc/{self.pid}/task/{task}/children", encoding="ascii") as file:
-                pids += [int(pid) for pid in file.read().split()]
-        return pids
+        return children_of(self.pid)
 
     def wait_for(self, predicate, deadline_s, what="condition"):
         """As wait_until, but fails at once, with the log's end, when the process ends first."""

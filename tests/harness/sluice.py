@@ -122,11 +122,12 @@ class Daemon:
     `config` is the YAML text. Unless it has a `daemon:` section, one with the runtime folder is
     put before it; a text "{runtime_dir}" in it is replaced. The constructor returns when the admin
     socket answers; with `wait=False` at once, for tests of a daemon that refuses to start.
-    `wrapper` is put before the command; where it changes the user, `owner` is that user.
+    `wrapper` is put before the command; where it changes the user, `owner` is that user. It
+    inherits `pass_fds`.
     """
 
     def __init__(self, config, *, wait=True, args=(), env=None, user=None, group=None,
-                 extra_groups=None, name="sluiced", wrapper=(), owner=None):
+                 extra_groups=None, name="sluiced", wrapper=(), owner=None, pass_fds=()):
         program = binary("sluiced")
         self.directory = tempfile.mkdtemp(prefix="sluice-daemon-")
         # Clients run as other users and must be able to pass through.
@@ -139,7 +140,7 @@ class Daemon:
         self.process = None
         self._argv = [*wrapper, program, "--config", self.config_path, *args]
         self._options = {"env": env, "user": user, "group": group, "extra_groups": extra_groups,
-                         "name": name}
+                         "name": name, "pass_fds": pass_fds}
         try:
             if owner is None:
                 owner = user
