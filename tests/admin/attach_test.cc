@@ -264,6 +264,7 @@ TEST_F(AttachTest, FollowsANewGenerationAndGivesTheOldMemoryBack) {
   EXPECT_EQ(attacher.current()->slots[0].word.load(), 0u);
 }
 
+// aeron: heartbeats of another clock read as death, or as life long after it.
 TEST_F(AttachTest, RefusesADaemonWithAnotherClock) {
   StartDaemon();
   for (const uint64_t offset_ns : {3600'000'000'000ull, 0 - 3600'000'000'000ull, 60'000'000ull}) {
@@ -320,6 +321,7 @@ TEST_F(AttachTest, ClosesAnAttachedClientThatSaysMore) {
   EXPECT_TRUE(IsClosed(fd));
 }
 
+// envoy#355, envoy#14224: a new process met the old one's shared memory in another layout.
 TEST_F(AttachTest, TellsAClientOfAnotherVersionWhy) {
   StartDaemon();
   const shm::OwnedFd fd = Connect();

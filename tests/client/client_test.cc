@@ -83,8 +83,8 @@ TEST_F(ClientTest, AllRulesThatMatchApplyAndTheStrictestDecides) {
   EXPECT_GT(d.retry_after()->count(), 3'500'000'000'000);
 }
 
-// envoy#24682, #25139, #22163: a rejected request spent the limits that came before the deciding
-// one.
+// envoy#24682, envoy#25139, envoy#22163: a rejected request spent the limits that came before the
+// deciding one.
 TEST_F(ClientTest, ARejectedRequestSpendsNothingAnywhere) {
   for (int i = 0; i < 5; ++i) {
     ASSERT_TRUE(client_.check({{"route", "/v1/x"}, {"user", "other"}, {"tenant", "acme"}}));
@@ -135,6 +135,7 @@ TEST_F(ClientTest, AShadowRuleNeverDeniesButTells) {
   EXPECT_TRUE(d.shadow_denied());
 }
 
+// redis#15113: what can never fit was told to try again.
 TEST_F(ClientTest, ARulesCostMultipliesTheRequests) {
   EXPECT_TRUE(client_.check({{"route", "/heavy"}, {"user", "u"}}, 3));
   EXPECT_FALSE(client_.check({{"route", "/heavy"}, {"user", "u"}}, 2));

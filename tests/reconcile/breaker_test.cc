@@ -10,6 +10,7 @@ namespace {
 constexpr uint64_t kMs = 1'000'000;
 constexpr uint64_t kSecond = 1'000'000'000;
 
+// envoyproxy/ratelimit#978: nothing kept requests from a Redis that was known to be down.
 TEST(BreakerTest, OpensAfterThreeFailuresInARow) {
   Breaker b;
   b.OnFailure(kSecond, false, 0.5);
@@ -95,6 +96,7 @@ TEST(ShareTest, AHostAloneHasTheWholeLimit) {
   EXPECT_EQ(InverseShare(1.0), 0u);
 }
 
+// envoy#46702: a share that rounded to zero rejected everything.
 TEST(ShareTest, NeverRoundsDownToNothing) {
   const double share = ShareOf(0, 1e12, 10'000, 1);
   EXPECT_GT(share, 0);

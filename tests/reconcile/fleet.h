@@ -35,7 +35,8 @@ struct Network {
   uint64_t one_way_ns = kMs / 2;
   double lose_request = 0;
   double lose_reply = 0;
-  bool cut = false;  // nothing comes through; callers see time-outs
+  bool cut = false;   // nothing comes through; callers see time-outs
+  bool busy = false;  // Redis answers every batch with an error, and applies nothing
   uint64_t timeout_ns = 50 * kMs;
 };
 
@@ -135,6 +136,13 @@ class Host : public reconcile::Transport {
     const uint64_t now = VirtualClock::now_ns;
     auto reply = std::make_shared<redis::Reply>();
     auto answered = std::make_shared<bool>(false);
+    if (network_->busy) {
+      At(now + 2 * network_->one_way_ns, [this, shard, token] {
+        reconciler_->OnFailure(shard, token, reconcile::CallOutcome::kRetry, 0,
+                               VirtualClock::now_ns);
+      });
+      return;
+    }
     const bool arrives = !network_->cut && !Chance(network_->lose_request);
     const bool returns = arrives && !Chance(network_->lose_reply);
     if (arrives) {

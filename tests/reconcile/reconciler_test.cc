@@ -158,6 +158,65 @@ TEST(ReconcilerTest, AnOutageIsAnEmergencyWithinASecondAndItsUseIsCountedOnce) {
   EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
 }
 
+// limitador#297: a batch that the server refused was dropped, and what it counted with it.
+TEST(ReconcilerTest, ABatchThatRedisRefusesIsKeptUntilItIsTaken) {
+  Fleet fleet(2, OneRule(2000, kSecond, 400));
+  Demand a(fleet.host(0), 500);
+  Demand b(fleet.host(1), 500);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(2 * kSecond, step);
+  const int64_t before = fleet.Counted();
+  fleet.network.busy = true;
+  fleet.Run(3 * kSecond, step);
+  EXPECT_LT(fleet.Counted() - before, 200);
+  fleet.network.busy = false;
+  fleet.Run(15 * kSecond, step);
+  fleet.Run(3 * kSecond);
+  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+}
+
+// boulder#8785, redis-cell#54: a raised limit went on to deny until the time that the old one had
+// set, here an hour, both on the host and in the store.
+TEST(ReconcilerTest, ARaisedLimitFreesAKeyThatTheOldOneHadShut) {
+  Fleet fleet(2, OneRule(1, 3600 * kSecond, 1));
+  EXPECT_TRUE(fleet.host(0).Check("per-user", "u"));
+  EXPECT_FALSE(fleet.host(0).Check("per-user", "u"));
+  fleet.Run(2 * kSecond);
+  ASSERT_EQ(fleet.Counted(), 1);
+  for (size_t i = 0; i < 2; ++i) fleet.host(i).SetConfig(OneRule(100, kSecond, 100), 2);
+  Demand a(fleet.host(0), 100);
+  Demand b(fleet.host(1), 100);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(3 * kSecond, step);  // tau and debt_max of the new limit, 1 s each
+  const uint64_t before = fleet.Admitted();
+  fleet.Run(5 * kSecond, step);
+  EXPECT_GE(fleet.Admitted() - before, 5 * 100 * 95 / 100u);
+}
+
+// redpanda#21357: use under a large limit, priced anew by a small one, was a debt of 99 s.
+TEST(ReconcilerTest, ALoweredLimitLeavesNoDebtBeyondItsOwnBound) {
+  Fleet fleet(1, OneRule(1000, kSecond, 1000));
+  fleet.Run(kSecond);
+  fleet.network.cut = true;
+  fleet.Run(2 * kSecond);  // the breaker opens: what is used now waits as tokens
+  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(fleet.host(0).Check("per-user", "u"));
+  fleet.Run(50 * kMs);
+  fleet.host(0).SetConfig(OneRule(10, kSecond, 10), 2);
+  fleet.network.cut = false;
+  Demand a(fleet.host(0), 100);
+  const auto step = [&] { a.Step(); };
+  fleet.Run(3 * kSecond, step);  // tau and debt_max of the new limit, 1 s each
+  const uint64_t before = fleet.Admitted();
+  fleet.Run(5 * kSecond, step);
+  EXPECT_GE(fleet.Admitted() - before, 5 * 10 * 90 / 100u);
+}
+
 // limitador#288: 60 s of use, added as fresh debt after a partition, blocks the fleet.
 TEST(ReconcilerTest, TheUseOfALongOutageDoesNotBlockTheFleetAfterwards) {
   Fleet fleet(2, OneRule(1000, kSecond, 200));

@@ -27,7 +27,7 @@ struct Model {
   }
 };
 
-// governor#107, #249: one cell too many.
+// governor#107, governor#249: one cell too many.
 TEST(GcraTest, AdmitsExactlyTheBurstAtOnce) {
   for (const uint64_t limit : {1u, 3u, 7u, 100u, 999u, 12'345u}) {
     for (const uint64_t burst : {1u, 2u, 3u, 10u, 333u}) {
@@ -37,7 +37,6 @@ TEST(GcraTest, AdmitsExactlyTheBurstAtOnce) {
   }
 }
 
-// folly#2430: a zero time read as "since boot" tokens.
 // 700,000/s is 1428.57 ns a token: tau widened by almost a whole interval let 10,001 in at once.
 TEST(GcraTest, AWholeBurstInOnePieceFitsAndOneTokenMoreDoesNot) {
   for (const uint64_t limit : {7u, 333u, 700'000u, 999'999'937u}) {
@@ -51,6 +50,7 @@ TEST(GcraTest, AWholeBurstInOnePieceFitsAndOneTokenMoreDoesNot) {
   }
 }
 
+// folly#2430: a zero time read as "since boot" tokens.
 TEST(GcraTest, AFreshWordHoldsOneBurstWhateverTheUptime) {
   for (const uint64_t now : {uint64_t{0}, uint64_t{1}, kSecond, 10'000'000 * kSecond}) {
     Model m{MakeLimit(10, kSecond, 5)};

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -159,7 +160,9 @@ TEST_F(ControlTest, IsRefusedWhenItComesWritable) {
   EXPECT_EQ(reader.Map(writer_.fd(), geteuid()).error, SegmentError::kWritable);
 }
 
-TEST_F(ControlTest, OfAnotherVersionLayoutBootOrSizeIsRefusedByClientAndDaemon) {
+// envoy#355, envoy#14224, client_python#996: shared memory without a version was read in a layout
+// that its writer did not have.
+TEST_F(ControlTest, OfAnotherVersionLayoutOrSizeIsRefusedByClientAndDaemon) {
   Publish();
   header().abi_major = kAbiMajor + 1;
   EXPECT_EQ(ReadError(), SegmentError::kOtherVersion);
@@ -169,10 +172,6 @@ TEST_F(ControlTest, OfAnotherVersionLayoutBootOrSizeIsRefusedByClientAndDaemon) 
   EXPECT_EQ(ReadError(), SegmentError::kOtherLayout);
   EXPECT_EQ(AdoptError(), SegmentError::kOtherLayout);
   header().layout_hash ^= 1;
-  header().boot_id[3] ^= 1;
-  EXPECT_EQ(ReadError(), SegmentError::kOtherBoot);
-  EXPECT_EQ(AdoptError(), SegmentError::kOtherBoot);
-  header().boot_id[3] ^= 1;
   for (const uint64_t capacity : {uint64_t{0}, uint64_t{100}, kMaxCapacity * 2, ~uint64_t{0}}) {
     header().capacity = capacity;
     EXPECT_EQ(ReadError(), SegmentError::kBadGeometry);
@@ -184,6 +183,18 @@ TEST_F(ControlTest, OfAnotherVersionLayoutBootOrSizeIsRefusedByClientAndDaemon) 
   header().shard_count = 64;
   EXPECT_EQ(ReadError(), SegmentError::kOk);
   EXPECT_EQ(AdoptError(), SegmentError::kOk);
+}
+
+// haproxy 09bf11624: times of the clock before the reboot were taken for the present ones.
+TEST_F(ControlTest, MadeBeforeTheLastBootIsRefusedByClientAndDaemon) {
+  Publish();
+  for (uint8_t& byte : header().boot_id) {
+    byte ^= 1;
+    EXPECT_EQ(ReadError(), SegmentError::kOtherBoot);
+    EXPECT_EQ(AdoptError(), SegmentError::kOtherBoot);
+    byte ^= 1;
+  }
+  EXPECT_EQ(ReadError(), SegmentError::kOk);
 }
 
 TEST_F(ControlTest, OfAnotherOwnerIsRefused) {
@@ -221,10 +232,32 @@ TEST_F(ControlTest, ThatIsNoSealedMemoryFileIsRefused) {
   // Sealed, but of another size than the layout says.
   ASSERT_EQ(fcntl(copy.get(), F_ADD_SEALS, F_SEAL_SHRINK), 0);
   EXPECT_EQ(reader.Map(read_only.get(), geteuid()).error, SegmentError::kTruncated);
+}
+
+// client_python#1199: a file of zero bytes, left by a writer that died early, broke every reader.
+TEST_F(ControlTest, OfZeroBytesIsRefusedByClientAndDaemon) {
   const OwnedFd empty(memfd_create("empty", MFD_ALLOW_SEALING));
   ASSERT_EQ(fcntl(empty.get(), F_ADD_SEALS, F_SEAL_SHRINK), 0);
-  const OwnedFd nothing(open(("/proc/self/fd/" + std::to_string(empty.get())).c_str(), O_RDONLY));
-  EXPECT_EQ(reader.Map(nothing.get(), geteuid()).error, SegmentError::kTruncated);
+  const OwnedFd read_only(open(("/proc/self/fd/" + std::to_string(empty.get())).c_str(), O_RDONLY));
+  ControlReader reader;
+  EXPECT_EQ(reader.Map(read_only.get(), geteuid()).error, SegmentError::kTruncated);
+  ControlWriter writer;
+  EXPECT_EQ(writer.Adopt(OwnedFd(dup(empty.get())), kOptions, kStartNs).error,
+            SegmentError::kTruncated);
+  MappedBuckets buckets;
+  EXPECT_EQ(buckets.Map(empty.get(), kCapacity, geteuid()).error, SegmentError::kTruncated);
+}
+
+// prometheus#16785: a page of a sparse mapping that is not to be had any more is a SIGBUS in the
+// reader, however well it checked the size.
+TEST_F(ControlTest, AndBucketsAreAllocatedToTheLastPageBeforeAnybodySeesThem) {
+  BucketsOwner buckets;
+  ASSERT_TRUE(buckets.Create(1 << 16).ok());
+  for (const int fd : {writer_.fd(), buckets.fd()}) {
+    struct stat st;
+    ASSERT_EQ(fstat(fd, &st), 0);
+    EXPECT_GE(st.st_blocks * 512, st.st_size);
+  }
 }
 
 TEST_F(ControlTest, OfRandomBytesIsRefused) {

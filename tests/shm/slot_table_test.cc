@@ -246,6 +246,7 @@ TEST_F(SlotTableTest, AWildWordIsHealedOnDenyAndAdmitsAgainWithinABurstTime) {
   }
 }
 
+// governor#299: a clock that stood behind another thread's denied what was there.
 TEST_F(SlotTableTest, ACoarseClockIsReadPreciselyBeforeADenyItCouldExplain) {
   const uint64_t a = 0x66;
   ASSERT_EQ(Spend(a, kTen, 10), Outcome::kAllowed);

@@ -31,6 +31,8 @@ rules:
 """
 
 
+# iceoryx#325, iceoryx#2193: a process killed with a lock in shared memory stopped all others, robust
+# mutex or not.
 @pytest.mark.timeout_s(60 + KILLS)
 def test_kills_leave_no_key_over_its_bound_no_hang_and_no_lost_slot(tmp_path):
     rng = random.Random(SEED)
