@@ -1,0 +1,111 @@
+// What scripts do to the store by themselves: lua/fold.lua against the model, and its expiry
+// against a real server.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "lua_scripts.h"
+#include "tests/support/lua_redis.h"
+#include "tests/support/redis_process.h"
+
+namespace sluice::test {
+namespace {
+
+constexpr char kKey[] = "rl:4:{0}";
+constexpr uint64_t kSecondUs = 1'000'000;
+
+struct Use {
+  std::string bucket;
+  std::string cost_us;
+  std::string tokens = "1";
+};
+
+// One batch under one rule; see lua/fold.lua for the order.
+std::vector<std::string> Batch(uint64_t seq, const std::vector<Use>& uses,
+                               uint64_t tau_us = kSecondUs, uint64_t time_us = 0) {
+  std::vector<std::string> argv = {"0",
+                                   std::string(32, 'a'),
+                                   std::to_string(seq),
+                                   std::to_string(time_us),
+                                   std::to_string(2 * kSecondUs),
+                                   "1",
+                                   std::to_string(tau_us),
+                                   std::to_string(tau_us),
+                                   "1000"};
+  for (const Use& use : uses) {
+    for (const std::string& word :
+         {use.bucket, std::string("1"), use.cost_us, use.tokens, std::string("0"), std::string("0"),
+          std::string("0"), std::string("-1")}) {
+      argv.push_back(word);
+    }
+  }
+  return argv;
+}
+
+// A script that fails half-way keeps what it wrote: this one has written nothing by then, not the
+// first bucket without the second, nor the sequence number without either.
+TEST(FoldTest, ABatchThatFailsHalfWayHasWrittenNothing) {
+  LuaRedis redis;
+  ASSERT_FALSE(redis.Eval(lua::kFold, kKey, Batch(1, {{"a", "100"}, {"b", "100"}})).is_error());
+  const LuaRedis::Hash before = redis.data[kKey];
+  ASSERT_TRUE(redis.Eval(lua::kFold, kKey, Batch(2, {{"a", "100"}, {"b", "much"}})).is_error());
+  EXPECT_EQ(redis.data[kKey], before);
+  ASSERT_FALSE(redis.Eval(lua::kFold, kKey, Batch(2, {{"a", "100"}, {"b", "100"}})).is_error());
+  EXPECT_NE(redis.data[kKey], before) << "the same batch, mended, still counts";
+}
+
+// Lua's own way to write a number keeps 14 digits.
+TEST(FoldTest, LargeNumbersKeepEveryDigit) {
+  LuaRedis redis;
+  redis.time_us = 4'000'000'000'000'001;
+  ASSERT_FALSE(
+      redis.Eval(lua::kFold, kKey, Batch(9'007'199'254'740'991, {{"a", "3", "900719925474099"}}))
+          .is_error());
+  const LuaRedis::Hash& hash = redis.data[kKey];
+  EXPECT_EQ(hash.at("a").substr(0, 33), "4000000000000004 900719925474099 ");
+  EXPECT_EQ(hash.at("h:" + std::string(32, 'a')), "9007199254740991 4000000000000001");
+  EXPECT_EQ(hash.at("s:"), "900719925474099");
+}
+
+// A sample of fixed size leaves ever more buckets behind that nobody asks for again.
+TEST(FoldTest, KeysThatAreUsedOnceDoNotPileUp) {
+  LuaRedis redis;
+  constexpr int kBatches = 400;
+  constexpr int kKeysPerBatch = 50;
+  for (int batch = 0; batch < kBatches; ++batch) {
+    redis.time_us += kSecondUs / 10;
+    std::vector<Use> uses;
+    for (int i = 0; i < kKeysPerBatch; ++i) {
+      uses.push_back({std::to_string(batch * kKeysPerBatch + i), "1000"});
+    }
+    ASSERT_FALSE(
+        redis.Eval(lua::kFold, kKey, Batch(static_cast<uint64_t>(batch + 1), uses)).is_error());
+  }
+  // Two generations of 2 s are kept: 2,000 keys; a sample of twice the inflow finds the others.
+  EXPECT_LT(redis.data[kKey].size(), 6000u);
+}
+
+// PEXPIRE alone shortens what a longer debt needs, and with GT alone it never begins.
+TEST(FoldTest, TheHashLivesAsLongAsItsLongestDebt) {
+  RedisProcess redis({});
+  ASSERT_TRUE(redis.running()) << redis.log();
+  const auto fold = [&](const std::vector<std::string>& argv) {
+    std::vector<std::string> words = {"EVAL", std::string(lua::kFold), "1", kKey};
+    words.insert(words.end(), argv.begin(), argv.end());
+    const redis::Reply reply = redis.Command(words);
+    return reply.is_error() ? reply.text : std::string();
+  };
+  const auto left_s = [&] { return redis.Command({"PTTL", kKey}).integer / 1000; };
+  constexpr uint64_t kDayUs = 86'400 * kSecondUs;
+  ASSERT_EQ(fold(Batch(1, {{"a", "1000"}})), "");
+  EXPECT_GT(left_s(), 500);
+  EXPECT_LE(left_s(), 600);
+  ASSERT_EQ(fold(Batch(2, {{"long", std::to_string(kDayUs)}}, kDayUs)), "");
+  EXPECT_GT(left_s(), 86'400);
+  ASSERT_EQ(fold(Batch(3, {{"a", "1000"}})), "");
+  EXPECT_GT(left_s(), 86'400);
+}
+
+}  // namespace
+}  // namespace sluice::test
