@@ -76,6 +76,7 @@ void App::BlockSignals() {
   const sigset_t set = Signals();
   sigprocmask(SIG_BLOCK, &set, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // ulimit -f: the call that is refused says so
 }
 
 int App::Run() {

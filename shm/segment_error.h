@@ -46,7 +46,8 @@ struct ErrorText {
 inline constexpr ErrorText kErrorTexts[] = {
     {"Ok", "the segment is fine"},
     {"NoMemory",
-     "no memory for the shared segments: lower daemon.buckets, or raise the memory limit"},
+     "no memory for the shared segments: lower daemon.buckets, or raise the limit of memory or of "
+     "file sizes (ulimit -f)"},
     {"SealFailed", "the kernel refused to seal a memfd: Linux 3.17 or later is needed"},
     {"ReopenFailed", "a segment could not be re-opened read-only: /proc must be mounted"},
     {"MapFailed", "a segment could not be mapped: raise the address space limit (ulimit -v)"},
