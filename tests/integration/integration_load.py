@@ -12,14 +12,14 @@ TENTH_NS = 100_000_000
 class Load:
     """One steady_load process against one daemon."""
 
-    def __init__(self, daemon, rate, seconds, **descriptors):
+    def __init__(self, daemon, rate, seconds, env=None, **descriptors):
         self.seconds = seconds
         number = len(os.listdir(daemon.directory))
         self.path = os.path.join(daemon.directory, f"load-{number}")
         self.process = Process(
             [os.path.join(build_dir(), "tests", "integration", "steady_load"), daemon.runtime_dir,
              rate, seconds, *(f"{name}={value}" for name, value in descriptors.items())],
-            self.path)
+            self.path, env=env)
 
     def __enter__(self):
         return self
