@@ -206,3 +206,43 @@ def test_the_license_is_there():
 def test_the_changelog_knows_the_version_that_is_built():
     version = re.search(r"version: '([0-9.]+)'", read("meson.build"))[1]
     assert re.search(rf"^## {re.escape(version)}\b", read("CHANGELOG.md"), re.MULTILINE)
+
+
+def comment_above(lines, at):
+    """The comment that stands right above line `at`, over decorators, as one line."""
+    comment = []
+    while at > 0 and re.match(r"\s*(//|#|@)", lines[at - 1]):
+        at -= 1
+        comment.insert(0, lines[at].lstrip(" /#"))
+    return " ".join(comment)
+
+
+def test_proofs_name_tests_that_exist_and_that_name_the_bug_classes_of_others():
+    above = {}  # of each test of the tree
+    for name in sources((".cc", ".py"), under="tests/"):
+        lines = read(name).splitlines()
+        for at, line in enumerate(lines):
+            found = re.match(r"TEST(?:_F|_P)?\((\w+), (\w+)\)|TEST(?:_F|_P)?\((\w+),$|def (test_\w+)",
+                             line)
+            if found and found[3]:
+                above[f"{found[3]}.{lines[at + 1].strip().split(')')[0]}"] = \
+                    comment_above(lines, at)
+            elif found:
+                above[found[4] or f"{found[1]}.{found[2]}"] = comment_above(lines, at)
+    proofs = read("docs/proofs.md")
+    table = proofs.partition("## Bug classes of others")[2]
+    problems = [f"{test}: there is no such test"
+                for test in re.findall(r"`(\w+Test\.\w+|test_\w+)`", proofs) if test not in above]
+    listed = set()
+    for row in re.findall(r"^\| (.+) \|$", table, re.MULTILINE)[2:]:
+        bugs, _, tests = row.split(" | ")
+        bugs, tests = bugs.split(", "), re.findall(r"`([\w.]+)`", tests)
+        listed |= set(bugs)
+        problems += [f"{test}: the comment above it names none of {bugs}" for test in tests
+                     if test in above and not any(bug in above[test] for bug in bugs)]
+        problems += [f"{bug}: no comment above its tests names it" for bug in bugs
+                     if not any(bug in above.get(test, "") for test in tests)]
+    problems += [f"{bug}: above {test}, and not in docs/proofs.md" for test, text in above.items()
+                 for bug in re.findall(r"[\w/-]+#\d+", text) if bug not in listed]
+    assert listed, "docs/proofs.md has no such table"
+    none(problems, "docs/proofs.md")
