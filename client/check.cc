@@ -1,9 +1,9 @@
 #include "client/check.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "shm/bucket_name.h"
+#include "shm/key_text.h"
 
 namespace sluice::client {
 namespace {
@@ -46,16 +46,7 @@ uint32_t ShardOfName(const Name& name, uint32_t shard_count) {
 void StoreText(const Attachment& a, const Name& name, bool folded, uint32_t index) {
   char parts[shm::kKeyTextBytes];
   shm::WriteParts({name.label, name.label_bytes}, name.values, name.count, folded, parts);
-  shm::KeyText& text = a.texts[index];
-  // Relaxed words, since another process may write the same text now; the tag is stored last.
-  text.tag.store(0, std::memory_order_release);
-  for (size_t i = 0; i < shm::kKeyTextBytes; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, parts + i, 8);
-    std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(text.text + i))
-        .store(word, std::memory_order_relaxed);
-  }
-  text.tag.store(a.slots[index].key.load(std::memory_order_acquire), std::memory_order_release);
+  shm::StoreText(a.texts[index], parts, a.slots[index].key);
 }
 
 void UseOverflow(Context& ctx, const Item& item, Attempt* attempt) {

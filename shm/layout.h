@@ -76,13 +76,17 @@ static_assert(offsetof(Slot, used) == 16 && offsetof(Slot, aux) == 24);
 inline constexpr uint32_t kGroupSlots = 4;
 
 // The text of a bucket's name, for Redis and for people: `tag` is the key word it was written for
-// (fingerprint, kind, gen), stored last with release; `text` is NUL-padded. Untrusted like all
-// else here: the daemon believes a text only if it hashes to the fingerprint of its slot.
-struct KeyText {
-  std::atomic<uint64_t> tag;
-  char text[kKeyTextBytes];
+// (fingerprint, kind, gen), stored last; `words` are its bytes, NUL-padded. See key_text.h.
+// Untrusted like all else here: the daemon believes a text only if it hashes to the fingerprint of
+// its slot.
+inline constexpr size_t kKeyTextWords = kKeyTextBytes / 8;
+template <class Cell>
+struct BasicKeyText {
+  Cell tag;
+  Cell words[kKeyTextWords];
 };
-static_assert(sizeof(KeyText) == 128 && offsetof(KeyText, text) == 8);
+using KeyText = BasicKeyText<std::atomic<uint64_t>>;
+static_assert(sizeof(KeyText) == 128 && offsetof(KeyText, words) == 8);
 
 // Kinds of word (3 bits of the key word). Every word answers "expired?" with word + grace <= now.
 enum class Kind : uint8_t {

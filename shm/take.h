@@ -12,6 +12,14 @@
 
 namespace sluice::shm {
 
+// Takes one word of the dirty bitmap; each slot named by a bit is to be cleared and taken from.
+// The first look orders nothing: a bit that it misses is found by the next harvest.
+template <class Cell>
+inline uint64_t TakeDirty(Cell& bits) {
+  if (bits.load(std::memory_order_relaxed) == 0) return 0;
+  return bits.exchange(0, std::memory_order_seq_cst);
+}
+
 // Clears the slot's dirty flag. The bitmap's bit must have been cleared before.
 template <class Cell>
 inline void ClearDirty(BasicSlot<Cell>& slot) {

@@ -1,12 +1,12 @@
 #include "daemon/admin/bucket_list.h"
 
 #include <atomic>
-#include <cstring>
 #include <string_view>
 
 #include "shm/bucket_name.h"
 #include "shm/clock.h"
 #include "shm/gcra.h"
+#include "shm/key_text.h"
 #include "shm/layout.h"
 #include "shm/slot_table.h"
 
@@ -32,14 +32,8 @@ bool Read(const shm::MappedBuckets& buckets, uint64_t slot, Seen* seen) {
   seen->word = s.word.load(std::memory_order_acquire);
   seen->key = s.key.load(std::memory_order_acquire);
   if (shm::key::Fp(seen->key) == 0 || shm::word::IsDead(seen->word)) return false;
-  shm::KeyText& text = buckets.texts()[slot];
-  if (text.tag.load(std::memory_order_acquire) != seen->key) return false;
-  for (size_t i = 0; i < shm::kKeyTextBytes; i += 8) {  // clients may write meanwhile
-    const uint64_t part = std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(text.text + i))
-                              .load(std::memory_order_relaxed);
-    std::memcpy(seen->parts + i, &part, 8);
-  }
-  return shm::ParseParts(seen->parts, &seen->name);
+  return shm::LoadText(buckets.texts()[slot], seen->key, seen->parts) &&
+         shm::ParseParts(seen->parts, &seen->name);
 }
 
 void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,

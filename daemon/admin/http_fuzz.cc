@@ -8,7 +8,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -18,6 +17,7 @@
 #include "shm/bucket_name.h"
 #include "shm/clock.h"
 #include "shm/fuzz_input.h"
+#include "shm/key_text.h"
 #include "shm/slot_table.h"
 
 namespace sluice::admin {
@@ -60,10 +60,8 @@ class Daemon : public StatusSource {
       if (rule != nullptr) hash = name.Hash(info_.hash_key, rule->hash_seed);
     }
     const uint64_t key = shm::key::Make(shm::FingerprintOf(hash), shm::Kind::kTokenBucket, 1);
-    shm::KeyText& place = buckets_.buckets().texts()[i];
-    std::memcpy(place.text, text, sizeof text);
-    place.tag = key;
     buckets_.buckets().slots()[i].key = key;
+    shm::StoreText(buckets_.buckets().texts()[i], text, buckets_.buckets().slots()[i].key);
   }
 
   DaemonStatus Status() const override {

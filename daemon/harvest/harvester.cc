@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <utility>
 
+#include "shm/key_text.h"
 #include "shm/take.h"
 
 namespace sluice::harvest {
@@ -48,8 +48,8 @@ size_t Harvester::Harvest(uint64_t now_ns, Sink& sink) {
   std::atomic<uint64_t>* const dirty = buckets_->dirty();
   size_t taken = 0;
   for (uint64_t w = 0; w < buckets_->dirty_words(); ++w) {
-    if (dirty[w].load(std::memory_order_relaxed) == 0) continue;
-    uint64_t bits = dirty[w].exchange(0, std::memory_order_seq_cst);
+    uint64_t bits = shm::TakeDirty(dirty[w]);
+    if (bits == 0) continue;
     Prefetch(w, bits, sink);
     for (; bits != 0; bits &= bits - 1, ++taken) {
       const uint32_t slot = static_cast<uint32_t>(w * 64 + std::countr_zero(bits));
@@ -97,16 +97,9 @@ void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
   sink.OnUse(known.bucket, tokens, denied);
 }
 
-bool Harvester::ReadName(uint32_t slot, uint64_t key, char parts[shm::kKeyTextBytes],
+bool Harvester::ReadName(uint32_t slot, uint64_t key, char (&parts)[shm::kKeyTextBytes],
                          shm::ParsedName* name) const {
-  shm::KeyText& text = buckets_->texts()[slot];
-  if (text.tag.load(std::memory_order_acquire) != key) return false;
-  for (size_t i = 0; i < shm::kKeyTextBytes; i += 8) {
-    const uint64_t word = std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(text.text + i))
-                              .load(std::memory_order_relaxed);
-    std::memcpy(parts + i, &word, 8);
-  }
-  return shm::ParseParts(parts, name);
+  return shm::LoadText(buckets_->texts()[slot], key, parts) && shm::ParseParts(parts, name);
 }
 
 bool Harvester::Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink) {

@@ -91,7 +91,7 @@ class Harvester {
   void Prefetch(uint64_t word, uint64_t bits, Sink& sink) const;
   void TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink);
   bool Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink);
-  bool ReadName(uint32_t slot, uint64_t key, char parts[shm::kKeyTextBytes],
+  bool ReadName(uint32_t slot, uint64_t key, char (&parts)[shm::kKeyTextBytes],
                 shm::ParsedName* name) const;
   void SweepSlot(uint32_t slot, const shm::SlotTable<std::atomic<uint64_t>>::Env& env, Sink& sink);
   void SweepOverflow(Sink& sink);

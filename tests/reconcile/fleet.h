@@ -16,6 +16,7 @@
 #include "lua_scripts.h"
 #include "shm/bucket.h"
 #include "shm/bucket_name.h"
+#include "shm/key_text.h"
 #include "shm/segment.h"
 #include "shm/take.h"
 #include "tests/support/lua_redis.h"
@@ -92,8 +93,7 @@ class Host : public reconcile::Transport {
       if (claimed) {
         char parts[shm::kKeyTextBytes];
         shm::WriteParts(label, values, 1, false, parts);
-        memcpy(b.texts()[slot].text, parts, sizeof parts);
-        b.texts()[slot].tag.store(b.slots()[slot].key.load());
+        shm::StoreText(b.texts()[slot], parts, b.slots()[slot].key);
       }
       shm::RequestTime<VirtualClock> time(false, 0);
       shm::Seen seen;
