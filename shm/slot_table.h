@@ -25,9 +25,18 @@
 // I5 At rest a key stands in one slot. A claimer killed between 4 and 5 leaves two; the next
 //    claimer of that key or the daemon's sweep empties one: at most one extra burst per such kill.
 //
-// Memory orders: word and key are read with acquire and changed with acq_rel CAS: reading a live
-// word that a claimer published in step 4 makes its key (3) and used (3b) visible. `used` and the
-// dirty flag pair with the daemon's take in seq_cst (see take.h).
+// Memory orders, here and in bucket.h and take.h:
+//   word   acq_rel CAS, acquire loads. The pair that matters: step 4's CAS publishes key (3) and
+//          used (3b) to who loads the live word, so who loads the word first and then the key never
+//          takes a new word for an old key (I2). A CAS reads the latest word whatever its order.
+//   key    acq_rel CAS, acquire loads; seq_cst in step 3 and in step 5's look: of two claimers that
+//          name their slots at the same time, one at least must see the other's (I5). Two words,
+//          each written by one and read by the other: acquire and release would let both miss.
+//   used   seq_cst, as the dirty flag and bits: they pair with the daemon's take (see take.h).
+//   aux    acq_rel CAS in step 3a, before which the flags are another tenant's: who marks the slot
+//          dirty after it hands this on, so that the daemon sees the key. Loads are relaxed where
+//          they are for a hint.
+// tests/weak weakens them one by one.
 #pragma once
 
 #include <algorithm>
@@ -138,20 +147,23 @@ class SlotTable {
     }
   }
 
-  // Step 5 for one key, by a claimer or the daemon's sweep; returns the slot that remains.
+  // Step 5 for one key, by a claimer or the daemon's sweep; returns the slot that remains. Only
+  // slots above the one that remains are emptied: a lower one may have come since the first look,
+  // and its claimer then empties ours, so that none would remain.
   uint32_t ResolveDuplicates(uint64_t hash, const Env& env) {
     const uint64_t fp = FingerprintOf(hash);
     const uint32_t groups[2] = {FirstGroup(hash), SecondGroup(hash)};
     uint32_t winner = kNoSlot;
     for (const uint32_t group : groups) {
       for (uint32_t i = group; i < group + kGroupSlots; ++i) {
-        if (FpAt(i) == fp) winner = std::min(winner, i);
+        const uint64_t k = slots_[i].key.load(std::memory_order_seq_cst);
+        if (key::Fp(k) == fp) winner = std::min(winner, i);
       }
     }
     if (winner == kNoSlot) return kNoSlot;
     for (const uint32_t group : groups) {
       for (uint32_t i = group; i < group + kGroupSlots; ++i) {
-        if (i != winner && FpAt(i) == fp) Empty(i, fp, winner, env);
+        if (i > winner && FpAt(i) == fp) Empty(i, fp, winner, env);
       }
     }
     return winner;
@@ -260,7 +272,7 @@ class SlotTable {
     uint64_t k = s.key.load(std::memory_order_acquire);
     if (key::Gen(k) != word::DeadGen(dead)) return false;
     const uint64_t claimed = key::Make(fp, kind, NextGen(k));
-    if (!s.key.compare_exchange_strong(k, claimed, std::memory_order_acq_rel)) return false;
+    if (!s.key.compare_exchange_strong(k, claimed, std::memory_order_seq_cst)) return false;
     if (key::Fp(k) != 0) Count(Counter::kEvictions);
     SetAux(s, dead, aux_init);
     Finish(candidate.slot, dead, claimed);

@@ -231,6 +231,29 @@ TEST(SlotProtocolModel, AClaimerKilledAnywhereLeavesOneExtraBurstAtMost) {
   ExpectClean(TwoClaimersOfOneKey(w, 1), "two claimers of one key, one kill", /*bounded=*/true);
 }
 
+// The same where they spend nothing, which is small enough to visit all: neither none nor two of
+// the slots remain.
+TEST(SlotProtocolModel, OfTwoClaimersOfOneKeyOneSlotRemains) {
+  World w({0, 5});
+  const auto put = [&w] {
+    for (ModelSlot& slot : w.slots_) slot.aux.quiet = slot.used.quiet = true;
+  };
+  const auto claim = [&w] {
+    bool claimed;
+    w.table().FindOrClaim(kKeyA, shm::Kind::kTokenBucket, 0, w.Env(), &claimed);
+  };
+  Scenario s = In(w, put, {claim, claim});
+  s.max_kills = 0;
+  s.check = [&w](const std::vector<bool>&) -> std::string {
+    const auto is_there = [](const ModelSlot& slot) {
+      return shm::key::Fp(slot.key.value) == shm::FingerprintOf(kKeyA);
+    };
+    const auto places = std::count_if(std::begin(w.slots_), std::end(w.slots_), is_there);
+    return places == 1 ? "" : "the key stands in " + std::to_string(places) + " slots";
+  };
+  ExpectClean(std::move(s), "two claimers that spend nothing");
+}
+
 // I2, I4: A and B both want slot 3, the only open one.
 Scenario TwoClaimersOfOneSlot(World& w, std::function<void()> put) {
   Scenario s = In(w, std::move(put), {[&w] { w.Spend(kKeyA, 0); }, [&w] { w.Spend(kKeyB, 1); }});

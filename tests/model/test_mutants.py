@@ -85,6 +85,8 @@ MUTANTS = {
         "      if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {\n"
         "        Finish(i, d, emptied);\n      }\n    } else if",
         "      (void)emptied;\n    } else if"),
+    "lower_duplicate_emptied": (
+        "I5", TABLE, "if (i > winner && FpAt(i) == fp)", "if (i != winner && FpAt(i) == fp)"),
     "duplicates_left": (
         "I5", TABLE, "return ResolveDuplicates(hash, env);", "return candidate.slot;"),
     "larger_debt_instead_of_both": (
