@@ -13,14 +13,13 @@ uint64_t Mix(uint64_t h, uint64_t v) {
 }  // namespace
 
 uint64_t Cell::Step() const {
-  if (Explorer::current_ != nullptr && !quiet) Explorer::current_->AtStep();
+  Explorer* const e = Explorer::Current();
+  if (e != nullptr && !quiet) e->AtStep();
   return value;
 }
 void Cell::Saw(uint64_t v) const {
-  Explorer* e = Explorer::current_;
-  if (e == nullptr || e->running_ < 0) return;
-  uint64_t& history = e->fibers_[static_cast<size_t>(e->running_)].history;
-  history = Mix(history, v + 1);
+  Explorer* const e = Explorer::Current();
+  if (e != nullptr) e->Saw(v);
 }
 uint64_t Cell::load(std::memory_order) const {
   const uint64_t v = Step();
@@ -78,9 +77,16 @@ void Explorer::Enter(boost::context::detail::transfer_t from) {
   boost::context::detail::jump_fcontext(e->scheduler_, nullptr);
 }
 
-void Explorer::AtStep() {
-  if (running_ < 0) return;
+size_t Explorer::AtStep(std::function<size_t()> results) {
+  const size_t self = process();
+  fibers_[self].results = std::move(results);
   scheduler_ = boost::context::detail::jump_fcontext(scheduler_, nullptr).fctx;
+  return fibers_[self].result;
+}
+
+void Explorer::Saw(uint64_t v) {
+  uint64_t& history = fibers_[process()].history;
+  history = Mix(history, v + 1);
 }
 
 void Explorer::Resume(size_t process) {
@@ -99,6 +105,7 @@ void Explorer::Restart() {
     Fiber& fiber = fibers_[i];
     if (fiber.stack == nullptr) fiber.stack.reset(new char[kStackBytes]);
     fiber.history = 0;
+    fiber.results = nullptr;
     fiber.ended = fiber.killed = false;
     fiber.context = boost::context::detail::make_fcontext(fiber.stack.get() + kStackBytes,
                                                           kStackBytes, &Explorer::Enter);
@@ -110,6 +117,7 @@ void Explorer::Apply(Choice choice) {
   if (choice.kill) {
     fibers_[choice.process].killed = true;
   } else {
+    fibers_[choice.process].result = choice.result;
     Resume(choice.process);
   }
 }
@@ -120,14 +128,17 @@ std::vector<Explorer::Choice> Explorer::Choices() const {
   for (const Fiber& fiber : fibers_) kills += fiber.killed ? 1 : 0;
   for (size_t i = 0; i < fibers_.size(); ++i) {
     if (fibers_[i].ended || fibers_[i].killed) continue;
-    choices.push_back({static_cast<uint8_t>(i), false});
+    const size_t results = fibers_[i].results ? fibers_[i].results() : 1;
+    for (size_t result = 0; result < results; ++result) {
+      choices.push_back({static_cast<uint8_t>(i), false, static_cast<uint8_t>(result)});
+    }
     if (kills < scenario_.max_kills) choices.push_back({static_cast<uint8_t>(i), true});
   }
   return choices;
 }
 
 uint64_t Explorer::StateHash() const {
-  uint64_t h = 0;
+  uint64_t h = scenario_.hash ? scenario_.hash() : 0;
   for (const Cell* cell : scenario_.memory) h = Mix(h, cell->value);
   for (const Fiber& fiber : fibers_) {
     h = Mix(h, fiber.history);
@@ -148,7 +159,10 @@ Exploration Explorer::Run(uint64_t max_states) {
   std::vector<Choice> path;
   const auto fail = [&](std::string what) {
     result.failure = std::move(what);
-    for (const Choice& c : path) result.schedule += (c.kill ? "x" : "") + std::to_string(c.process);
+    for (const Choice& c : path) {
+      result.schedule += (c.kill ? "x" : "") + std::to_string(c.process);
+      if (c.result > 0) result.schedule += static_cast<char>('a' + c.result - 1);
+    }
   };
   Restart();
   bool at_path = true;  // the fibers stand where `path` ends

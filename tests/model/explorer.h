@@ -3,7 +3,8 @@
 //
 // Each access to a Cell is a scheduling point. A process is deterministic but for what it reads, so
 // a state is: the memory, and per process a hash of all that it has read, and whether it was
-// killed. States seen before are not gone into again. Memory is sequentially consistent here.
+// killed. States seen before are not gone into again. The Cell here is sequentially consistent;
+// tests/weak has another, whose accesses may have several results.
 #pragma once
 
 #include <atomic>
@@ -45,7 +46,9 @@ class Cell {
 };
 
 struct Scenario {
-  std::vector<Cell*> memory;    // all that processes share
+  std::vector<Cell*> memory;  // all that processes share
+  // Of the memory where it is more than those cells' values.
+  std::function<uint64_t()> hash;
   std::function<void()> reset;  // writes the first state into the memory
   std::vector<std::function<void()>> processes;
   // Called when every process has ended or was killed; says what is wrong, or nothing. May run
@@ -56,9 +59,11 @@ struct Scenario {
 
 struct Exploration {
   uint64_t states = 0;
-  uint64_t ends = 0;      // final states checked
-  std::string failure;    // the first; empty: none
-  std::string schedule;   // that led to it: process numbers, 'x' before one is a kill
+  uint64_t ends = 0;    // final states checked
+  std::string failure;  // the first; empty: none
+  // That led to it: process numbers; 'x' before one is a kill, 'a' and so on after one is its
+  // access's second result and so on.
+  std::string schedule;
   bool complete = false;  // every state within the bound was visited
 };
 
@@ -67,18 +72,30 @@ class Explorer {
   explicit Explorer(Scenario scenario) : scenario_(std::move(scenario)) {}
   Exploration Run(uint64_t max_states);
 
+  // For cells. The explorer of the process that runs now; null: no process runs, cells are plain.
+  static Explorer* Current() {
+    return current_ != nullptr && current_->running_ >= 0 ? current_ : nullptr;
+  }
+  size_t process() const { return static_cast<size_t>(running_); }
+  // A scheduling point before an access with `results()` results by then; returns which.
+  size_t AtStep(std::function<size_t()> results = nullptr);
+  // What the access read is part of the process's state.
+  void Saw(uint64_t v);
+
  private:
-  friend class Cell;
   struct Fiber {
     boost::context::detail::fcontext_t context = nullptr;
     std::unique_ptr<char[]> stack;
     uint64_t history = 0;
+    std::function<size_t()> results;  // of the access that it stands before; null: one
+    size_t result = 0;                // to be had now
     bool ended = false;
     bool killed = false;
   };
   struct Choice {
     uint8_t process;
     bool kill;
+    uint8_t result = 0;
   };
 
   void Restart();
@@ -86,7 +103,6 @@ class Explorer {
   std::vector<Choice> Choices() const;
   uint64_t StateHash() const;
   static void Enter(boost::context::detail::transfer_t from);
-  void AtStep();
   void Resume(size_t process);
 
   static constexpr size_t kStackBytes = 64 * 1024;
