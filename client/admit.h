@@ -48,6 +48,7 @@ template <bool kAnyDegraded, class Request>
     looks[i] = {slot, seen.word_ns, seen.verdict.new_ns, seen.gen};
   }
   for (size_t i = 0; i < count; ++i) {
+    // As CommitLook: pairs with the loads of LookSlot.
     uint64_t word = looks[i].word_ns;
     if (!looks[i].slot->word.compare_exchange_strong(word, looks[i].new_ns,
                                                      std::memory_order_acq_rel)) [[unlikely]] {

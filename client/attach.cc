@@ -134,6 +134,10 @@ Attacher::~Attacher() {
   if (page_ != nullptr) munmap(page_, sizeof(ForkPage));
 }
 
+// Memory orders, for all of this file. `lock` is taken with acquire and given back with release:
+// what stands "under the lock" needs no more. `current_` is stored with release and pairs with
+// current(): an attachment is whole before it is seen. All else that is relaxed orders nothing: the
+// fork epoch and due time (each thread's own view suffices), the count, the problem and its text.
 bool Attacher::Open(const char* runtime_dir, const char* label) {
   void* page =
       mmap(nullptr, sizeof(ForkPage), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -178,12 +182,13 @@ void Attacher::StepLocked(uint64_t now_ns) {
   const uint64_t due_ns = phase_ == Phase::kIdle              ? next_connect_ns_
                           : phase_ == Phase::kAwaitingWelcome ? now_ns + kHandshakePollNs
                                                               : now_ns + kConnectIntervalNs;
-  page_->due_ns.store(due_ns, std::memory_order_relaxed);
+  page_->due_ns.store(due_ns, std::memory_order_relaxed);  // a hint: orders nothing
 }
 
 // In a forked child: the connection is the parent's. The parent may have been in the middle of a
 // step, so nothing of the state is believed; it was kept so that any moment of it is harmless:
 // descriptors are forgotten before they are closed, attachments are whole before they are listed.
+// Relaxed under the lock, whose acquire pairs with its release in StepDue.
 void Attacher::AfterFork() {
   page_->fork_epoch.store(++epochs_, std::memory_order_relaxed);
   const shm::OwnedFd closed(std::exchange(socket_, -1));
@@ -259,7 +264,7 @@ void Attacher::Receive(const shm::Welcome& welcome, int control_fd, int buckets_
   }
   incarnation_ = shm::Incarnation(*current()->control);
   phase_ = Phase::kAttached;
-  attach_count_.fetch_add(1, std::memory_order_relaxed);
+  attach_count_.fetch_add(1, std::memory_order_relaxed);  // a counter: orders nothing
   SetProblem(AttachProblem::kNone, shm::SegmentError::kOk, 0);
 }
 
@@ -304,7 +309,7 @@ bool Attacher::Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint6
   }
   attachments_[attachment_count_] = a;
   ++attachment_count_;
-  current_.store(a, std::memory_order_release);
+  current_.store(a, std::memory_order_release);  // pairs with current()
   return true;
 }
 
@@ -325,6 +330,7 @@ void Attacher::VacateOld(uint64_t now_ns) {
   }
 }
 
+// Pairs with SetStopped() and Beat(): a daemon that has started again is not seen as still stopped.
 bool Attacher::IsDaemonAlive(uint64_t now_ns) const {
   const Attachment* a = current();
   if (a == nullptr || a->control->stopped.load(std::memory_order_acquire) != 0) return false;
@@ -354,6 +360,7 @@ void Attacher::KeepText(const char* text) {
   }
 }
 
+// Relaxed: for people, orders nothing.
 void Attacher::Message(uint64_t now_ns, char* out, size_t size) const {
   out[0] = '\0';
   const uint64_t packed = problem_.load(std::memory_order_relaxed);

@@ -89,11 +89,13 @@ class Attacher {
   // program's name; cut to 31 bytes. Does not connect. False: out of memory.
   bool Open(const char* runtime_dir, const char* label);
 
-  // Null until first attached; then never null again.
+  // Null until first attached; then never null again. Pairs with Attach(): what it points to is
+  // whole.
   const Attachment* current() const { return current_.load(std::memory_order_acquire); }
 
   // Moves the attaching on by one step when something is due. `now_ns` is CLOCK_MONOTONIC, at most
-  // 10 ms old (a coarse clock serves). Never blocks, throws, or raises a signal; keeps errno.
+  // 10 ms old (a coarse clock serves). Never blocks, throws, or raises a signal; keeps errno. The
+  // due time is a hint and orders nothing: StepDue takes the lock.
   void Step(uint64_t now_ns) {
     if (now_ns >= page_->due_ns.load(std::memory_order_relaxed)) StepDue(now_ns);
   }

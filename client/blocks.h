@@ -14,6 +14,8 @@ namespace sluice::client {
 inline constexpr size_t kBlocks = 2;
 
 // Which of two blocks is in force; rebuilding is one thread's at a time.
+// Memory orders: storing current_ with release pairs with current(): who sees a block sees it
+// whole. busy_ is a lock: its release pairs with the next thread's acquire.
 template <class Block>
 class Blocks {
  public:

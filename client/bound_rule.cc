@@ -34,6 +34,7 @@ size_t PlainKeyBytes(const RuleKey& key) {
   return MaxPlainValueBytes(key.label_bytes);
 }
 
+// Relaxed: Blocks hands the block on, so here it orders nothing.
 void RuleBlock::Set(const Attachment& a, uint64_t coarse_step_ns) {
   attachment = &a;
   policy_word = &a.control->policy;
@@ -66,6 +67,8 @@ RuleBlock* RebuildRule(sluice_rule& r, const Attachment& a) {
   });
 }
 
+// The policy word's acquire load pairs with the daemon's release store: what is read of the buffer
+// after it belongs to it.
 // The block in force for the present rules; null where the rule is gone. `own` receives the facts
 // where no block can be used now.
 RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
@@ -121,6 +124,7 @@ bool IsKey(const char* key, size_t key_len) {
   KeyItem item;
   item.Set(*a, *block, key);
   Context ctx(r.client, a, block->coarse_serves);
+  // Orders nothing: no other field of the block changes with it.
   block->usual_until_ns.store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
   return CheckKey(ctx, *block, item.item, cost, decision);
 }
@@ -173,7 +177,9 @@ struct KeyPath {
   return shm::HashValue(block.attachment->hash_key, key.view(), block.key.hash_seed);
 }
 
-// False where the long way is due.
+// False where the long way is due. The policy word pairs with the daemon's store of it; the time
+// until when the check is usual is a hint and orders nothing, since no field of the block changes
+// with it.
 bool IsUsual(const RuleBlock& block, uint64_t now_ns) {
   return now_ns < block.usual_until_ns.load(std::memory_order_relaxed) &&
          block.policy_word->load(std::memory_order_acquire) == block.key.policy;

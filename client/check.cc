@@ -66,6 +66,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   uint32_t index = hint;
   if (index == shm::kNoSlot) index = ctx.table.Find(item.hash);
   if (index != shm::kNoSlot) {
+    // Pairs with the CASes of steps 2 and 4.
     const uint64_t w = a.slots[index].word.load(std::memory_order_acquire);
     if (!shm::word::IsDead(w)) [[likely]] {
       attempt->index = index;
@@ -75,6 +76,8 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
     ctx.table.Settle(index, w, ctx.time.now_ns());
   }
   ctx.time.ReadPrecise();  // a new tenancy's word must not start in the past of the old one
+  // Relaxed, but behind the load of the policy word, whose acquire pairs with the daemon's release:
+  // max_debt covers every rule of that policy.
   const Table::Env env{.now_ns = ctx.time.now_ns(),
                        .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
                        .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
@@ -93,6 +96,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   if (claimed && named) StoreText(a, name, item.folded, index);
 }
 
+// Clearing the flag orders nothing: the text has its own tag.
 void WriteText(const Attachment& attachment, const Item& item, uint64_t policy, uint32_t index) {
   Name name;
   if (!MakeName(attachment, item, policy, &name)) return;
@@ -139,6 +143,7 @@ bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, 
     case DegradedMode::kClosed:
       break;
   }
+  // For the answer only: orders nothing.
   const uint64_t w = attempt->slot->word.load(std::memory_order_acquire);
   attempt->seen = {};
   attempt->seen.gen = shm::key::Gen(attempt->slot->key.load(std::memory_order_acquire));

@@ -68,6 +68,7 @@ inline bool IsAnyShardDegraded(const Attachment& a) {
   return a.control->emergency_shards.load(std::memory_order_relaxed) != 0;
 }
 
+// Hints: orders nothing.
 inline bool IsShardHealthy(const Attachment& a, const shm::Slot& slot) {
   if (!IsAnyShardDegraded(a)) [[likely]] {
     return true;
@@ -79,6 +80,9 @@ inline bool IsShardHealthy(const Attachment& a, const shm::Slot& slot) {
 inline uint32_t IndexOf(const Attachment& a, const shm::Slot& slot) {
   return static_cast<uint32_t>(&slot - a.slots);
 }
+
+// Memory orders, here and below: heartbeat, reconciling and shard states are each a word that tells
+// all by itself. Nothing else is read because of them, so relaxed loads, which order nothing, do.
 
 // True where the daemon reconciles but its heartbeat has stopped: all its shards are degraded.
 inline bool IsSilent(const Attachment& a, uint64_t now_ns) {
@@ -128,6 +132,7 @@ inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, b
 }
 
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
+// aux here is for the shard only: its load orders nothing.
 inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
                 Attempt* attempt) {
   attempt->charge = ChargeOf(*item.rule, cost, CostNs(*item.rule, cost), commit);
@@ -154,7 +159,7 @@ inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, 
 inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
   if (attempt.overflow) [[unlikely]] {
     attempt.slot->used.fetch_add(attempt.charge.tokens, std::memory_order_relaxed);
-    return;  // local by nature: no key, nothing to reconcile
+    return;  // local by nature: no key, nothing to reconcile; a counter that orders nothing
   }
   const uint64_t aux =
       shm::AddUse(*attempt.slot, ctx.attachment->dirty, attempt.index, attempt.charge.tokens);
@@ -202,6 +207,7 @@ inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t c
 // connecting is due.
 inline constexpr uint64_t kUsualNs = 100'000'000;
 
+// Words that tell all by themselves: orders nothing.
 inline uint64_t UsualUntil(const Attachment& a, uint64_t now_ns) {
   const shm::ControlHeader& control = *a.control;
   const uint64_t until_ns = now_ns + kUsualNs;

@@ -47,6 +47,7 @@ inline bool IsTallying() { return tally.slot != nullptr; }
 
 // True when a check of cost 1 under `rule` is denied as the last one was; it is tallied then.
 // `slot`: where its key stands. The caller has seen that the policy is still the same.
+// Acquire as in LookSlot: pairs with step 4's CAS; an equal word means the same tenant (I1).
 inline bool TallyDeniedAgain(const shm::Slot& slot, const Rule& rule, uint64_t now_ns) {
   Tally& t = tally;
   if (t.slot != &slot || t.rule != &rule || now_ns >= t.until_ns || t.n >= kTallyMax ||

@@ -36,6 +36,10 @@ struct HandleBlock {
   char ips[kHandleIps * kIpBytes];
 };
 
+// Memory orders: usual_until_ns is stored with release after the slot, which pairs with the usual
+// check's acquire load of it: the slot that it then uses is the one found. The policy word's
+// acquire load pairs with the daemon's release store.
+
 // Copies a plan into a block, re-pointing what pointed into the plan.
 bool CopyPlan(const Plan& plan, HandleBlock* block) {
   if (plan.count > kHandleItems || plan.value_count > kHandleValues ||
@@ -93,6 +97,7 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
   });
 }
 
+// Memory orders: usual_until_ns pairs with CheckHandleAt's load, see above CopyPlan.
 // All that is not usual. [[gnu::noinline]], here and below, keeps its state off the usual way.
 [[gnu::noinline]] int CheckHandleLong(sluice_handle& h, uint32_t cost,
                                       sluice_decision_t* decision) {
@@ -157,7 +162,8 @@ struct HandlePath {
   }
 };
 
-// False where the long way is due.
+// False where the long way is due. usual_until_ns pairs with CheckHandleLong's store; the slot,
+// which callers load behind it, needs no order. The policy word pairs with the daemon's store.
 bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
   return now_ns < block.usual_until_ns.load(std::memory_order_acquire) &&
          block.policy_word->load(std::memory_order_acquire) == block.policy;

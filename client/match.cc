@@ -239,6 +239,7 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
                         .key = made.key[0],
                         .key_at = made.key_at[0]};
   }
+  // Pairs with the daemon's release store of the word, see BuildLong.
   std::atomic_thread_fence(std::memory_order_acquire);
   return attachment.control->policy.load(std::memory_order_relaxed) == policy;
 }
@@ -302,6 +303,7 @@ int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coa
     if (!IsDescriptor(descriptors[i])) return SLUICE_E_DESCRIPTORS;
   }
   for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
+    // Pairs with the daemon's release store: the buffer that it names is whole.
     const uint64_t policy = attachment.control->policy.load(std::memory_order_acquire);
     plan->policy = policy;
     plan->count = 0;
@@ -355,6 +357,7 @@ int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
   if (shapes != nullptr && count - 1 < kShapeNames) [[likely]] {
     place = &shapes->PlaceOf(descriptors, count);
     shape = place->current();
+    // Pairs with the daemon's release store, though only the word itself is looked at.
     const uint64_t policy = attachment.control->policy.load(std::memory_order_acquire);
     if (shape != nullptr && !shape->IsOf(attachment, policy, descriptors, count)) shape = nullptr;
     if (shape != nullptr && shape->is_direct) [[likely]] {
@@ -401,6 +404,7 @@ void HashItem(const Attachment& attachment, uint64_t rule_seed, size_t label_byt
 
 int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, RuleKey* key) {
   for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
+    // Here and at the end: pairs with the daemon's release store, see BuildLong.
     key->policy = attachment.control->policy.load(std::memory_order_acquire);
     if (key->policy == 0) return SLUICE_E_NO_RULE;
     const PolicyView view = ViewOf(attachment, key->policy);

@@ -55,6 +55,7 @@ class RequestCheck {
     for (size_t i = 0; i < count_; ++i) {
       const Look& look = looks[i];
       Attempt& attempt = attempts_[i];
+      // aux is for the answer: orders nothing.
       attempt.slot = look.slot;
       attempt.index = IndexOf(*ctx_.attachment, *look.slot);
       attempt.overflow = attempt.emergency = false;

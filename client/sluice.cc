@@ -88,6 +88,7 @@ int sluice_open(const sluice_options_t* options, sluice_t** client) {
   }
   auto* const c = new (std::nothrow) sluice_t;
   if (c == nullptr) return SLUICE_E_MEMORY;
+  // A counter: orders nothing.
   c->id = sluice::client::next_client_id.fetch_add(1, std::memory_order_relaxed);
   c->coarse_step_ns = Clock::CoarseStepNs();
   c->default_allowed = o.default_allowed != 0 ? 1 : 0;
@@ -239,6 +240,7 @@ void sluice_get_info(sluice_t* client, sluice_info_t* info) {
   info->daemon_alive = client->attacher.IsDaemonAlive(now_ns) ? 1 : 0;
   info->same_user = a->same_user_as_daemon ? 1 : 0;
   info->generation = a->generation;
+  // For people, as the shards' states: orders nothing.
   info->policy_seq = shm::policy_word::Seq(a->control->policy.load(std::memory_order_acquire));
   for (uint32_t i = 0; i < a->shard_count; ++i) {
     const uint64_t state = a->shard_states[i].load(std::memory_order_relaxed);

@@ -304,7 +304,7 @@ admin::DaemonStatus App::Status() const {
   for (uint32_t i = 0; i < control.info().shard_count; ++i) {
     status.shards.push_back(control.shard(i));
   }
-  for (uint32_t i = 0; i < shm::kCounters; ++i) {
+  for (uint32_t i = 0; i < shm::kCounters; ++i) {  // for people: orders nothing
     status.counters.push_back(segments_.buckets().counters()[i].load(std::memory_order_relaxed));
   }
   status.engine = engine_->Snapshot();

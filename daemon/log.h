@@ -51,6 +51,7 @@ inline bool StderrIsJournal() {
   return absl::StrFormat("%d:%d", st.st_dev, st.st_ino) == stream;
 }
 
+// Settings: relaxed here and below orders nothing.
 // What is less urgent than `level` is left out. `for_systemd`: priorities, no times.
 inline void Configure(Level level, bool for_systemd) {
   internal::max_level.store(static_cast<int>(level), std::memory_order_relaxed);

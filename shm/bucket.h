@@ -75,6 +75,8 @@ inline uint32_t Dearer(uint32_t inv_share, uint32_t dearer_q16) {
 // One look at the slot: nothing is stored, nothing is tried again. kAllowed, kLost, or kDenied,
 // which is final only if IsDenialClear. *seen is filled but for kLost. Inlined always, so that on
 // the usual way all of *seen stays in registers.
+// Memory orders: the acquire load of the word pairs with step 4's CAS of it: the key that is loaded
+// next is at least as new (I2). aux is a hint here and orders nothing.
 template <class Cell>
 [[gnu::always_inline]] inline Outcome LookSlot(const BasicSlot<Cell>& slot, uint64_t fp,
                                                uint64_t cost_ns, uint64_t tau_ns,
@@ -114,7 +116,8 @@ template <class Cell>
 
 // Decides on the slot's word and, with charge.commit, stores it. *seen is filled for kAllowed and
 // kDenied. On the way a deny writes nothing, so an exhausted key's line stays shared between cores
-// (but a wild word is healed, see NeedsHeal).
+// (but a wild word is healed, see NeedsHeal). Its CAS pairs with nothing of its own: it hands on
+// what the word's earlier CASes have published.
 template <class Cell, class Clock>
 inline Outcome CheckSlot(BasicSlot<Cell>& slot, uint64_t fp, const Charge& charge,
                          RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
@@ -169,7 +172,8 @@ inline uint64_t AddUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint3
 }
 
 // Takes back a spend of this slot: by CAS, at most what RefundNs allows, only while the tenancy and
-// the kind of word are the same. Returns true when anything was given back.
+// the kind of word are the same. Returns true when anything was given back. Word before key: the
+// acquire load pairs with step 4's CAS (I2).
 template <class Cell>
 inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_t new_ns,
                        uint64_t cost_ns, uint64_t fresh_now_ns) {
@@ -189,7 +193,8 @@ inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_
 }
 
 // Adds n denials to the slot's cell, for the tenant `gen`, and marks the slot dirty: shares count
-// attempts, and people want to see who is blocked.
+// attempts, and people want to see who is blocked. Pairs with TakeDenied() in seq_cst, as AddUse()
+// with TakeUse(); the first load orders nothing, the CAS looks again.
 template <class Cell>
 inline void AddDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index, uint16_t gen,
                       uint64_t n) {

@@ -129,6 +129,7 @@ class SlotTable {
   }
 
   // Finishes or takes back what the dead word `d` of slot `i` began (steps 3 to 4, I4).
+  // Its acquire loads pair with the CASes of steps 2 and 3: the gen tells how far the work came.
   void Settle(uint32_t i, uint64_t d, uint64_t now_ns) {
     SlotType& s = slots_[i];
     uint64_t k = s.key.load(std::memory_order_acquire);
@@ -169,6 +170,7 @@ class SlotTable {
     return winner;
   }
 
+  // A counter orders nothing.
   void Count(Counter counter, uint64_t n = 1) const {
     counters_[static_cast<uint32_t>(counter)].fetch_add(n, std::memory_order_relaxed);
   }
@@ -189,6 +191,7 @@ class SlotTable {
     return w > env.now_ns + env.max_debt_ns ? now_us : std::max(now_us, w / 1000 + 1);
   }
 
+  // Pairs with step 3's CAS.
   uint64_t FpAt(uint32_t i) const { return key::Fp(slots_[i].key.load(std::memory_order_acquire)); }
 
   void PrefetchGroup(uint32_t group) const {
@@ -252,6 +255,7 @@ class SlotTable {
     return best;
   }
 
+  // Steps 2 to 4. Word before key, in acquire: pairs with step 4's CAS by the last claimer (I2).
   bool Claim(const Candidate& candidate, uint64_t fp, Kind kind, uint64_t aux_init,
              const Env& env) {
     SlotType& s = slots_[candidate.slot];
@@ -281,6 +285,8 @@ class SlotTable {
 
   // Hints only, so two tries suffice: the daemon derives rule and shard from the text. Flags start
   // clear: a dirty bit left in the bitmap costs one needless look, a flag left set would hide use.
+  // The CAS pairs with a later mark of the slot; the first load orders nothing, the CAS looks
+  // again.
   void SetAux(SlotType& s, uint64_t dead, uint64_t aux_init) {
     uint64_t a = s.aux.load(std::memory_order_relaxed);
     for (int attempt = 0; attempt < 2; ++attempt) {
@@ -289,7 +295,8 @@ class SlotTable {
     }
   }
 
-  // Steps 3b and 4 for the dead word `d` under the key `k`, gen(k) == gen(d) + 1.
+  // Steps 3b and 4 for the dead word `d` under the key `k`, gen(k) == gen(d) + 1. The last CAS
+  // pairs with each acquire load of the live word.
   void Finish(uint32_t i, uint64_t d, uint64_t k) {
     SlotType& s = slots_[i];
     // Until it carries the new gen: a daemon that takes the old tenant's use at this moment makes
@@ -311,6 +318,7 @@ class SlotTable {
     s.word.compare_exchange_strong(expected, word::DeadTimeUs(d) * 1000, std::memory_order_acq_rel);
   }
 
+  // Pairs with step 4's CAS, as Claim does.
   // Empties slot `i` of key `fp`, folding its debt and use into `winner`.
   void Empty(uint32_t i, uint64_t fp, uint32_t winner, const Env& env) {
     SlotType& s = slots_[i];
@@ -342,6 +350,7 @@ class SlotTable {
     }
   }
 
+  // Word before key, in acquire: pairs with step 4's CAS.
   // Adds the debt of a duplicate to the winner's: both were really spent. It never lowers a word,
   // also with a now that is out of date.
   void FoldInto(uint32_t winner, uint64_t fp, uint64_t loser_word, const Env& env) {

@@ -55,7 +55,8 @@ inline uint64_t TakeDenied(Cell& cell, uint64_t k) {
 // Sets the word to the global state plus this host's unreported use, by CAS, computed anew when the
 // word or the use changed meanwhile. `base_ns` is where unreported use begins to count: the global
 // theoretical arrival time, which may be in the past. `unreported` are tokens taken but not in the
-// reply; tokens_ns(n) is the private cost of n tokens. False when the slot has another tenant.
+// reply; tokens_ns(n) is the private cost of n tokens. False when the slot has another tenant. Word
+// before key, in acquire: pairs with the claimer's step 4.
 template <class Cell, class TokensNs>
 inline bool FoldWord(BasicSlot<Cell>& slot, uint64_t k, uint64_t now_ns, uint64_t base_ns,
                      int64_t unreported, uint64_t ceiling_ns, TokensNs tokens_ns) {
@@ -72,7 +73,9 @@ inline bool FoldWord(BasicSlot<Cell>& slot, uint64_t k, uint64_t now_ns, uint64_
   return true;  // contended: the next reply sets it
 }
 
-// Publishes this host's 1/share (16 fraction bits), shard and rule; keeps the flags.
+// Publishes this host's 1/share (16 fraction bits), shard and rule; keeps the flags. Clients take
+// it as a hint: the CAS orders nothing but hands on what marked the slot. The key's load pairs with
+// step 3.
 template <class Cell>
 inline void SetAux(BasicSlot<Cell>& slot, uint64_t k, uint32_t inv_share, uint32_t shard,
                    uint16_t rule) {

@@ -27,6 +27,7 @@ struct Seen {
   shm::ParsedName name;
 };
 
+// The key after the word, whose acquire load pairs with step 4's CAS.
 bool Read(const shm::MappedBuckets& buckets, uint64_t slot, Seen* seen) {
   const shm::Slot& s = buckets.slots()[slot];
   seen->word = s.word.load(std::memory_order_acquire);
@@ -36,6 +37,7 @@ bool Read(const shm::MappedBuckets& buckets, uint64_t slot, Seen* seen) {
          shm::ParseParts(seen->parts, &seen->name);
 }
 
+// Counts for people: orders nothing.
 void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,
               const config::CompiledRule& rule, uint64_t now_ns, ordered_json* out) {
   const shm::Limit& limit = rule.limit;

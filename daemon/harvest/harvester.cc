@@ -75,6 +75,8 @@ void Harvester::Prefetch(uint64_t word, uint64_t bits, Sink& sink) const {
   }
 }
 
+// The key's load pairs with step 3's CAS, or what marked the slot dirty has handed it on. The wish
+// for a text orders nothing.
 void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
   shm::Slot& s = buckets_->slots()[slot];
   const uint64_t key = s.key.load(std::memory_order_acquire);
@@ -149,6 +151,8 @@ void Harvester::Sweep(uint64_t now_ns, const shm::SlotTable<std::atomic<uint64_t
   }
 }
 
+// The key after the word, whose acquire load pairs with step 4's CAS. What is relaxed only says
+// where to look, and orders nothing: TakeUse looks again.
 void Harvester::SweepSlot(uint32_t slot, const shm::SlotTable<std::atomic<uint64_t>>::Env& env,
                           Sink& sink) {
   shm::Slot& s = buckets_->slots()[slot];
@@ -191,6 +195,7 @@ void Harvester::SweepSlot(uint32_t slot, const shm::SlotTable<std::atomic<uint64
 }
 
 void Harvester::SweepOverflow(Sink& sink) {
+  // These slots have no claims; the load orders nothing.
   for (uint32_t i = 0; i < rules_->rules().size() && i < shm::kMaxRules; ++i) {
     shm::Slot& s = buckets_->overflow()[i];
     const uint64_t key = s.key.load(std::memory_order_acquire);

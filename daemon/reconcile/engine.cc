@@ -95,6 +95,7 @@ class WorkingEngine : public Engine, public redis::Listener, public reconcile::T
   absl::Status Start(std::shared_ptr<const config::CompiledRules> rules) override;
   void SetRules(std::shared_ptr<const config::CompiledRules> rules) override;
   void Stop(absl::Duration bound) override;
+  // A time for whoever watches, wherever it is stored: orders nothing.
   uint64_t LastTickNs() const override { return last_tick_ns_.load(std::memory_order_relaxed); }
   EngineSnapshot Snapshot() const override;
 
@@ -158,8 +159,9 @@ class WorkingEngine : public Engine, public redis::Listener, public reconcile::T
 
 absl::Status WorkingEngine::Start(std::shared_ptr<const config::CompiledRules> rules) {
   next_rules_ = std::move(rules);
-  last_tick_ns_.store(Now(), std::memory_order_relaxed);
-  // The ring belongs to the thread that makes it, so the thread tells how it went.
+  last_tick_ns_.store(Now(), std::memory_order_relaxed);  // orders nothing
+  // The ring belongs to the thread that makes it, so the thread tells how it went: is_open's
+  // release pairs with the acquire wait below and hands `opened` over.
   absl::Status opened;
   std::atomic<bool> is_open{false};
   try {
@@ -249,6 +251,7 @@ void WorkingEngine::TakeRules() {
   reconciler_->SetRules(std::move(next));
 }
 
+// stop_ pairs with Stop(): the bound is stored before it. last_tick_ns_ orders nothing.
 void WorkingEngine::Run() {
   uint64_t tick_ns = Now();
   while (!stop_.load(std::memory_order_acquire)) {
@@ -288,6 +291,7 @@ void WorkingEngine::Wait(uint64_t now_ns, uint64_t tick_ns) {
 }
 
 // What clients used up to now goes to Redis, and its answers back, as far as the bound allows.
+// last_tick_ns_ orders nothing; stop_, below, pairs with Run()'s load.
 void WorkingEngine::LastFlush(uint64_t until_ns) {
   for (uint64_t now_ns = Now(); now_ns < until_ns; now_ns = Now()) {
     reconciler_->FlushAll(now_ns);

@@ -97,6 +97,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   Probe(now_ns);
 }
 
+// The two header words are this daemon's own: relaxed orders nothing.
 void Reconciler::Harvest(uint64_t now_ns) {
   harvester_.Harvest(now_ns, *this);
   harvester_.Sweep(now_ns,
@@ -341,7 +342,7 @@ void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
       });
 }
 
-// False when the bucket does not stand in the segment any more.
+// False when the bucket does not stand in the segment any more. The key's load pairs with step 3.
 bool Reconciler::PublishShare(Bucket& b) {
   if (b.rule == nullptr || b.place.key == 0) return false;
   shm::Slot& slot = buckets_->slots()[b.place.slot];

@@ -5,6 +5,7 @@
 
 namespace sluice::redis {
 
+// Counters, here and below: relaxed orders nothing.
 void LatencyHistogram::Add(int64_t latency_ns) {
   const int64_t us = std::max<int64_t>(latency_ns, 0) / 1000;
   const auto bound = std::lower_bound(kLatencyBoundsUs.begin(), kLatencyBoundsUs.end(), us);

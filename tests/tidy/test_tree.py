@@ -100,6 +100,23 @@ def test_what_clients_load_includes_no_library_but_the_languages_and_boosts_head
     none(problems, "the client library needs libc and libstdc++ at run time and nothing else")
 
 
+# A reader must find within a screen what an order weaker than seq_cst is for.
+ORDER = re.compile(r"memory_order_(relaxed|consume|acquire|release|acq_rel)\b")
+ORDER_IS_TOLD = re.compile(r"//.*\b([Mm]emory orders|[Pp]airs? with|[Oo]rders? nothing)\b")
+SCREEN_LINES = 40
+
+
+def test_every_weaker_memory_order_says_what_it_pairs_with():
+    problems = []
+    for name in sources(under=("shm/", "client/", "daemon/")):
+        told_at = -SCREEN_LINES
+        for number, line in enumerate(read(name).splitlines(), 1):
+            told_at = number if ORDER_IS_TOLD.search(line) else told_at
+            if ORDER.search(line) and number - told_at >= SCREEN_LINES:
+                problems.append(f"{name}:{number}: {line.strip()}")
+    none(problems, "name the pair, or say that it orders nothing, in the lines above")
+
+
 def test_nobody_uses_abseils_locks():
     problems = [f"{name}:{number}: {path}" for name in sources() for number, path in included(name)
                 if path.startswith("absl/synchronization/")]
