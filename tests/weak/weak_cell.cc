@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <string_view>
-#include <unordered_map>
+#include <tuple>
+#include <utility>
 
 #include "shm/hash.h"
 
@@ -42,36 +43,18 @@ std::memory_order FailureOf(std::memory_order order) {
   return order == std::memory_order_release ? std::memory_order_relaxed : order;
 }
 
-// "LookSlot" of "Outcome ns::LookSlot(const BasicSlot<Cell>&) [with Cell = ...]".
-std::string FunctionOf(const std::source_location& where) {
-  const std::string_view pretty = where.function_name();
-  const std::string_view head = pretty.substr(0, pretty.find('('));
-  return std::string(head.substr(head.find_last_of(": *&") + 1));
-}
-
 // The order of an access, as it is or weakened.
-std::memory_order OrderAt(const std::source_location& where, const Cell& cell, const char* access,
+std::memory_order OrderAt(Where where, const Cell& cell, const char* access,
                           std::memory_order order) {
-  struct Place {
-    const char* file;
-    uint32_t line;
-    uint32_t column;
-    const char* cell;
-    bool operator==(const Place&) const = default;
-  };
-  struct PlaceHash {
-    size_t operator()(const Place& place) const {
-      return Mix(reinterpret_cast<uintptr_t>(place.file) ^ reinterpret_cast<uintptr_t>(place.cell),
-                 (uint64_t{place.line} << 32) | place.column);
-    }
-  };
-  static std::unordered_map<Place, Site*, PlaceHash> known;
-  Site*& site = known[{where.file_name(), where.line(), where.column(), cell.name}];
+  using Place = std::tuple<const char*, const char*, const char*, const char*>;
+  static std::map<Place, Site*> known;
+  Site*& site = known[{where.file, where.function, cell.name, access}];
   if (site == nullptr) {
-    const std::string name = FunctionOf(where) + " " + cell.name + "." + access;
+    const std::string_view function = where.function;  // "LookSlot<Cell>" or "LookSlot"
+    const std::string name =
+        std::string(function.substr(0, function.find('<'))) + " " + cell.name + "." + access;
     site = &Sites().try_emplace(name, Site{name, order, std::nullopt, false}).first->second;
-    site->is_production =
-        std::string_view(where.file_name()).find("shm/") != std::string_view::npos;
+    site->is_production = std::string_view(where.file).find("shm/") != std::string_view::npos;
   }
   return site->weakened.value_or(order);
 }

@@ -23,7 +23,6 @@
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <source_location>
 #include <string>
 #include <vector>
 
@@ -33,6 +32,16 @@ namespace sluice::weak {
 
 inline constexpr size_t kMaxCells = 24;
 using View = std::array<uint8_t, kMaxCells>;  // by cell: the first message that may be read
+
+// The function that accesses a cell, as a default argument tells it.
+struct Where {
+  const char* function;
+  const char* file;
+  static constexpr Where Here(const char* function = __builtin_FUNCTION(),
+                              const char* file = __builtin_FILE()) {
+    return {function, file};
+  }
+};
 
 // Where the code accesses a cell: all accesses of one kind to one kind of cell in one function.
 struct Site {
@@ -47,27 +56,26 @@ class Memory;
 // Stands where production has std::atomic<uint64_t>; see model::Cell.
 class Cell {
  public:
-  using Where = std::source_location;
   uint64_t load(std::memory_order order = std::memory_order_seq_cst,
-                Where where = Where::current()) const;
+                Where where = Where::Here()) const;
   void store(uint64_t v, std::memory_order order = std::memory_order_seq_cst,
-             Where where = Where::current());
+             Where where = Where::Here());
   bool compare_exchange_strong(uint64_t& expected, uint64_t desired,
                                std::memory_order order = std::memory_order_seq_cst,
-                               Where where = Where::current());
+                               Where where = Where::Here());
   bool compare_exchange_weak(uint64_t& expected, uint64_t desired,
                              std::memory_order order = std::memory_order_seq_cst,
-                             Where where = Where::current()) {
+                             Where where = Where::Here()) {
     return compare_exchange_strong(expected, desired, order, where);
   }
   uint64_t fetch_add(uint64_t v, std::memory_order order = std::memory_order_seq_cst,
-                     Where where = Where::current());
+                     Where where = Where::Here());
   uint64_t fetch_or(uint64_t v, std::memory_order order = std::memory_order_seq_cst,
-                    Where where = Where::current());
+                    Where where = Where::Here());
   uint64_t fetch_and(uint64_t v, std::memory_order order = std::memory_order_seq_cst,
-                     Where where = Where::current());
+                     Where where = Where::Here());
   uint64_t exchange(uint64_t v, std::memory_order order = std::memory_order_seq_cst,
-                    Where where = Where::current());
+                    Where where = Where::Here());
 
   uint64_t value = 0;  // the last message's; by the scenario, outside the processes
   bool quiet = false;  // sequentially consistent and no scheduling point

@@ -65,7 +65,7 @@ class World {
   }
 
   // A check of a slot that is known, as by a handle.
-  shm::Outcome Check(uint32_t slot, uint64_t hash, int* admitted) {
+  shm::Outcome Check(uint32_t slot, uint64_t hash, int64_t* admitted) {
     Table t = table();
     shm::RequestTime<WorldClock> time(false, 0);
     shm::Seen seen;
@@ -84,7 +84,7 @@ class World {
   }
 
   // A check that finds its slot, or claims one and writes its text.
-  shm::Outcome Spend(uint64_t hash, int* admitted) {
+  shm::Outcome Spend(uint64_t hash, int64_t* admitted) {
     Table t = table();
     for (int restart = 0; restart < 3; ++restart) {
       uint32_t slot = t.Find(hash);
@@ -175,8 +175,8 @@ class World {
   Cell denied_;
   shm::BasicKeyText<Cell> text_;
   Cell counters_[shm::kCounters];
-  int admitted_a_ = 0;
-  int admitted_b_ = 0;
+  int64_t admitted_a_ = 0;
+  int64_t admitted_b_ = 0;
   bool claimed_ = false;
   int64_t taken_ = 0;
   int64_t denied_taken_ = 0;
