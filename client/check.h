@@ -64,6 +64,7 @@ inline const std::atomic<uint64_t>* ShardWordOf(const Attachment& a, uint64_t au
   return &a.shard_states[shard < a.shard_count ? shard : 0];
 }
 
+// A hint: orders nothing.
 inline bool IsAnyShardDegraded(const Attachment& a) {
   return a.control->emergency_shards.load(std::memory_order_relaxed) != 0;
 }

@@ -53,7 +53,7 @@ void RefundUse(const Attachment& a, uint32_t index, uint16_t gen, uint32_t token
   shm::AddUse(slot, a.dirty, index, 0);  // marks it dirty
 }
 
-// True where a direct shape admitted the request.
+// True where a direct shape admitted the request. The policy word pairs with the daemon's store.
 bool AdmitShaped(sluice_t& client, const Attachment& a, const sluice_descriptor_t* descriptors,
                  size_t count) {
   if (count - 1 >= kShapeNames) return false;

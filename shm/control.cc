@@ -37,7 +37,7 @@ bool ReadBootId(uint8_t out[16]) {
   return true;
 }
 
-// Reads the header once, into private memory, and believes nothing of it before it is checked.
+// Reads the header once, into private memory (a relaxed load there orders nothing), and checks all.
 SegmentStatus CheckControl(int fd, uint32_t owner_uid, SegmentInfo* info) {
   uint64_t bytes = 0;
   if (const SegmentStatus s = CheckFd(fd, owner_uid, &bytes); !s.ok()) return s;
@@ -132,7 +132,7 @@ SegmentStatus ControlWriter::Create(const ControlOptions& options, uint64_t now_
   h.hash_salt[1] = random[2];
   h.daemon_pid = static_cast<uint64_t>(getpid());
   h.daemon_uid = geteuid();
-  h.created_ns = now_ns;
+  h.created_ns = now_ns;  // what is relaxed here orders nothing: Publish() comes after it
   h.incarnation.store(1, std::memory_order_relaxed);
   h.grace_ns.store(options.grace_ns, std::memory_order_relaxed);
   h.reconciling.store(options.reconciling, std::memory_order_relaxed);
@@ -160,6 +160,8 @@ SegmentStatus ControlWriter::Adopt(OwnedFd fd, const ControlOptions& options, ui
   ListEarlier();
   ControlHeader& h = *header_;
   h.daemon_pid = static_cast<uint64_t>(getpid());
+  // What is relaxed orders nothing; the incarnation, stored last, pairs with a client's
+  // Incarnation().
   h.grace_ns.store(options.grace_ns, std::memory_order_relaxed);
   SetReconciling(options.reconciling);
   Beat(now_ns);
@@ -187,7 +189,7 @@ uint64_t ControlWriter::superseded_ns(uint32_t i) const {
   return stamp;
 }
 
-uint64_t ControlWriter::policy_seq() const {
+uint64_t ControlWriter::policy_seq() const {  // by its one writer a relaxed load orders nothing
   return policy_word::Seq(header_->policy.load(std::memory_order_relaxed));
 }
 
@@ -240,7 +242,7 @@ int ControlWriter::PickBuffer(uint64_t now_ns, uint64_t* retry_after_ns) const {
   return -1;
 }
 
-void ControlWriter::Switch(uint32_t to, uint64_t seq, uint64_t now_ns) {
+void ControlWriter::Switch(uint32_t to, uint64_t seq, uint64_t now_ns) {  // pairs with BuildPlan
   const uint64_t word = header_->policy.load(std::memory_order_relaxed);
   // Stamped before the switch: a crash in between leaves a stamp on the buffer in force, which is
   // stamped again when it is superseded.
@@ -291,8 +293,8 @@ void ControlWriter::SetShard(uint32_t shard, ShardMode mode, uint64_t since_ns) 
   if (shard >= info_.shard_count) return;
   std::atomic<uint64_t>& count = header_->emergency_shards;
   const uint64_t word = shard_state::Make(mode, since_ns);
-  // Release: who reads the shard's word as an emergency's, or the count's fall, sees what stood
-  // before. Pairs with the acquire loads of shard() and of checks.
+  // Checks read both as hints, relaxed. Release keeps the count from falling before the shard's
+  // word has changed; it pairs with shard()'s load, for who counts anew.
   if (shard_state::IsEmergency(word)) count.fetch_add(1, std::memory_order_release);
   const uint64_t before = shard_states()[shard].exchange(word, std::memory_order_acq_rel);
   if (shard_state::IsEmergency(before)) count.fetch_sub(1, std::memory_order_release);

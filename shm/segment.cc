@@ -127,7 +127,7 @@ SegmentStatus BucketsOwner::Create(uint64_t capacity) {
   MappedBuckets buckets;
   if (const SegmentStatus s = buckets.Map(fd.get(), capacity, geteuid()); !s.ok()) return s;
   buckets.Collapse();
-  for (uint64_t i = 0; i < capacity; ++i) {
+  for (uint64_t i = 0; i < capacity; ++i) {  // orders nothing: nobody else has the segment yet
     buckets.slots()[i].used.store(used::Make(0, 0), std::memory_order_relaxed);
   }
   for (uint32_t i = 0; i < kMaxRules; ++i) {
