@@ -338,7 +338,7 @@ SegmentStatus ControlReader::Map(int fd, uint32_t owner_uid) {
   return Ok();
 }
 
-uint64_t Incarnation(const ControlHeader& header) {
+uint64_t Incarnation(const ControlHeader& header) {  // pairs with Adopt's increment
   return header.incarnation.load(std::memory_order_acquire);
 }
 

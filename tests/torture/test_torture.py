@@ -75,7 +75,7 @@ def torment_daemon(daemon, clients, ledger, rng):
             kills += 1
 
 
-# iceoryx#325 and #2193: robust mutexes did not save those who died or stood still in them.
+# iceoryx#325, iceoryx#2193: robust mutexes did not save those who died or stood still in them.
 @pytest.mark.timeout_s(120 + KILLS // KILLS_PER_S)
 def test_kills_leave_no_key_over_its_bound_no_hang_and_no_lost_slot(tmp_path):
     rng = random.Random(SEED)
