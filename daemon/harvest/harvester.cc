@@ -35,7 +35,9 @@ Harvester::Harvester(const shm::MappedBuckets* buckets, const shm::HashKey& hash
       hash_key_(hash_key),
       shard_count_(shard_count),
       known_(buckets->capacity()),
-      use_since_ns_(use_since_ns) {}
+      use_since_ns_(use_since_ns),
+      sweep_ns_(
+          std::clamp(buckets->capacity() / kSweepSlots * kSweepNs, kSweepNs, kLongestSweepNs)) {}
 
 void Harvester::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
   rules_ = std::move(rules);
@@ -122,8 +124,8 @@ bool Harvester::Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink
   // What a tenancy met for the first time may have admitted: at the start all that came while no
   // daemon ran, later what came since the last whole sweep.
   if (known.taken_ns == 0) {
-    known.taken_ns = now_ns - std::min(now_ns, kSweepNs);
-    if (now_ns < started_ns_ + kSweepNs) known.taken_ns = std::min(known.taken_ns, use_since_ns_);
+    known.taken_ns = now_ns - std::min(now_ns, sweep_ns_);
+    if (now_ns < started_ns_ + sweep_ns_) known.taken_ns = std::min(known.taken_ns, use_since_ns_);
   }
   known.rule = rule->id;
   known.bucket = sink.OnBucket({slot, key}, std::move(named));
@@ -136,16 +138,16 @@ void Harvester::Sweep(uint64_t now_ns, const shm::SlotTable<std::atomic<uint64_t
   if (rules_ == nullptr) return;
   const uint64_t capacity = buckets_->capacity();
   if (swept_ns_ == 0) swept_ns_ = now_ns;
-  const uint64_t elapsed_ns = std::min(now_ns - std::min(now_ns, swept_ns_), kSweepNs);
-  uint64_t due = static_cast<uint64_t>(static_cast<double>(capacity) *
-                                       static_cast<double>(elapsed_ns) / kSweepNs);
+  const uint64_t elapsed_ns = std::min(now_ns - std::min(now_ns, swept_ns_), sweep_ns_);
+  uint64_t due =
+      static_cast<uint64_t>(static_cast<double>(capacity) * static_cast<double>(elapsed_ns) /
+                            static_cast<double>(sweep_ns_));
   if (due == 0) return;
   swept_ns_ = now_ns;
   for (; due > 0; --due) {
     SweepSlot(static_cast<uint32_t>(sweep_at_), env, sink);
     if (++sweep_at_ < capacity) continue;
     sweep_at_ = 0;
-    ++sweep_cycle_;
     live_buckets_ = std::exchange(live_seen_, 0);
     SweepOverflow(sink);
   }
@@ -182,16 +184,27 @@ void Harvester::SweepSlot(uint32_t slot, const shm::SlotTable<std::atomic<uint64
     shm::ClearDirty(s);  // the flag without its bit: a client was killed between the two
     TakeSlot(slot, env.now_ns, sink);
   }
-  if (expired || sweep_cycle_ % kDuplicateCycle != 0) return;
+  uint16_t& alone_gen = known_[slot].alone_gen;
+  if (!expired && alone_gen != shm::key::Gen(key) && ResolveDuplicates(slot, key, env)) {
+    alone_gen = shm::key::Gen(key);
+  }
+}
+
+// False where the slot's name cannot be read (yet).
+bool Harvester::ResolveDuplicates(uint32_t slot, uint64_t key,
+                                  const shm::SlotTable<std::atomic<uint64_t>>::Env& env) {
   char parts[shm::kKeyTextBytes];
   shm::ParsedName name;
-  if (!ReadName(slot, key, parts, &name)) return;
+  if (!ReadName(slot, key, parts, &name)) return false;
   const config::CompiledRule* rule = rules_->Find(name.label);
-  if (rule == nullptr) return;
+  if (rule == nullptr) return false;
   const uint64_t hash = name.Hash(hash_key_, rule->hash_seed);
+  shm::SlotTable<std::atomic<uint64_t>> table(buckets_->slots(), buckets_->capacity(),
+                                              buckets_->counters());
   if (shm::FingerprintOf(hash) == shm::key::Fp(key) && table.Find(hash) != slot) {
     table.ResolveDuplicates(hash, env);
   }
+  return true;
 }
 
 void Harvester::SweepOverflow(Sink& sink) {

@@ -48,9 +48,11 @@ class Sink {
   virtual void OnOverflow(uint16_t rule, int64_t tokens) = 0;
 };
 
-// A whole sweep takes this long; duplicates are looked for in each kDuplicateCycle-th.
+// A whole sweep takes the shorter time, over more than kSweepSlots in proportion up to the longer:
+// a large table at rest is to cost little.
 inline constexpr uint64_t kSweepNs = 5'000'000'000;
-inline constexpr uint32_t kDuplicateCycle = 6;
+inline constexpr uint64_t kLongestSweepNs = 30'000'000'000;
+inline constexpr uint64_t kSweepSlots = 1 << 18;
 // A dead word is settled by the sweep when its claimer had this long to go on.
 inline constexpr uint64_t kStalledClaimNs = 1'000'000'000;
 // A rule that fails open admits without a bound by time; this many tokens a second are believed.
@@ -86,7 +88,11 @@ class Harvester {
     uint64_t taken_ns = 0;
     uint32_t bucket = 0;
     uint16_t rule = 0;
+    // The tenancy that was looked at for duplicates. Once is enough: of two slots with one key, the
+    // one that was claimed later is looked at when both stand.
+    uint16_t alone_gen = 0;
   };
+  static_assert(sizeof(Known) == 24);
 
   void Prefetch(uint64_t word, uint64_t bits, Sink& sink) const;
   void TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink);
@@ -94,6 +100,8 @@ class Harvester {
   bool ReadName(uint32_t slot, uint64_t key, char (&parts)[shm::kKeyTextBytes],
                 shm::ParsedName* name) const;
   void SweepSlot(uint32_t slot, const shm::SlotTable<std::atomic<uint64_t>>::Env& env, Sink& sink);
+  bool ResolveDuplicates(uint32_t slot, uint64_t key,
+                         const shm::SlotTable<std::atomic<uint64_t>>::Env& env);
   void SweepOverflow(Sink& sink);
 
   const shm::MappedBuckets* buckets_;
@@ -102,10 +110,10 @@ class Harvester {
   std::shared_ptr<const config::CompiledRules> rules_;
   std::vector<Known> known_;  // by slot
   uint64_t use_since_ns_;
+  uint64_t sweep_ns_;        // a whole sweep takes
   uint64_t started_ns_ = 0;  // of the first harvest
   uint64_t swept_ns_ = 0;
   uint64_t sweep_at_ = 0;
-  uint32_t sweep_cycle_ = 0;
   uint64_t live_seen_ = 0;
   uint64_t live_buckets_ = 0;
 };

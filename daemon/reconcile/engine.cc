@@ -260,7 +260,8 @@ void WorkingEngine::Run() {
     last_tick_ns_.store(now_ns, std::memory_order_relaxed);
     if (now_ns >= tick_ns) {
       reconciler_->Tick(now_ns);
-      tick_ns = now_ns + reconcile::kTickNs;
+      tick_ns =
+          now_ns + (reconciler_->IsQuiet(now_ns) ? reconcile::kQuietTickNs : reconcile::kTickNs);
     }
     if (now_ns >= published_ns_ + kSnapshotNs) Publish(now_ns);
     Wait(now_ns, tick_ns);

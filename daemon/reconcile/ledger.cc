@@ -8,7 +8,10 @@
 namespace sluice::reconcile {
 namespace {
 
-constexpr size_t kForgetPerCall = 256;
+// All buckets are looked at this often at least, and two for each that is new: so many are never
+// kept that a stream of new keys outruns it.
+constexpr uint64_t kForgetTurnNs = 120'000'000'000;
+constexpr size_t kForgetPerNew = 2;
 
 std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
 
@@ -27,6 +30,7 @@ BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uin
       id = free_.back();
       free_.pop_back();
     }
+    ++new_since_forget_;
     buckets_[id] = Bucket{};
     buckets_[id].text = named.text;
     by_text_.emplace(std::move(named.text), id);
@@ -77,7 +81,12 @@ std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
 }
 
 void Ledger::Forget(uint64_t now_ns, harvest::Harvester& harvester) {
-  for (size_t i = 0; i < kForgetPerCall && !buckets_.empty(); ++i) {
+  const uint64_t elapsed_ns = std::min(now_ns - std::min(now_ns, forgot_ns_), kForgetTurnNs);
+  const auto by_time = static_cast<size_t>(static_cast<double>(buckets_.size()) *
+                                           static_cast<double>(elapsed_ns) / kForgetTurnNs);
+  if (forgot_ns_ == 0 || by_time != 0) forgot_ns_ = now_ns;
+  const size_t due = by_time + kForgetPerNew * std::exchange(new_since_forget_, 0);
+  for (size_t i = 0; i < std::min(due, buckets_.size()); ++i) {
     if (forget_at_ >= buckets_.size()) forget_at_ = 0;
     const BucketId id = forget_at_++;
     Bucket& b = buckets_[id];

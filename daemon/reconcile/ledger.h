@@ -141,6 +141,8 @@ class Ledger {
   std::vector<BucketId> free_;
   absl::flat_hash_map<std::string, BucketId> by_text_;
   BucketId forget_at_ = 0;
+  uint64_t forgot_ns_ = 0;
+  size_t new_since_forget_ = 0;
 };
 
 }  // namespace sluice::reconcile

@@ -124,6 +124,7 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
 }
 
 void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
+  last_use_ns_ = now_ns_;
   Bucket& b = ledger_.bucket(bucket);
   if (b.rule != nullptr) {
     RuleTotals& totals = *totals_by_id_[b.rule->id];

@@ -25,6 +25,10 @@
 namespace sluice::reconcile {
 
 inline constexpr uint64_t kTickNs = 10'000'000;
+// The same while nothing has been used for a second: the first use after that waits so long to be
+// seen, as a flush would let it wait anyway.
+inline constexpr uint64_t kQuietTickNs = 50'000'000;
+inline constexpr uint64_t kQuietNs = 1'000'000'000;
 // A shard is stale beyond this age of unreconciled use, and in emergency beyond the next.
 inline constexpr uint64_t kStaleIntervals = 3;
 inline constexpr uint64_t kEmergencyIntervals = 5;
@@ -87,6 +91,8 @@ class Reconciler : public harvest::Sink {
   void FlushAll(uint64_t now_ns);
   // True when Redis knows all that was harvested.
   bool IsSettled() const { return ledger_.pending_buckets() == 0; }
+  // True when nothing has been used for a while: Tick() may then come every kQuietTickNs.
+  bool IsQuiet(uint64_t now_ns) const { return now_ns > last_use_ns_ + kQuietNs && IsSettled(); }
 
   void OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply, uint32_t primary,
                uint64_t now_ns);
@@ -144,6 +150,7 @@ class Reconciler : public harvest::Sink {
   ReconcilerStats stats_;
   uint64_t now_ns_ = 0;  // of the tick or event under way
   uint64_t started_ns_ = 0;
+  uint64_t last_use_ns_ = 0;
   uint64_t last_harvest_ns_ = 0;
   uint32_t emergencies_ = 0;
   int64_t hosts_ = 1;  // most seen on a bucket in this and the last generation
