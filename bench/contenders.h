@@ -1,4 +1,4 @@
-// The rows of checks: what each runs beside its floor. Rows are timed by check_bench.cc and counted
+// The rows of checks: what each runs beside its floor. Rows are timed by main.cc and counted
 // by instructions.cc.
 #pragma once
 
