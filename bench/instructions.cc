@@ -57,15 +57,19 @@ void Count(const CheckRow& row, const Contender& contender) {
 }  // namespace sluice::bench
 
 int main(int argc, char** argv) {
-  using namespace sluice::bench;
+  using sluice::bench::CheckRow;
+  using sluice::bench::CheckRows;
+  using sluice::bench::Contender;
   // The stage first: nothing else may run when the clocks stand still.
-  Stage::Get().Freeze();
-  StopClocks();
+  sluice::bench::Stage::Get().Freeze();
+  sluice::bench::StopClocks();
   int counted = 0;
   for (const CheckRow& row : CheckRows()) {
     for (int i = 1; i < argc; ++i) {
       if (std::strcmp(argv[i], row.name) != 0) continue;
-      for (const Contender& contender : row.contenders()) Count(row, contender);
+      for (const Contender& contender : row.contenders()) {
+        sluice::bench::Count(row, contender);
+      }
       ++counted;
     }
   }

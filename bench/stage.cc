@@ -13,6 +13,7 @@ constexpr char kRules[] = R"(
 rules:
   - {name: hot, key: [id], limit: 1000000000/s}
   - {name: exhausted, key: [spent], limit: 10 per 1h}
+  - {name: contended, key: [leased], limit: 1000000000/s}
   - {name: cold, key: [cold], limit: 1000000000/s}
   - {name: per-user, key: [user], limit: 1000000000/s}
   - {name: per-tenant, key: [tenant], limit: 1000000000/s}

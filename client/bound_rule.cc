@@ -7,6 +7,7 @@
 
 #include "client/blocks.h"
 #include "client/check.h"
+#include "client/lease.h"
 
 namespace sluice::client {
 namespace {
@@ -149,6 +150,8 @@ bool IsKey(const char* key, size_t key_len) {
   return block.rule.shadow ? 1 : 0;
 }
 
+int ContendedKey(sluice_rule& r, const RuleBlock& block, Text key, uint64_t now_ns);
+
 // See CheckUsual.
 struct KeyPath {
   sluice_rule& handle;
@@ -162,6 +165,7 @@ struct KeyPath {
   int Long(uint32_t cost, sluice_decision_t* decision) const {
     return CheckRuleLong(handle, key, cost, decision);
   }
+  int Contended(uint64_t now_ns) const { return ContendedKey(handle, block, key, now_ns); }
   int Finish(shm::Slot& slot) const { return FinishKey(handle, block, key, slot); }
   int Deny(shm::Slot& slot, uint16_t gen, uint64_t now_ns) const {
     return DenyKey(handle, block, slot, gen, now_ns, hash);
@@ -191,11 +195,45 @@ bool IsUsual(const RuleBlock& block, uint64_t now_ns) {
   return slot != nullptr && IsShardHealthy(*block.attachment, *slot) ? slot : nullptr;
 }
 
-// The check of a key at a known time, and why it is a function of its own: see CheckUsual. Three of
-// them: the plain one, the same for a thread that tallies denials or while a shard is degraded, and
-// with a decision or a cost.
+Leasable LeasableOf(const sluice_rule& r, const RuleBlock& block, shm::Slot& slot, uint64_t hash) {
+  return {*r.client, *block.attachment, block.rule, hash, slot, shm::FingerprintOf(hash)};
+}
+
+[[gnu::noinline]] int ContendedKey(sluice_rule& r, const RuleBlock& block, Text key,
+                                   uint64_t now_ns) {
+  const uint64_t hash = HashPlain(block, key);
+  shm::Slot* const slot = HealthySlot(block, hash);
+  if (slot == nullptr) return CheckRuleLong(r, key, 1, nullptr);
+  const Leased leased = LeaseIfContended(LeasableOf(r, block, *slot, hash), now_ns);
+  if (leased == Leased::kNo) return CheckRuleLong(r, key, 1, nullptr);
+  return leased == Leased::kYes ? 1 : FinishKey(r, block, key, *slot);
+}
+
+// The check of a key at a known time, and why it is a function of its own: see CheckUsual. Four of
+// them: the plain one, the same for a thread that tallies denials or while a shard is degraded, for
+// one that leases, and with a decision or a cost.
+[[gnu::noinline]] int CheckKeyLeasing(sluice_rule& r, const RuleBlock& block, Text key,
+                                      uint64_t now_ns) {
+  if (!IsUsual(block, now_ns)) [[unlikely]] {
+    return CheckRuleLong(r, key, 1, nullptr);
+  }
+  const uint64_t hash = HashPlain(block, key);
+  if (SpendLeased(*r.client, block.rule, hash, now_ns)) [[likely]] {
+    return 1;
+  }
+  shm::Slot* const slot = HealthySlot(block, hash);
+  if (slot == nullptr) return CheckRuleLong(r, key, 1, nullptr);
+  const Leased leased = RenewLease(LeasableOf(r, block, *slot, hash), now_ns);
+  if (leased != Leased::kNo) return leased == Leased::kYes ? 1 : FinishKey(r, block, key, *slot);
+  return CheckUsual<true, false>(KeyPath{r, block, key, hash}, *slot, shm::FingerprintOf(hash),
+                                 now_ns, 1, nullptr);
+}
+
 [[gnu::noinline]] int CheckKeyWatching(sluice_rule& r, const RuleBlock& block, Text key,
                                        uint64_t now_ns) {
+  if (IsLeasing()) [[unlikely]] {
+    return CheckKeyLeasing(r, block, key, now_ns);
+  }
   if (!IsUsual(block, now_ns)) [[unlikely]] {
     return CheckRuleLong(r, key, 1, nullptr);
   }
@@ -213,7 +251,7 @@ bool IsUsual(const RuleBlock& block, uint64_t now_ns) {
 
 [[gnu::noinline]] int CheckKeyPlain(sluice_rule& r, const RuleBlock& block, Text key,
                                     uint64_t now_ns) {
-  if (IsTallying() || IsAnyShardDegraded(*block.attachment)) [[unlikely]] {
+  if (IsWatching() || IsAnyShardDegraded(*block.attachment)) [[unlikely]] {
     return CheckKeyWatching(r, block, key, now_ns);
   }
   if (!IsUsual(block, now_ns)) [[unlikely]] {

@@ -115,6 +115,10 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
 bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, Attempt* attempt);
 void WriteText(const Attachment& attachment, const Item& item, uint64_t policy, uint32_t index);
 
+// A refund is the daemon's to report too: use goes down by the tokens, around its bias. Only while
+// the tenancy is the decision's.
+void RefundUse(const Attachment& a, uint32_t index, uint16_t gen, uint32_t tokens);
+
 // The time that `cost` units stand for, where cost is not 1: a division.
 uint64_t CostOf(const Rule& rule, uint32_t cost);
 
@@ -230,6 +234,7 @@ void FinishItem(const sluice_t& client, const Attachment& attachment, const Item
 // Path:
 //   rule(), lag_ns(), attachment()
 //   Long(cost, decision)            nothing was written; the answer of the long way
+//   Contended(now_ns)               the same, and it was another thread's doing: see lease.h
 //   Finish(slot)                    see Tidy; writes the name's text where the daemon wants it
 //   Deny(slot, gen, now_ns)         begins a tally, and remembers the denial
 //   Tell(attempt, now_ns, decision) the answer, with the decision filled
@@ -252,6 +257,7 @@ template <bool kPlain, bool kUntallied, class Path>
   if (outcome == shm::Outcome::kAllowed) [[likely]] {
     if (kPlain || cost != 0) {
       if (!shm::CommitLook(slot, seen)) [[unlikely]] {
+        if (kPlain) return path.Contended(now_ns);
         return path.Long(cost, decision);
       }
       const uint64_t aux = shm::CountUse(slot, cost * rule.cost);

@@ -17,11 +17,13 @@ void FlushTally(const sluice_t& client) {
     shm::AddDenied(a.slots[index], a.denied[index], a.dirty, index, t.gen, t.n);
   }
   t.slot = nullptr;
+  watching &= ~kTallying;
 }
 
 void BeginTally(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
                 uint16_t gen, uint64_t now_ns) {
   FlushTally(client);
+  watching |= kTallying;
   tally = {.slot = &slot,
            .n = 1,
            .gen = gen,

@@ -11,6 +11,7 @@
 
 #include "client/client.h"
 #include "client/plan.h"
+#include "client/watching.h"
 
 namespace sluice::client {
 
@@ -42,8 +43,6 @@ extern constinit thread_local Tally tally __attribute__((tls_model("initial-exec
 void FlushTally(const sluice_t& client);
 void BeginTally(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
                 uint16_t gen, uint64_t now_ns);
-
-inline bool IsTallying() { return tally.slot != nullptr; }
 
 // True when a check of cost 1 under `rule` is denied as the last one was; it is tallied then.
 // `slot`: where its key stands. The caller has seen that the policy is still the same.

@@ -6,6 +6,7 @@
 
 #include "client/blocks.h"
 #include "client/check.h"
+#include "client/lease.h"
 
 struct sluice_handle;
 
@@ -142,6 +143,17 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
   return block.rules[0].shadow ? 1 : 0;
 }
 
+Leasable LeasableOf(const HandleBlock& block, shm::Slot& slot) {
+  return {*block.handle->client, *block.attachment, block.rules[0], /*hash=*/0, slot, block.fp};
+}
+
+[[gnu::noinline]] int ContendedHandle(const HandleBlock& block, uint64_t now_ns) {
+  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  const Leased leased = LeaseIfContended(LeasableOf(block, slot), now_ns);
+  if (leased == Leased::kNo) return CheckHandleLong(*block.handle, 1, nullptr);
+  return leased == Leased::kYes ? 1 : FinishHandle(block, slot);
+}
+
 // See CheckUsual.
 struct HandlePath {
   const HandleBlock& block;
@@ -152,6 +164,7 @@ struct HandlePath {
   int Long(uint32_t cost, sluice_decision_t* decision) const {
     return CheckHandleLong(*block.handle, cost, decision);
   }
+  int Contended(uint64_t now_ns) const { return ContendedHandle(block, now_ns); }
   int Finish(shm::Slot& slot) const { return FinishHandle(block, slot); }
   int Deny(shm::Slot& slot, uint16_t gen, uint64_t now_ns) const {
     return DenyHandle(block, slot, gen, now_ns);
@@ -169,9 +182,26 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
          block.policy_word->load(std::memory_order_acquire) == block.policy;
 }
 
-// The check at a known time, and why it is a function of its own: see CheckUsual. Two of them: the
-// plain one, and the same for a thread that tallies denials, this handle's or another's.
+// The check at a known time, and why it is a function of its own: see CheckUsual. Three of them:
+// the plain one, the same for a thread that tallies denials of this handle or of another, and for
+// one that leases.
+[[gnu::noinline]] int CheckHandleLeasing(const HandleBlock& block, uint64_t now_ns) {
+  if (!IsUsual(block, now_ns)) [[unlikely]] {
+    return CheckHandleLong(*block.handle, 1, nullptr);
+  }
+  if (SpendLeased(*block.handle->client, block.rules[0], /*hash=*/0, now_ns)) [[likely]] {
+    return 1;
+  }
+  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  const Leased leased = RenewLease(LeasableOf(block, slot), now_ns);
+  if (leased != Leased::kNo) return leased == Leased::kYes ? 1 : FinishHandle(block, slot);
+  return CheckUsual<true, false>(HandlePath{block}, slot, block.fp, now_ns, 1, nullptr);
+}
+
 [[gnu::noinline]] int CheckHandleTallying(const HandleBlock& block, uint64_t now_ns) {
+  if (IsLeasing()) [[unlikely]] {
+    return CheckHandleLeasing(block, now_ns);
+  }
   if (!IsUsual(block, now_ns)) [[unlikely]] {
     return CheckHandleLong(*block.handle, 1, nullptr);
   }
@@ -183,7 +213,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
 }
 
 [[gnu::noinline]] int CheckHandlePlain(const HandleBlock& block, uint64_t now_ns) {
-  if (IsTallying()) [[unlikely]] {
+  if (IsWatching()) [[unlikely]] {
     return CheckHandleTallying(block, now_ns);
   }
   if (!IsUsual(block, now_ns)) [[unlikely]] {

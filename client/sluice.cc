@@ -40,19 +40,6 @@ int AnswerNoMatch(sluice_decision_t* decision) {
   return 1;
 }
 
-// A refund is the daemon's to report too: use goes down by the tokens, around its bias. Only while
-// the tenancy is the decision's.
-void RefundUse(const Attachment& a, uint32_t index, uint16_t gen, uint32_t tokens) {
-  shm::Slot& slot = a.slots[index];
-  uint64_t u = slot.used.load(std::memory_order_seq_cst);
-  for (int attempt = 0; attempt < shm::kMaxRestarts; ++attempt) {
-    if (shm::used::Gen(u) != gen) return;
-    const uint64_t next = shm::used::Make(gen, shm::used::Count(u) - int64_t{tokens});
-    if (slot.used.compare_exchange_weak(u, next, std::memory_order_seq_cst)) break;
-  }
-  shm::AddUse(slot, a.dirty, index, 0);  // marks it dirty
-}
-
 // True where a direct shape admitted the request. The policy word pairs with the daemon's store.
 bool AdmitShaped(sluice_t& client, const Attachment& a, const sluice_descriptor_t* descriptors,
                  size_t count) {

@@ -168,6 +168,7 @@ enum class Counter : uint32_t {
   kHeals,         // wild or outdated words set back to now + tau
   kDuplicates,    // slots emptied because their key stood in two
   kRepairs,       // dead words whose gen fitted nothing (hostile or random memory)
+  kLeases,        // taken by threads that met others at a key
 };
 inline constexpr uint32_t kCounters = 64;
 

@@ -61,6 +61,8 @@ constexpr MetricSpec kMetrics[] = {
      "Checks answered by a rule's overflow bucket: no slot was free near the key.", ""},
     {"sluice_table_gave_up_total", kCounter,
      "Checks answered by the rule's fail mode: the slot kept changing.", ""},
+    {"sluice_table_leases_total", kCounter, "Leases taken by threads that met others at a key.",
+     ""},
     {"sluice_table_heals_total", kCounter, "Outdated or wild words put right.", ""},
     {"sluice_table_duplicates_total", kCounter, "Slots emptied: their key stood in two.", ""},
     {"sluice_table_repairs_total", kCounter, "Impossible words put right.", ""},
@@ -223,6 +225,7 @@ void AddTable(const DaemonStatus& status, Page* page) {
   page->Count("sluice_table_abandoned_tokens_total", count(shm::Counter::kAbandonedUse));
   page->Count("sluice_table_overflows_total", count(shm::Counter::kOverflows));
   page->Count("sluice_table_gave_up_total", count(shm::Counter::kGaveUp));
+  page->Count("sluice_table_leases_total", count(shm::Counter::kLeases));
   page->Count("sluice_table_heals_total", count(shm::Counter::kHeals));
   page->Count("sluice_table_duplicates_total", count(shm::Counter::kDuplicates));
   page->Count("sluice_table_repairs_total", count(shm::Counter::kRepairs));

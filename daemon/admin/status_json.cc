@@ -123,6 +123,7 @@ ordered_json TableJson(const DaemonStatus& status) {
           {"abandoned_tokens", count(shm::Counter::kAbandonedUse)},
           {"overflows", count(shm::Counter::kOverflows)},
           {"gave_up", count(shm::Counter::kGaveUp)},
+          {"leases", count(shm::Counter::kLeases)},
           {"heals", count(shm::Counter::kHeals)},
           {"duplicates", count(shm::Counter::kDuplicates)},
           {"repairs", count(shm::Counter::kRepairs)}};

@@ -8,7 +8,7 @@
 //            requeues, script_errors, redirects, map_refreshes, primaries[{address, connected,
 //            breaker, shards, p50_us, p99_us, calls, failures, last_error}]},
 //          table {capacity, live, load, claims, evictions, abandoned_tokens, overflows, gave_up,
-//            heals, duplicates, repairs},
+//            leases, heals, duplicates, repairs},
 //          clients {attached, attached_total, refused_total, same_user, list[{pid, uid, label,
 //            since_s, same_user}]}, alarms[{id, text, mend, since_s}]
 // /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, match[{descriptor,

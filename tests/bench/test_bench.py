@@ -11,7 +11,7 @@ from harness.sluice import ROOT, build_dir
 ROWS = {"check_hot_handle", "check_hot_keyed", "check_three_rules", "check_deny",
         "check_deny_keyed", "check_cold_1m_single", "check_cold_1m_batch3",
         "check_cold_1m_batch16", "check_cold_8m_single", "check_cold_8m_batch3",
-        "check_cold_8m_batch16",
+        "check_cold_8m_batch16", "check_two_threads_one_key", "check_two_processes_one_key",
         "redis_evalsha_per_request", "reconcile", "idle_daemon"}
 
 
@@ -30,7 +30,9 @@ def test_every_row_is_measured_beside_its_floor(tmp_path):
     assert set(rows) == ROWS
     for name, row in rows.items():
         assert {"ns", "floor_ns", "ratio"} <= set(row)
-        if name.startswith("check_"):
+        if name.startswith("check_two_"):
+            assert row["ns"] > 0 and row["beside_ratio"] > 0, row
+        elif name.startswith("check_"):
             assert row["ns"] > 0 and row["floor_ns"] > 0 and row["ratio"] > 0, row
             assert row["spread"][0] <= row["ns"] <= row["spread"][1], row
         assert name in done.stdout
