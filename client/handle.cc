@@ -143,12 +143,15 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
   return block.rules[0].shadow ? 1 : 0;
 }
 
+// Loaded behind usual_until_ns, whose acquire load hands it on: by itself it orders nothing.
+shm::Slot& SlotOf(const HandleBlock& block) { return *block.slot.load(std::memory_order_relaxed); }
+
 Leasable LeasableOf(const HandleBlock& block, shm::Slot& slot) {
   return {*block.handle->client, *block.attachment, block.rules[0], /*hash=*/0, slot, block.fp};
 }
 
 [[gnu::noinline]] int ContendedHandle(const HandleBlock& block, uint64_t now_ns) {
-  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  shm::Slot& slot = SlotOf(block);
   const Leased leased = LeaseIfContended(LeasableOf(block, slot), now_ns);
   if (leased == Leased::kNo) return CheckHandleLong(*block.handle, 1, nullptr);
   return leased == Leased::kYes ? 1 : FinishHandle(block, slot);
@@ -192,7 +195,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
   if (SpendLeased(*block.handle->client, block.rules[0], /*hash=*/0, now_ns)) [[likely]] {
     return 1;
   }
-  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  shm::Slot& slot = SlotOf(block);
   const Leased leased = RenewLease(LeasableOf(block, slot), now_ns);
   if (leased != Leased::kNo) return leased == Leased::kYes ? 1 : FinishHandle(block, slot);
   return CheckUsual<true, false>(HandlePath{block}, slot, block.fp, now_ns, 1, nullptr);
@@ -205,7 +208,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
   if (!IsUsual(block, now_ns)) [[unlikely]] {
     return CheckHandleLong(*block.handle, 1, nullptr);
   }
-  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  shm::Slot& slot = SlotOf(block);
   if (TallyDeniedAgain(slot, block.rules[0], now_ns)) [[likely]] {
     return block.rules[0].shadow ? 1 : 0;
   }
@@ -219,7 +222,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
   if (!IsUsual(block, now_ns)) [[unlikely]] {
     return CheckHandleLong(*block.handle, 1, nullptr);
   }
-  shm::Slot& slot = *block.slot.load(std::memory_order_relaxed);
+  shm::Slot& slot = SlotOf(block);
   return CheckUsual<true, true>(HandlePath{block}, slot, block.fp, now_ns, 1, nullptr);
 }
 
@@ -229,7 +232,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
   if (block == nullptr || cost > SLUICE_MAX_COST) return CheckHandleLong(h, cost, decision);
   const uint64_t now_ns = Clock::Now(block->coarse_serves);
   if (!IsUsual(*block, now_ns)) return CheckHandleLong(h, cost, decision);
-  shm::Slot& slot = *block->slot.load(std::memory_order_relaxed);
+  shm::Slot& slot = SlotOf(*block);
   return CheckUsual<false, false>(HandlePath{*block}, slot, block->fp, now_ns, cost, decision);
 }
 
