@@ -43,6 +43,13 @@ Contender KeyedFloor(const char* label) {
           }};
 }
 
+Contender AesFloor(const char* label) {
+  const FloorRule rule = Stage::Get().Floor(label);
+  return {"aes_floor_ns", [=](uint64_t n) {
+            benchmark::DoNotOptimize(FloorKeyedAes(rule, {kKey, kKeyBytes}, n));
+          }};
+}
+
 Contenders CheckHotHandle() {
   const Contender row = HandleCheck("ns", "id");
   row.run(1);
@@ -52,7 +59,9 @@ Contenders CheckHotHandle() {
 Contenders CheckHotKeyed() {
   const Contender row = KeyedCheck("ns", "hot");
   row.run(1);
-  return {row, KeyedFloor("hot"), KeyedCheck("with_decision_ns", "hot", true)};
+  Contenders contenders = {row, KeyedFloor("hot"), KeyedCheck("with_decision_ns", "hot", true)};
+  if (HasAes()) contenders.push_back(AesFloor("hot"));
+  return contenders;
 }
 
 Contenders CheckDeny() {

@@ -37,6 +37,11 @@ uint64_t FloorHandle(const FloorRule& rule, uint32_t slot, uint64_t fingerprint,
 // One bucket, found by its key.
 uint64_t FloorKeyed(const FloorRule& rule, std::string_view key, uint64_t n);
 
+// The same with the fastest keyed hash that this processor has, two rounds of AES a block, in place
+// of the product's; false where it has none. It shows the price of the choice of hash.
+bool HasAes();
+uint64_t FloorKeyedAes(const FloorRule& rule, std::string_view key, uint64_t n);
+
 // Three buckets per check, one clock read: prefetch, look at all, then commit all.
 uint64_t FloorThree(const FloorRule rules[3], const std::string_view keys[3], uint64_t n);
 
