@@ -1,7 +1,11 @@
 // What the rows of checks run, all of it through the C ABI but the floors.
 #include <benchmark/benchmark.h>
 
+#include <array>
+#include <cstdio>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "bench/contenders.h"
 #include "bench/floors.h"
@@ -135,6 +139,65 @@ Contenders CheckColdSingle(Stage& stage) {
   return {ColdSingle(stage, "ns"), {"floor_ns", floor}};
 }
 
+// Requests whose user, tenant and address are all cold: a million of each.
+class ColdRequests {
+ public:
+  ColdRequests() {
+    Stage& stage = Stage::Wide();
+    addresses_.reserve(kCount);
+    for (uint32_t i = 0; i < kCount; ++i) {
+      char text[16];
+      std::snprintf(text, sizeof text, "10.%u.%u.%u", i >> 16, i >> 8 & 255, i & 255);
+      addresses_.emplace_back(text);
+    }
+    keys_ = stage.NextCold(kCount);
+    for (uint32_t i = 0; i < kCount; ++i) Check(i);
+  }
+
+  void Run(uint64_t n) {
+    int allowed = 0;
+    for (uint64_t i = 0; i < n; ++i) allowed += Check(Next());
+    benchmark::DoNotOptimize(allowed);
+  }
+  void RunFloor(const FloorRule rules[3], uint64_t n) {
+    uint64_t admitted = 0;
+    for (uint64_t i = 0; i < n; ++i) {
+      const uint32_t at = Next();
+      const std::string_view key = {keys_ + at * kKeyBytes, kKeyBytes};
+      const std::string_view keys[3] = {key, key, addresses_[at]};
+      admitted += FloorThree(rules, keys, 1);
+    }
+    benchmark::DoNotOptimize(admitted);
+  }
+
+ private:
+  static constexpr uint32_t kCount = 1'000'000;
+
+  uint32_t Next() { return at_ = at_ + 1 < kCount ? at_ + 1 : 0; }
+  int Check(uint32_t at) const {
+    const char* const key = keys_ + at * kKeyBytes;
+    const std::string& address = addresses_[at];
+    const sluice_descriptor_t descriptors[3] = {{"cold_user", 9, key, kKeyBytes},
+                                                {"cold_tenant", 11, key, kKeyBytes},
+                                                {"cold_ip", 7, address.data(), address.size()}};
+    return sluice_check(Stage::Wide().client(), descriptors, 3, 1, nullptr);
+  }
+
+  std::vector<std::string> addresses_;
+  const char* keys_;
+  uint32_t at_ = 0;
+};
+
+Contenders CheckThreeRulesCold() {
+  static ColdRequests* const requests = new ColdRequests;
+  Stage& stage = Stage::Wide();
+  const std::array<FloorRule, 3> rules = {stage.Floor("cold-user"), stage.Floor("cold-tenant"),
+                                          stage.Floor("cold-ip")};
+  return {{"ns", [](uint64_t n) { requests->Run(n); }},
+          {"floor_ns", [rules](uint64_t n) { requests->RunFloor(rules.data(), n); }},
+          ColdSingle(stage, "beside_ns")};
+}
+
 template <size_t kBatch>
 Contenders CheckColdBatch(Stage& stage) {
   sluice_rule_t* const bound = stage.Rule("cold");
@@ -168,6 +231,7 @@ constexpr CheckRow kRows[] = {
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},
     {"check_cold_1m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Get()); }},
     {"check_cold_1m_batch16", kColdUnits, 16, [] { return CheckColdBatch<16>(Stage::Get()); }},
+    {"check_three_rules_cold", kColdUnits, 1, CheckThreeRulesCold},
     {"check_cold_8m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Large()); }},
     {"check_cold_8m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Large()); }},
     {"check_cold_8m_batch16", kColdUnits, 16, [] { return CheckColdBatch<16>(Stage::Large()); }},

@@ -16,6 +16,9 @@ rules:
   - {name: exhausted, key: [spent], limit: 10 per 1h}
   - {name: contended, key: [leased], limit: 1000000000/s}
   - {name: cold, key: [cold], limit: 1 per 60s, burst: 100000}
+  - {name: cold-user, key: [cold_user], limit: 1 per 60s, burst: 100000}
+  - {name: cold-tenant, key: [cold_tenant], limit: 1 per 60s, burst: 100000}
+  - {name: cold-ip, key: [cold_ip], limit: 1 per 60s, burst: 100000}
   - {name: per-user, key: [user], limit: 1000000000/s}
   - {name: per-tenant, key: [tenant], limit: 1000000000/s}
   - {name: per-ip, key: [ip], limit: 1000000000/s}
@@ -42,6 +45,10 @@ Stage::Stage(uint64_t cold_keys, uint64_t slots)
 
 Stage& Stage::Get() {
   static Stage* const stage = new Stage(1'000'000, 1 << 21);
+  return *stage;
+}
+Stage& Stage::Wide() {
+  static Stage* const stage = new Stage(1'000'000, 1 << 23);
   return *stage;
 }
 Stage& Stage::Large() {

@@ -27,6 +27,8 @@ class Stage {
   // operators are told to plan.
   static Stage& Get();
   static Stage& Large();
+  // With a million cold keys and room for three million buckets more.
+  static Stage& Wide();
 
   sluice_t* client() const { return client_; }
   // A handle on the one descriptor `name` with kKey; a bound rule. For the life of the process.
