@@ -72,13 +72,14 @@ Finding Findings::Make(const YAML::Mark& mark, std::string_view path, std::strin
   return finding;
 }
 
-void Findings::Problem(const YAML::Mark& mark, std::string_view path, std::string what,
+void Findings::Problem(const YAML::Mark& mark, std::string_view path, std::string_view what,
                        std::string_view mend) {
   if (result_->problems.size() >= kMaxProblems) return;
   if (result_->problems.size() + 1 == kMaxProblems) {
-    what = Cat("there are more than ", kMaxProblems - 1, " problems");
-    mend = "mend those above first";
-    path = {};
+    result_->problems.push_back(Make(mark, {},
+                                     Cat("there are more than ", kMaxProblems - 1, " problems"),
+                                     "mend those above first"));
+    return;
   }
   result_->problems.push_back(Make(mark, path, what, mend));
 }
@@ -195,11 +196,11 @@ YAML::Mark Section::MarkOf(std::string_view name) const {
   return mark.is_null() || entry->value.IsNull() ? entry->mark : mark;
 }
 
-void Section::Problem(std::string_view name, std::string what, std::string mend) {
-  findings_->Problem(MarkOf(name), PathOf(name), std::move(what), std::move(mend));
+void Section::Problem(std::string_view name, std::string_view what, std::string_view mend) {
+  findings_->Problem(MarkOf(name), PathOf(name), what, mend);
 }
-void Section::Warning(std::string_view name, std::string what, std::string mend) {
-  findings_->Warning(MarkOf(name), PathOf(name), std::move(what), std::move(mend));
+void Section::Warning(std::string_view name, std::string_view what, std::string_view mend) {
+  findings_->Warning(MarkOf(name), PathOf(name), what, mend);
 }
 
 YAML::Node Section::Value(std::string_view name) {

@@ -22,7 +22,7 @@ class Findings {
   Findings(std::string_view file, ParseResult* result) : file_(file), result_(result) {}
 
   // Each is made printable and cut where it is long.
-  void Problem(const YAML::Mark& mark, std::string_view path, std::string what,
+  void Problem(const YAML::Mark& mark, std::string_view path, std::string_view what,
                std::string_view mend);
   void Warning(const YAML::Mark& mark, std::string_view path, std::string_view what,
                std::string_view mend);
@@ -79,8 +79,8 @@ class Section {
   std::string SpecPathOf(std::string_view name) const;
   size_t problem_count() const { return findings_->problem_count(); }
 
-  void Problem(std::string_view name, std::string what, std::string mend);
-  void Warning(std::string_view name, std::string what, std::string mend);
+  void Problem(std::string_view name, std::string_view what, std::string_view mend);
+  void Warning(std::string_view name, std::string_view what, std::string_view mend);
 
  private:
   const Entry* Find(std::string_view name) const;
