@@ -6,13 +6,13 @@
 // The ledger is what the test reads: see Ledger. After the last kill the clients go on until this
 // program ends; they end with it.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -27,22 +27,30 @@
 namespace {
 
 constexpr int kClients = 4;
-constexpr uint64_t kMostBetweenKillsNs = 4'000'000;
+// One of eight attaches anew; the others go on with the client that they were forked with.
+constexpr uint64_t kAttachOneOf = 8;
+constexpr uint64_t kMostBetweenKillsNs = 1'000'000;
 // Now and then a client is stopped in mid-check for longer than the grace, and then goes on, or is
-// killed where it stands; a few are stopped for seconds.
+// killed where it stands; a few are stopped for seconds. The others are killed meanwhile.
 constexpr uint64_t kStopOneOf = 64;
 constexpr uint64_t kLongStopOneOf = 2048;
 constexpr uint64_t kStopNs = 50'000'000;
 constexpr uint64_t kLongStopNs = 2'000'000'000;
 constexpr std::chrono::milliseconds kAttachMs(100);
-constexpr int kTriesForAttached = 100 * kClients;
+constexpr int kTriesForChecking = 100 * kClients;
+// So many may be on their way out at once: the dead wait for a CPU as the living do.
+constexpr int kMostDying = 64;
+// Gives up the CPU after so many checks: a new client has its first ones soon.
+constexpr uint64_t kChecksPerTurn = 256;
 
 using Cell = std::atomic<uint64_t>;
 static_assert(Cell::is_always_lock_free);
 
+enum Stage : uint64_t { kForked, kAttaching, kChecking };
+
 // Admissions per key, then: those from overflow buckets, checks made, kills, kills of a client that
-// was attaching, stops. An admission is written after its check, so a kill in between misses one: a
-// bound from above stays a bound from above.
+// was attaching, stops, each client's stage. An admission is written after its check, so a kill in
+// between misses one: a bound from above stays a bound from above.
 struct Ledger {
   Cell* admitted;  // [keys]
   uint64_t keys;
@@ -52,18 +60,28 @@ struct Ledger {
   Cell& kills() const { return admitted[keys + 2]; }
   Cell& kills_in_attach() const { return admitted[keys + 3]; }
   Cell& stops() const { return admitted[keys + 4]; }
-  Cell& is_attaching(int client) const { return admitted[keys + 5 + client]; }
+  Cell& stage(int client) const { return admitted[keys + 5 + client]; }
   static size_t Bytes(uint64_t keys) { return (keys + 5 + kClients) * sizeof(Cell); }
 };
 
-[[noreturn]] void Check(const Ledger& ledger, const char* runtime_dir, int client_number,
-                        uint64_t seed) {
+uint64_t NowNs() {
+  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+void Sleep(uint64_t ns) {
+  const timespec ts = {static_cast<time_t>(ns / 1'000'000'000),
+                       static_cast<long>(ns % 1'000'000'000)};
+  nanosleep(&ts, nullptr);
+}
+
+sluice::Client Open(const char* runtime_dir) {
+  return sluice::Client({.default_allowed = false, .runtime_dir = runtime_dir, .label = "torture"});
+}
+
+[[noreturn]] void Check(const Ledger& ledger, sluice::Client& client, Cell& stage, uint64_t seed) {
   std::mt19937_64 random(seed);
-  Cell& is_attaching = ledger.is_attaching(client_number);
-  is_attaching = 1;
-  sluice::Client client({.default_allowed = false, .runtime_dir = runtime_dir, .label = "torture"});
-  client.wait(kAttachMs);
-  for (;;) {
+  for (uint64_t checks = 1;; ++checks) {
+    if (checks % kChecksPerTurn == 0) sched_yield();
     // A few keys are hot, most are rare: the first are always at their limit, the rest come and go
     // and push each other out of the table.
     const double u = std::uniform_real_distribution<double>(0, 1)(random);
@@ -71,8 +89,9 @@ struct Ledger {
     const std::string text = "key-" + std::to_string(key);
     sluice::Decision d = client.check({{"key", text}});
     ledger.checks().fetch_add(1, std::memory_order_relaxed);
-    if (!d || d.is_default()) continue;
-    is_attaching = 0;
+    if (d.is_default()) continue;
+    stage.store(kChecking, std::memory_order_relaxed);
+    if (!d) continue;
     // Refunds are given back before anything was done with them, so they count as not admitted.
     if (random() % 16 == 0 && client.refund(d) > 0) continue;
     const bool overflow = d.raw().source == SLUICE_SOURCE_OVERFLOW;
@@ -83,46 +102,69 @@ struct Ledger {
 class Clients {
  public:
   Clients(const Ledger& ledger, const char* runtime_dir, uint64_t seed)
-      : ledger_(ledger), runtime_dir_(runtime_dir), random_(seed) {
+      : ledger_(ledger), runtime_dir_(runtime_dir), random_(seed), client_(Open(runtime_dir)) {
+    client_.wait(kAttachMs * 50);
     for (int i = 0; i < kClients; ++i) Start(i);
   }
 
   void Kill() {
     Sleep(random_() % kMostBetweenKillsNs);
+    EndStop(NowNs());
     const int victim = Victim();
-    if (random_() % kStopOneOf == 0) {
-      const bool is_long = random_() % (kLongStopOneOf / kStopOneOf) == 0;
+    if (stopped_ < 0 && random_() % kStopOneOf == 0) {
       kill(pids_[victim], SIGSTOP);
-      Sleep(is_long ? kLongStopNs : kStopNs);
+      stopped_ = victim;
+      const bool is_long = random_() % (kLongStopOneOf / kStopOneOf) == 0;
+      stopped_until_ns_ = NowNs() + (is_long ? kLongStopNs : kStopNs);
       ++ledger_.stops();
-      if (random_() % 2 == 0) {
-        kill(pids_[victim], SIGCONT);
-        Sleep(random_() % kMostBetweenKillsNs);
-      }
+      return;
     }
-    kill(pids_[victim], SIGKILL);
-    waitpid(pids_[victim], nullptr, 0);
-    if (ledger_.is_attaching(victim) != 0) ++ledger_.kills_in_attach();
-    ++ledger_.kills();
-    Start(victim);
+    Replace(victim);
   }
 
  private:
-  // One of eight is anybody, the others are beyond attaching: that takes as long as a client lives
-  // here, and none gets there while the daemon is away.
+  // Half of those that were stopped go on, and half die where they stand.
+  void EndStop(uint64_t now_ns) {
+    if (stopped_ < 0 || now_ns < stopped_until_ns_) return;
+    if (random_() % 2 == 0) {
+      kill(pids_[stopped_], SIGCONT);
+    } else {
+      Replace(stopped_);
+    }
+    stopped_ = -1;
+  }
+
+  // One of eight is anybody, the others have begun to check: none gets there anew while the daemon
+  // is away.
   int Victim() {
     const bool any = random_() % 8 == 0;
     int victim = static_cast<int>(random_() % kClients);
-    for (int tries = 0; tries < kTriesForAttached && !any; ++tries) {
-      if (ledger_.is_attaching(victim) == 0) break;
+    for (int tries = 0; tries < kTriesForChecking; ++tries) {
+      if (victim != stopped_ && (any || ledger_.stage(victim) == kChecking)) return victim;
       victim = (victim + 1) % kClients;
-      if (tries % kClients == kClients - 1) Sleep(1'000'000);
+      if (tries % kClients == kClients - 1) Sleep(200'000);
     }
-    return victim;
+    return victim == stopped_ ? (victim + 1) % kClients : victim;
+  }
+
+  void Replace(int victim) {
+    kill(pids_[victim], SIGKILL);
+    if (ledger_.stage(victim) == kAttaching) ++ledger_.kills_in_attach();
+    ++ledger_.kills();
+    ++dying_;
+    Reap();
+    Start(victim);
+  }
+
+  // Waits only where too many are dying.
+  void Reap() {
+    while (dying_ > 0 && waitpid(-1, nullptr, dying_ < kMostDying ? WNOHANG : 0) > 0) --dying_;
   }
 
   void Start(int i) {
     const uint64_t seed = random_();
+    const bool attaches = random_() % kAttachOneOf == 0;
+    ledger_.stage(i) = kForked;
     const pid_t parent = getpid();
     pids_[i] = fork();
     if (pids_[i] < 0) {
@@ -132,20 +174,21 @@ class Clients {
     if (pids_[i] != 0) return;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
-    (void)nice(10);  // the daemon is to answer them while they check
-    Check(ledger_, runtime_dir_, i, seed);
-  }
-
-  static void Sleep(uint64_t ns) {
-    const timespec ts = {static_cast<time_t>(ns / 1'000'000'000),
-                         static_cast<long>(ns % 1'000'000'000)};
-    nanosleep(&ts, nullptr);
+    if (!attaches) Check(ledger_, client_, ledger_.stage(i), seed);
+    ledger_.stage(i) = kAttaching;
+    sluice::Client own = Open(runtime_dir_);
+    own.wait(kAttachMs);
+    Check(ledger_, own, ledger_.stage(i), seed);
   }
 
   const Ledger ledger_;
   const char* const runtime_dir_;
   std::mt19937_64 random_;
+  sluice::Client client_;  // this process attaches and never checks; its children do
   pid_t pids_[kClients];
+  int stopped_ = -1;  // which of them is stopped, if any
+  uint64_t stopped_until_ns_ = 0;
+  int dying_ = 0;
 };
 
 }  // namespace
@@ -161,7 +204,7 @@ int main(int argc, char** argv) {
   if (mapped == MAP_FAILED) return 2;
   const Ledger ledger = {static_cast<Cell*>(mapped), keys};
   Clients clients(ledger, argv[1], strtoull(argv[4], nullptr, 10));
-  for (uint64_t i = 0; i < kills; ++i) clients.Kill();
+  while (ledger.kills() < kills) clients.Kill();
   pause();
   return 0;
 }
