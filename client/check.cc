@@ -64,6 +64,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   attempt->fp = shm::FingerprintOf(item.hash);
   attempt->overflow = false;
   uint32_t index = hint;
+  uint64_t dead = 0;
   if (index == shm::kNoSlot) index = ctx.table.Find(item.hash);
   if (index != shm::kNoSlot) {
     // Pairs with the CASes of steps 2 and 4.
@@ -73,7 +74,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
       attempt->slot = &a.slots[index];
       return;
     }
-    ctx.table.Settle(index, w, ctx.time.now_ns());
+    dead = w;
   }
   ctx.time.ReadPrecise();  // a new tenancy's word must not start in the past of the old one
   // Relaxed, but behind the load of the policy word, whose acquire pairs with the daemon's release:
@@ -81,6 +82,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   const Table::Env env{.now_ns = ctx.time.now_ns(),
                        .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
                        .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
+  if (dead != 0) ctx.table.SettleOf(item.hash, index, dead, env);
   Name name;
   const bool named = MakeName(a, item, policy, &name);
   const uint32_t shard = named ? ShardOfName(name, a.shard_count) : 0;

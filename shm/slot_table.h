@@ -129,42 +129,23 @@ class SlotTable {
   }
 
   // Finishes or takes back what the dead word `d` of slot `i` began (steps 3 to 4, I4).
-  // Its acquire loads pair with the CASes of steps 2 and 3: the gen tells how far the work came.
-  void Settle(uint32_t i, uint64_t d, uint64_t now_ns) {
-    SlotType& s = slots_[i];
-    uint64_t k = s.key.load(std::memory_order_acquire);
-    if (key::Gen(k) == word::DeadGen(d)) {
-      // The claimer has not named its key yet and may be dead: empty the slot. If it lives, its
-      // step 3 fails and it looks for another slot.
-      const uint64_t emptied = key::Make(0, Kind::kTokenBucket, NextGen(k));
-      if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {
-        Finish(i, d, emptied);
-      }
-    } else if (key::Gen(k) == static_cast<uint16_t>(word::DeadGen(d) + 1)) {
-      Finish(i, d, k);
-    } else if (s.word.compare_exchange_strong(d, word::Dead(key::Gen(k), now_ns / 1000),
-                                              std::memory_order_acq_rel)) {
-      Count(Counter::kRepairs);
-    }
+  void Settle(uint32_t i, uint64_t d, uint64_t now_ns) { Abandon(SettleTenancy(i, d, 0, now_ns)); }
+
+  // The same by who looked for the key `hash` there: where that slot was just being emptied as a
+  // duplicate, the use that was left in it goes on to the slot that remains.
+  void SettleOf(uint64_t hash, uint32_t i, uint64_t d, const Env& env) {
+    MoveToWinner(hash, 0, SettleTenancy(i, d, FingerprintOf(hash), env.now_ns), env);
   }
 
   // Step 5 for one key, by a claimer or the daemon's sweep; returns the slot that remains. Only
   // slots above the one that remains are emptied: a lower one may have come since the first look,
   // and its claimer then empties ours, so that none would remain.
   uint32_t ResolveDuplicates(uint64_t hash, const Env& env) {
-    const uint64_t fp = FingerprintOf(hash);
-    const uint32_t groups[2] = {FirstGroup(hash), SecondGroup(hash)};
-    uint32_t winner = kNoSlot;
-    for (const uint32_t group : groups) {
-      for (uint32_t i = group; i < group + kGroupSlots; ++i) {
-        const uint64_t k = slots_[i].key.load(std::memory_order_seq_cst);
-        if (key::Fp(k) == fp) winner = std::min(winner, i);
-      }
-    }
+    const uint32_t winner = WinnerOf(hash);
     if (winner == kNoSlot) return kNoSlot;
-    for (const uint32_t group : groups) {
+    for (const uint32_t group : {FirstGroup(hash), SecondGroup(hash)}) {
       for (uint32_t i = group; i < group + kGroupSlots; ++i) {
-        if (i > winner && FpAt(i) == fp) Empty(i, fp, winner, env);
+        if (i > winner && FpAt(i) == FingerprintOf(hash)) Empty(i, hash, env);
       }
     }
     return winner;
@@ -279,7 +260,7 @@ class SlotTable {
     if (!s.key.compare_exchange_strong(k, claimed, std::memory_order_seq_cst)) return false;
     if (key::Fp(k) != 0) Count(Counter::kEvictions);
     SetAux(s, dead, aux_init);
-    Finish(candidate.slot, dead, claimed);
+    Abandon(Finish(candidate.slot, dead, claimed));
     return true;
   }
 
@@ -295,74 +276,147 @@ class SlotTable {
     }
   }
 
-  // Steps 3b and 4 for the dead word `d` under the key `k`, gen(k) == gen(d) + 1. The last CAS
-  // pairs with each acquire load of the live word.
-  void Finish(uint32_t i, uint64_t d, uint64_t k) {
+  // See Settle. Returns the use that was left of the tenancy that ends, where it was of the key
+  // `fp`. Its acquire loads pair with the CASes of steps 2 and 3: the gen tells how far the work
+  // came.
+  int64_t SettleTenancy(uint32_t i, uint64_t d, uint64_t fp, uint64_t now_ns) {
+    SlotType& s = slots_[i];
+    uint64_t k = s.key.load(std::memory_order_acquire);
+    if (key::Gen(k) == word::DeadGen(d)) {
+      // The claimer has not named its key yet and may be dead: empty the slot. If it lives, its
+      // step 3 fails and it looks for another slot.
+      const uint64_t emptied = key::Make(0, Kind::kTokenBucket, NextGen(k));
+      if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {
+        const int64_t left = Finish(i, d, emptied);
+        if (fp != 0 && key::Fp(k) == fp) return left;
+        Abandon(left);
+      }
+    } else if (key::Gen(k) == static_cast<uint16_t>(word::DeadGen(d) + 1)) {
+      Abandon(Finish(i, d, k));
+    } else if (s.word.compare_exchange_strong(d, word::Dead(key::Gen(k), now_ns / 1000),
+                                              std::memory_order_acq_rel)) {
+      Count(Counter::kRepairs);
+    }
+    return 0;
+  }
+
+  void Abandon(int64_t use) const {
+    if (use > 0) Count(Counter::kAbandonedUse, static_cast<uint64_t>(use));
+  }
+
+  // Steps 3b and 4 for the dead word `d` under the key `k`, gen(k) == gen(d) + 1. Returns what the
+  // last tenancy's use still held, once. The last CAS pairs with each acquire load of the live
+  // word.
+  int64_t Finish(uint32_t i, uint64_t d, uint64_t k) {
     SlotType& s = slots_[i];
     // Until it carries the new gen: a daemon that takes the old tenant's use at this moment makes
     // the CAS fail once, and a tenancy begun with the old gen would never be charged.
+    int64_t left = 0;
     for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
       uint64_t u = s.used.load(std::memory_order_seq_cst);
       // Loaded before this look at the word: if the slot has moved on since, `used` has too, and
       // the CAS fails (I3).
       if (used::Gen(u) == key::Gen(k) || s.word.load(std::memory_order_seq_cst) != d) break;
-      const int64_t left = used::Gen(u) == word::DeadGen(d) ? used::Count(u) : 0;
-      if (!s.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),
-                                          std::memory_order_seq_cst)) {
-        continue;
+      if (s.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),
+                                         std::memory_order_seq_cst)) {
+        left = used::Gen(u) == word::DeadGen(d) ? used::Count(u) : 0;
+        break;
       }
-      if (left > 0) Count(Counter::kAbandonedUse, static_cast<uint64_t>(left));
-      break;
     }
     uint64_t expected = d;
     s.word.compare_exchange_strong(expected, word::DeadTimeUs(d) * 1000, std::memory_order_acq_rel);
+    return left;
   }
 
-  // Pairs with step 4's CAS, as Claim does.
-  // Empties slot `i` of key `fp`, folding its debt and use into `winner`.
-  void Empty(uint32_t i, uint64_t fp, uint32_t winner, const Env& env) {
+  // Empties slot `i` of the key `hash`; its debt and use go to the slot that remains. The word's
+  // acquire load pairs with step 4's CAS, as in Claim.
+  void Empty(uint32_t i, uint64_t hash, const Env& env) {
     SlotType& s = slots_[i];
     for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
       uint64_t w = s.word.load(std::memory_order_acquire);
       if (word::IsDead(w)) {
-        Settle(i, w, env.now_ns);
+        SettleOf(hash, i, w, env);
         continue;
       }
       uint64_t k = s.key.load(std::memory_order_acquire);
-      if (key::Fp(k) != fp) return;
+      if (key::Fp(k) != FingerprintOf(hash)) return;
       const uint64_t d = word::Dead(key::Gen(k), TimeAbove(w, env));
       if (!s.word.compare_exchange_strong(w, d, std::memory_order_acq_rel)) continue;
-      // From here `w` is final: all that was spent in this slot stands in it.
+      // From here `w` is final: all that was spent in this slot stands in it. What is counted may
+      // still grow, by who spent and has not counted yet: some of it here, some in Finish.
       const uint64_t emptied = key::Make(0, Kind::kTokenBucket, NextGen(k));
       uint64_t u = s.used.load(std::memory_order_seq_cst);
+      int64_t use = 0;
       if (used::Gen(u) == key::Gen(k) && used::Count(u) != 0 &&
           s.used.compare_exchange_strong(u, used::Make(key::Gen(k), 0),
                                          std::memory_order_seq_cst)) {
-        slots_[winner].used.fetch_add(static_cast<uint64_t>(used::Count(u)),
-                                      std::memory_order_seq_cst);
+        use = used::Count(u);
       }
       if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {
-        Finish(i, d, emptied);
+        use += Finish(i, d, emptied);
       }
-      FoldInto(winner, fp, w, env);
+      const bool owes = w > env.now_ns && w <= env.now_ns + env.max_debt_ns;
+      MoveToWinner(hash, owes ? w - env.now_ns : 0, use, env);
       Count(Counter::kDuplicates);
       return;
     }
   }
 
-  // Word before key, in acquire: pairs with step 4's CAS.
-  // Adds the debt of a duplicate to the winner's: both were really spent. It never lowers a word,
-  // also with a now that is out of date.
-  void FoldInto(uint32_t winner, uint64_t fp, uint64_t loser_word, const Env& env) {
-    if (loser_word <= env.now_ns || loser_word > env.now_ns + env.max_debt_ns) return;
-    SlotType& s = slots_[winner];
-    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-      uint64_t w = s.word.load(std::memory_order_acquire);
-      if (word::IsDead(w) || FpAt(winner) != fp || w > env.now_ns + env.max_debt_ns) return;
-      const uint64_t sum = std::max(w, env.now_ns) + (loser_word - env.now_ns);
-      const uint64_t folded = std::max(w, std::min(sum, env.now_ns + env.max_debt_ns));
-      if (s.word.compare_exchange_strong(w, folded, std::memory_order_acq_rel)) return;
+  // The lowest slot of the key. seq_cst: see step 5's look. Looks twice where it finds none: the
+  // key may have come to a slot that was looked at, and left one that was not yet.
+  uint32_t WinnerOf(uint64_t hash) const {
+    uint32_t winner = kNoSlot;
+    for (int look = 0; look < 2 && winner == kNoSlot; ++look) {
+      for (const uint32_t group : {FirstGroup(hash), SecondGroup(hash)}) {
+        for (uint32_t i = group; i < group + kGroupSlots; ++i) {
+          const uint64_t k = slots_[i].key.load(std::memory_order_seq_cst);
+          if (key::Fp(k) == FingerprintOf(hash)) winner = std::min(winner, i);
+        }
+      }
     }
+    return winner;
+  }
+
+  // Adds a duplicate's debt to the winner's, for both were really spent, and its use likewise. The
+  // winner may lose to a lower one meanwhile. Its last CAS decides: where it succeeds the winner
+  // was alive since `w` was loaded, so whoever empties it later finds all that was added; where it
+  // fails the use is taken back, or went on with what the other took. Word before key, in acquire:
+  // pairs with step 4's CAS. It never lowers a word, also with a now that is out of date.
+  void MoveToWinner(uint64_t hash, uint64_t debt_ns, int64_t use, const Env& env) {
+    for (int attempt = 0; (debt_ns != 0 || use != 0) && attempt < kMaxRestarts; ++attempt) {
+      const uint32_t winner = WinnerOf(hash);
+      if (winner == kNoSlot) break;  // it expired, and was evicted
+      SlotType& s = slots_[winner];
+      uint64_t w = s.word.load(std::memory_order_acquire);
+      if (word::IsDead(w)) {
+        use += SettleTenancy(winner, w, FingerprintOf(hash), env.now_ns);
+        continue;
+      }
+      const uint64_t k = s.key.load(std::memory_order_acquire);
+      if (key::Fp(k) != FingerprintOf(hash)) continue;
+      if (use != 0 && !AddUseOf(s, k, use)) continue;
+      const uint64_t ceiling_ns = env.now_ns + env.max_debt_ns;
+      const uint64_t sum = std::max(w, env.now_ns) + debt_ns;
+      const uint64_t moved = debt_ns == 0 ? w : std::max(w, std::min(sum, ceiling_ns));
+      if (s.word.compare_exchange_strong(w, moved, std::memory_order_acq_rel)) return;
+      if (use != 0 && !AddUseOf(s, k, -use)) use = 0;
+    }
+    Abandon(use);
+  }
+
+  // Adds to the use of the tenancy `k`. Taking away (what was added before) needs as much to be
+  // there: less, and somebody has taken it. False where nothing was changed.
+  static bool AddUseOf(SlotType& s, uint64_t k, int64_t use) {
+    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+      uint64_t u = s.used.load(std::memory_order_seq_cst);
+      if (used::Gen(u) != key::Gen(k)) return false;
+      if (use < 0 && used::Count(u) < -use) return false;
+      if (s.used.compare_exchange_strong(u, used::Make(key::Gen(k), used::Count(u) + use),
+                                         std::memory_order_seq_cst)) {
+        return true;
+      }
+    }
+    return false;
   }
 
   SlotType* slots_;

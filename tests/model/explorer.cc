@@ -1,5 +1,8 @@
 #include "tests/model/explorer.h"
 
+#include <cstdio>
+#include <cstdlib>
+
 #include "shm/hash.h"
 
 namespace sluice::model {
@@ -147,6 +150,21 @@ uint64_t Explorer::StateHash() const {
   return h;
 }
 
+void Explorer::Trace(const std::vector<Choice>& path) {
+  Restart();
+  for (size_t step = 0; step < path.size(); ++step) {
+    std::vector<uint64_t> before;
+    for (const Cell* cell : scenario_.memory) before.push_back(cell->value);
+    Apply(path[step]);
+    for (size_t i = 0; i < before.size(); ++i) {
+      const uint64_t now = scenario_.memory[i]->value;
+      if (now == before[i]) continue;
+      printf("step %zu, process %u: cell %zu, %#lx to %#lx\n", step, path[step].process, i,
+             before[i], now);
+    }
+  }
+}
+
 Exploration Explorer::Run(uint64_t max_states) {
   current_ = this;
   Exploration result;
@@ -208,6 +226,7 @@ Exploration Explorer::Run(uint64_t max_states) {
   }
   result.states = seen.size();
   result.complete = result.failure.empty() && stack.empty();
+  if (!result.failure.empty() && getenv("MODEL_TRACE") != nullptr) Trace(path);
   current_ = nullptr;
   return result;
 }

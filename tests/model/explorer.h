@@ -4,7 +4,8 @@
 // Each access to a Cell is a scheduling point. A process is deterministic but for what it reads, so
 // a state is: the memory, and per process a hash of all that it has read, and whether it was
 // killed. States seen before are not gone into again. The Cell here is sequentially consistent;
-// tests/weak has another, whose accesses may have several results.
+// tests/weak has another, whose accesses may have several results. With MODEL_TRACE in the
+// environment a failing schedule prints what each of its steps changed.
 #pragma once
 
 #include <atomic>
@@ -104,6 +105,7 @@ class Explorer {
   uint64_t StateHash() const;
   static void Enter(boost::context::detail::transfer_t from);
   void Resume(size_t process);
+  void Trace(const std::vector<Choice>& path);
 
   static constexpr size_t kStackBytes = 64 * 1024;
   static constexpr size_t kMaxDepth = 2000;  // longer means that a process does not end

@@ -87,7 +87,7 @@ class World {
       if (slot != shm::kNoSlot) {
         const uint64_t w = slots_[slot].word.load();
         if (shm::word::IsDead(w)) {
-          t.Settle(slot, w, kNow);
+          t.SettleOf(hash, slot, w, Env());
           slot = shm::kNoSlot;
         }
       }
@@ -412,6 +412,37 @@ TEST(SlotProtocolModel, ADuplicateIsFoldedIntoItsWinnerWhole) {
     return w.AtRest({kKeyA});
   };
   ExpectClean(std::move(s), "a duplicate");
+}
+
+// I5: three claimers at once. One folds slot 5 into slot 2 when the third names its key in slot 0
+// and folds both: what 2 was given while it was being emptied is owed and counted in 0.
+TEST(SlotProtocolModel, ADuplicateOfAWinnerThatLosesIsFoldedIntoTheLastWinner) {
+  World w({0, 2, 5});
+  const uint64_t dead = shm::word::Dead(2, kNow / 1000);
+  const auto put = [&] {
+    w.slots_[0].word.value = dead;
+    w.slots_[0].key.value = shm::key::Make(0, shm::Kind::kTokenBucket, 2);
+    w.slots_[0].used.value = shm::used::Make(2, 0);
+    for (const uint32_t slot : {2u, 5u}) w.PutTenant(slot, kKeyA, kNow + kTwo.interval_ns / 2, 1);
+    for (ModelSlot& slot : w.slots_) slot.aux.quiet = true;
+  };
+  const auto resolve = [&] { w.table().ResolveDuplicates(kKeyA, w.Env()); };
+  const auto claim_last = [&] {
+    uint64_t k = w.slots_[0].key.load();
+    if (w.slots_[0].key.compare_exchange_strong(k, w.KeyAt3(kKeyA))) {
+      w.table().Settle(0, dead, kNow);
+    }
+    resolve();
+  };
+  Scenario s = In(w, put, {resolve, claim_last});
+  s.max_kills = 0;
+  s.check = [&](const std::vector<bool>&) -> std::string {
+    if (w.UseOf(kKeyA) != 2) return "use does not add up";
+    if (w.slots_[0].word.value != kNow + kTwo.interval_ns)
+      return "a duplicate's debt was forgotten";
+    return w.AtRest({kKeyA});
+  };
+  ExpectClean(std::move(s), "a duplicate of a duplicate");
 }
 
 // I3, I5: two claimers of one key while the daemon sweeps duplicates and takes.

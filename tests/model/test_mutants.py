@@ -83,16 +83,23 @@ MUTANTS = {
     "stalled_claim_left": (
         "I4", TABLE,
         "      if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {\n"
-        "        Finish(i, d, emptied);\n      }\n    } else if",
-        "      (void)emptied;\n    } else if"),
+        "        const int64_t left = Finish(i, d, emptied);\n",
+        "      if (emptied == 0) {\n        const int64_t left = Finish(i, d, emptied);\n"),
     "lower_duplicate_emptied": (
-        "I5", TABLE, "if (i > winner && FpAt(i) == fp)", "if (i != winner && FpAt(i) == fp)"),
+        "I5", TABLE, "if (i > winner && FpAt(i) == ", "if (i != winner && FpAt(i) == "),
     "duplicates_left": (
         "I5", TABLE, "return ResolveDuplicates(hash, env);", "return candidate.slot;"),
     "larger_debt_instead_of_both": (
         "I5", TABLE,
-        "const uint64_t sum = std::max(w, env.now_ns) + (loser_word - env.now_ns);",
-        "const uint64_t sum = std::max(w, loser_word);"),
+        "const uint64_t sum = std::max(w, env.now_ns) + debt_ns;",
+        "const uint64_t sum = std::max(w, env.now_ns + debt_ns);"),
+    "debt_into_a_winner_that_loses": (
+        "I5", TABLE,
+        "        use += SettleTenancy(winner, w, FingerprintOf(hash), env.now_ns);\n"
+        "        continue;\n",
+        "        return;\n"),
+    "moved_use_not_taken_back": (
+        "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use)) use = 0;", ""),
 }
 
 

@@ -74,7 +74,7 @@ constexpr Mutant kMutants[] = {
     {"FoldWord word.load", kRelaxed, "late fold"},
     // I5: of two claimers one sees the other.
     {"Claim key.cas", kAcqRel, "two claimers of one key"},
-    {"ResolveDuplicates key.load", kAcquire, "two claimers of one key"},
+    {"WinnerOf key.load", kAcquire, "two claimers of one key"},
     // Use and its flag against the take.
     {"CountUse used.add", kAcqRel, "take against spend"},
     {"CountUse aux.load", kAcquire, "take against spend"},

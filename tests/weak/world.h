@@ -91,7 +91,7 @@ class World {
       if (slot != shm::kNoSlot) {
         const uint64_t w = slots_[slot].word.load(std::memory_order_acquire);
         if (shm::word::IsDead(w)) {
-          t.Settle(slot, w, kNow);
+          t.SettleOf(hash, slot, w, Env());
           slot = shm::kNoSlot;
         }
       }
