@@ -9,8 +9,11 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
 #include <new>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "bench/paired.h"
 #include "bench/stage.h"
@@ -35,45 +38,71 @@ struct Orders {
   }
 };
 
-void PinTo(int nth) {
+// The CPUs that this process was started on: pinned threads have only their own.
+const cpu_set_t started_on = [] {
   cpu_set_t all;
-  sched_getaffinity(getpid(), sizeof all, &all);
+  sched_getaffinity(0, sizeof all, &all);
+  return all;
+}();
+
+void PinTo(int nth) {
   cpu_set_t one;
   CPU_ZERO(&one);
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &all)) continue;
+    if (!CPU_ISSET(cpu, &started_on)) continue;
     if (nth-- == 0) CPU_SET(cpu, &one);
   }
   Require(sched_setaffinity(0, sizeof one, &one) == 0, "needs two CPUs");
 }
 
-void Hammer(sluice_handle_t* handle, Orders& orders) {
+// Makes `n` checks; returns how many were allowed.
+using Checks = std::function<int(uint64_t n)>;
+
+Checks ByHandle(const char* name) {
+  return [handle = Stage::Get().Handle(name)](uint64_t n) {
+    int allowed = 0;
+    for (uint64_t i = 0; i < n; ++i) allowed += sluice_handle_check(handle, 1, nullptr);
+    return allowed;
+  };
+}
+
+// A request of three rules: this side's own user and address, and a tenant.
+Checks ByList(std::string user, std::string tenant, std::string ip) {
+  return [user, tenant, ip](uint64_t n) {
+    const sluice_descriptor_t descriptors[] = {{"user", 4, user.data(), user.size()},
+                                               {"tenant", 6, tenant.data(), tenant.size()},
+                                               {"ip", 2, ip.data(), ip.size()}};
+    int allowed = 0;
+    for (uint64_t i = 0; i < n; ++i) {
+      allowed += sluice_check(Stage::Get().client(), descriptors, 3, 1, nullptr);
+    }
+    return allowed;
+  };
+}
+
+void Hammer(const Checks& checks, Orders& orders) {
   while (!orders.end) {
     if (!orders.run) {
       std::this_thread::yield();
       continue;
     }
-    int allowed = 0;
-    for (int i = 0; i < 256; ++i) allowed += sluice_handle_check(handle, 1, nullptr);
-    benchmark::DoNotOptimize(allowed);
+    benchmark::DoNotOptimize(checks(256));
     orders.checks += 256;
   }
 }
 
-// Runs `state` on one CPU while the other side, on another, hammers the same key on demand.
-void RunContended(benchmark::State& state, Orders& orders) {
+// Runs `state` on one CPU while the other side, on another, hammers the same key on demand. `quiet`
+// is beside it: the same of a key that is nobody else's, so that it is never leased.
+void RunContended(benchmark::State& state, Orders& orders, const Checks& contended,
+                  const Checks& quiet) {
   cpu_set_t before;
   sched_getaffinity(0, sizeof before, &before);
   PinTo(1);
-  sluice_handle_t* const contended = Stage::Get().Handle(kContended);
-  sluice_handle_t* const quiet = Stage::Get().Handle("id");  // nobody else's, so it is never leased
   std::vector<double> together_ns;
   std::vector<double> alone_ns;
-  const auto slice = [](sluice_handle_t* handle, std::vector<double>* slices) {
+  const auto slice = [](const Checks& checks, std::vector<double>* slices) {
     const uint64_t begin_ns = ThreadCpuNs();
-    int allowed = 0;
-    for (uint64_t i = 0; i < kUnits; ++i) allowed += sluice_handle_check(handle, 1, nullptr);
-    benchmark::DoNotOptimize(allowed);
+    benchmark::DoNotOptimize(checks(kUnits));
     const uint64_t took_ns = ThreadCpuNs() - begin_ns;
     slices->push_back(static_cast<double>(took_ns) / kUnits);
     return took_ns;
@@ -91,20 +120,30 @@ void RunContended(benchmark::State& state, Orders& orders) {
   state.counters["beside_ns"] = Median(alone_ns);
 }
 
-void TwoThreads(benchmark::State& state) {
+void TwoThreads(benchmark::State& state, const Checks& ours, const Checks& theirs,
+                const Checks& quiet) {
   Orders& orders = Orders::Get();
   std::thread other([&] {
     PinTo(0);
-    Hammer(Stage::Get().Handle(kContended), orders);
+    Hammer(theirs, orders);
   });
-  RunContended(state, orders);
+  RunContended(state, orders, ours, quiet);
   orders.end = true;
   other.join();
 }
 
+void TwoThreadsOneKey(benchmark::State& state) {
+  TwoThreads(state, ByHandle(kContended), ByHandle(kContended), ByHandle("id"));
+}
+
+void TwoThreadsOneTenant(benchmark::State& state) {
+  TwoThreads(state, ByList("ann", "shared", "203.0.113.1"), ByList("bob", "shared", "203.0.113.2"),
+             ByList("ann", "nobody-else", "203.0.113.1"));
+}
+
 void TwoProcesses(benchmark::State& state) {
   Orders& orders = Orders::Get();
-  Stage& stage = Stage::Get();
+  Stage::Get();  // before the fork: both are clients of the same segments
   const pid_t parent = getpid();
   const pid_t child = fork();
   Require(child >= 0, "cannot fork");
@@ -112,15 +151,16 @@ void TwoProcesses(benchmark::State& state) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
     PinTo(0);
-    Hammer(stage.Handle(kContended), orders);
+    Hammer(ByHandle(kContended), orders);
     _exit(0);
   }
-  RunContended(state, orders);
+  RunContended(state, orders, ByHandle(kContended), ByHandle("id"));
   orders.end = true;
   waitpid(child, nullptr, 0);
 }
 
-BENCHMARK(TwoThreads)->Name("check_two_threads_one_key")->UseManualTime();
+BENCHMARK(TwoThreadsOneKey)->Name("check_two_threads_one_key")->UseManualTime();
+BENCHMARK(TwoThreadsOneTenant)->Name("check_two_threads_one_tenant")->UseManualTime();
 BENCHMARK(TwoProcesses)->Name("check_two_processes_one_key")->UseManualTime();
 
 }  // namespace

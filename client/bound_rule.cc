@@ -102,7 +102,8 @@ namespace {
 }
 
 Leasable LeasableOf(const sluice_rule& r, const RuleBlock& block, shm::Slot& slot, uint64_t hash) {
-  return {*r.client, *block.attachment, block.rule, hash, slot, shm::FingerprintOf(hash)};
+  return {*r.client, *block.attachment,       block.rule, {&block.rule, hash},
+          slot,      shm::FingerprintOf(hash)};
 }
 
 }  // namespace
@@ -128,7 +129,7 @@ namespace {
     return CheckRuleLong(r, key, 1, nullptr);
   }
   const uint64_t hash = HashPlain(block, key);
-  if (SpendLeased(*r.client, block.rule, hash, now_ns)) [[likely]] {
+  if (SpendLeased(*r.client, {&block.rule, hash}, now_ns)) [[likely]] {
     return 1;
   }
   shm::Slot* const slot = HealthySlot(block, hash);

@@ -18,6 +18,13 @@ struct DirectRequest {
   uint64_t tau_ns(size_t i) const { return shape.direct[i].tau_ns; }
   uint32_t tokens(size_t i) const { return shape.direct[i].tokens; }
 
+  bool may_lease() const { return !IsAnyShardDegraded(a); }
+  LeaseName lease_name(size_t i) const { return NameOfListed(client, shape.policy, hashes[i]); }
+  Leasable leasable(size_t i, shm::Slot& slot) const {
+    return {client,        a,    *shape.candidates[i].rule,
+            lease_name(i), slot, shm::FingerprintOf(hashes[i])};
+  }
+
   // The values are wanted where the bucket's name is to be written, so the plan is made after all.
   [[gnu::noinline]] void Finish(size_t i, shm::Slot& slot) const {
     if (!Tidy(client, a, slot)) return;
@@ -48,11 +55,18 @@ bool HashDirect(const Attachment& a, const Shape& shape, const sluice_descriptor
   return true;
 }
 
-template <bool kAnyDegraded>
-[[gnu::noinline]] bool AdmitAt(const DirectRequest& request, uint64_t now_ns) {
+[[gnu::noinline]] bool AdmitPlain(const DirectRequest& request, uint64_t now_ns) {
   Look looks[kMaxItems];
-  return AdmitAll<kAnyDegraded>(request, request.client, request.a, request.shape.candidate_count,
-                                now_ns, looks);
+  return AdmitAll<false>(request, request.client, request.a, request.shape.candidate_count, now_ns,
+                         looks);
+}
+
+[[gnu::noinline]] bool AdmitUnusual(const DirectRequest& request, uint64_t now_ns) {
+  Look looks[kMaxItems];
+  const size_t count = request.shape.candidate_count;
+  return IsAnyShardDegraded(request.a)
+             ? AdmitAll<true>(request, request.client, request.a, count, now_ns, looks)
+             : AdmitLeasing(request, request.client, request.a, count, now_ns, looks);
 }
 
 }  // namespace
@@ -64,7 +78,8 @@ bool AdmitDirect(sluice_t& client, const Attachment& a, const Shape& shape,
   const uint64_t now_ns = Clock::Now(shape.coarse_serves);
   client.attacher.Step(now_ns);
   const DirectRequest request = {client, a, shape, descriptors, hashes};
-  return IsAnyShardDegraded(a) ? AdmitAt<true>(request, now_ns) : AdmitAt<false>(request, now_ns);
+  const bool is_unusual = IsAnyShardDegraded(a) || IsLeasing();
+  return is_unusual ? AdmitUnusual(request, now_ns) : AdmitPlain(request, now_ns);
 }
 
 }  // namespace sluice::client

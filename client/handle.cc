@@ -146,8 +146,10 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
 // Loaded behind usual_until_ns, whose acquire load hands it on: by itself it orders nothing.
 shm::Slot& SlotOf(const HandleBlock& block) { return *block.slot.load(std::memory_order_relaxed); }
 
+LeaseName NameOf(const HandleBlock& block) { return {&block.rules[0], 0}; }
+
 Leasable LeasableOf(const HandleBlock& block, shm::Slot& slot) {
-  return {*block.handle->client, *block.attachment, block.rules[0], /*hash=*/0, slot, block.fp};
+  return {*block.handle->client, *block.attachment, block.rules[0], NameOf(block), slot, block.fp};
 }
 
 [[gnu::noinline]] int ContendedHandle(const HandleBlock& block, uint64_t now_ns) {
@@ -192,7 +194,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
   if (!IsUsual(block, now_ns)) [[unlikely]] {
     return CheckHandleLong(*block.handle, 1, nullptr);
   }
-  if (SpendLeased(*block.handle->client, block.rules[0], /*hash=*/0, now_ns)) [[likely]] {
+  if (SpendLeased(*block.handle->client, NameOf(block), now_ns)) [[likely]] {
     return 1;
   }
   shm::Slot& slot = SlotOf(block);

@@ -34,7 +34,7 @@ void End(const Leasable& b, Lease& lease) {
     RefundUse(b.attachment, IndexOf(b.attachment, *lease.slot), lease.gen,
               lease.left * lease.tokens);
   }
-  lease.rule = nullptr;
+  lease.name.owner = nullptr;
 }
 
 // Memory orders: LookSlot and CommitLook have their own; the load of aux is a hint.
@@ -44,16 +44,20 @@ Leased Take(const Leasable& b, uint64_t now_ns) {
       shm::SharedCostNs(b.rule.unit_ns, shm::aux::InvShare(aux), b.rule.limit.tau_ns);
   const uint32_t checks = ChecksOf(b.rule, unit_ns);
   if (checks < 2) return Leased::kNo;
+  // Two hot keys of one place are not to end each other's leases in turn.
+  Lease& lease = LeaseOf(b.name);
+  if (lease.name.owner != nullptr && lease.name != b.name && lease.left != 0 &&
+      now_ns < lease.until_ns) {
+    return Leased::kNo;
+  }
   shm::Seen seen;
   if (shm::LookSlot(b.slot, b.fp, checks * b.rule.unit_ns, b.rule.limit.tau_ns, /*dearer_q16=*/0,
                     now_ns, &seen) != shm::Outcome::kAllowed ||
       !shm::CommitLook(b.slot, seen)) {
     return Leased::kNo;
   }
-  Lease& lease = LeaseOf(b.rule, b.hash);
-  if (lease.rule != nullptr) End(b, lease);
-  lease = {.rule = &b.rule,
-           .hash = b.hash,
+  if (lease.name.owner != nullptr) End(b, lease);
+  lease = {.name = b.name,
            .until_ns = now_ns + kLeaseNs,
            .left = checks - 1,
            .gen = seen.gen,
@@ -86,21 +90,25 @@ Leased LeaseIfContended(const Leasable& bucket, uint64_t now_ns) {
 }
 
 Leased RenewLease(const Leasable& bucket, uint64_t now_ns) {
-  const Lease& own = LeaseOf(bucket.rule, bucket.hash);
-  const bool is_hot = own.rule == &bucket.rule && own.hash == bucket.hash && own.left == 0 &&
-                      now_ns < own.until_ns && own.client_id == bucket.client.id &&
-                      own.fork_epoch == bucket.client.attacher.fork_epoch();
+  const Lease* const own = LiveLease(bucket.client, bucket.name, now_ns);
+  const bool is_hot = own != nullptr && own->left == 0;
   if (is_hot) {
     const Leased leased = Take(bucket, now_ns);
     if (leased != Leased::kNo) return leased;
   }
   bool any = false;
   for (Lease& lease : leases) {
-    if (lease.rule != nullptr && (lease.left == 0 || now_ns >= lease.until_ns)) End(bucket, lease);
-    any = any || lease.rule != nullptr;
+    // One that is spent in time stays, to be taken again.
+    if (lease.name.owner != nullptr && now_ns >= lease.until_ns) End(bucket, lease);
+    any = any || lease.name.owner != nullptr;
   }
   if (!any) watching &= ~kLeasing;
   return Leased::kNo;
+}
+
+void UnspendLeased(const sluice_t& client, const LeaseName& name, uint64_t now_ns) {
+  Lease* const lease = LiveLease(client, name, now_ns);
+  if (lease != nullptr) ++lease->left;
 }
 
 }  // namespace sluice::client

@@ -23,9 +23,21 @@ inline constexpr size_t kLeases = 4;  // of one thread at a time
 inline constexpr uint32_t kContention = 3;
 inline constexpr uint64_t kContentionNs = 10'000'000;
 
+// Names what a lease covers. `owner`: the rule of a handle or bound rule, or the client of lists of
+// descriptors; null: none. `id`: the key's hash, where the owner has many; of a list's bucket with
+// the policy mixed in, since its rule has no address that lasts.
+struct LeaseName {
+  const void* owner;
+  uint64_t id;
+  bool operator==(const LeaseName&) const = default;
+};
+
+inline LeaseName NameOfListed(const sluice_t& client, uint64_t policy, uint64_t hash) {
+  return {&client, hash ^ policy * 0x9e3779b97f4a7c15};
+}
+
 struct Lease {
-  const Rule* rule;  // whose checks of cost 1 it covers; null: none
-  uint64_t hash;     // of the key, where the rule has many
+  LeaseName name;  // whose checks of cost 1 it covers
   uint64_t until_ns;
   uint32_t left;  // checks
   // For giving back: one check's cost, the slot, its tenancy, and the TAT that was stored.
@@ -43,28 +55,33 @@ struct Lease {
 
 extern constinit thread_local Lease leases[kLeases] __attribute__((tls_model("initial-exec")));
 
-inline Lease& LeaseOf(const Rule& rule, uint64_t hash) {
-  return leases[((reinterpret_cast<uintptr_t>(&rule) >> 4) ^ hash) % kLeases];
+inline Lease& LeaseOf(const LeaseName& name) {
+  return leases[((reinterpret_cast<uintptr_t>(name.owner) >> 4) ^ name.id) % kLeases];
 }
 
-// True when a check of cost 1 of `rule`, of the key `hash` where it has many, is covered: it is
-// admitted, and nothing is left to do.
-inline bool SpendLeased(const sluice_t& client, const Rule& rule, uint64_t hash, uint64_t now_ns) {
-  Lease& lease = LeaseOf(rule, hash);
-  if (lease.rule != &rule || lease.hash != hash || lease.left == 0 || now_ns >= lease.until_ns ||
-      lease.client_id != client.id || lease.fork_epoch != client.attacher.fork_epoch()) {
-    return false;
-  }
-  --lease.left;
+// This thread's lease of that name, that may be spent from now; else null.
+inline Lease* LiveLease(const sluice_t& client, const LeaseName& name, uint64_t now_ns) {
+  Lease& lease = LeaseOf(name);
+  const bool is_live = lease.name == name && now_ns < lease.until_ns &&
+                       lease.client_id == client.id &&
+                       lease.fork_epoch == client.attacher.fork_epoch();
+  return is_live ? &lease : nullptr;
+}
+
+// True when a check of cost 1 of that name is covered: it is admitted, and nothing is left to do.
+inline bool SpendLeased(const sluice_t& client, const LeaseName& name, uint64_t now_ns) {
+  Lease* const lease = LiveLease(client, name, now_ns);
+  if (lease == nullptr || lease->left == 0) return false;
+  --lease->left;
   return true;
 }
 
-// A bucket that a thread may lease from. `hash` as in Lease.
+// A bucket that a thread may lease from.
 struct Leasable {
   const sluice_t& client;
   const Attachment& attachment;
   const Rule& rule;
-  uint64_t hash;
+  LeaseName name;
   shm::Slot& slot;
   uint64_t fp;
 };
@@ -81,5 +98,9 @@ Leased LeaseIfContended(const Leasable& bucket, uint64_t now_ns);
 // Where SpendLeased said no: takes the next lease when the last one was spent in time, and ends
 // those of this thread that are over.
 Leased RenewLease(const Leasable& bucket, uint64_t now_ns);
+
+// Takes a spent check back: the request was refused by another bucket. Where the lease has ended
+// meanwhile, it stays spent.
+void UnspendLeased(const sluice_t& client, const LeaseName& name, uint64_t now_ns);
 
 }  // namespace sluice::client

@@ -17,11 +17,19 @@ struct PlannedRequest {
   const Item* items;
   uint64_t policy;
   uint32_t cost;
+  bool is_plain;  // cost 1, and no decision is wanted
 
   uint64_t hash(size_t i) const { return items[i].hash; }
   uint64_t cost_ns(size_t i) const { return CostNs(*items[i].rule, cost); }
   uint64_t tau_ns(size_t i) const { return items[i].rule->limit.tau_ns; }
   uint32_t tokens(size_t i) const { return cost * items[i].rule->cost; }
+  bool may_lease() const { return is_plain && !IsAnyShardDegraded(*ctx.attachment); }
+  LeaseName lease_name(size_t i) const { return NameOfListed(*ctx.client, policy, hash(i)); }
+  Leasable leasable(size_t i, shm::Slot& slot) const {
+    return {*ctx.client,    *ctx.attachment,
+            *items[i].rule, lease_name(i),
+            slot,           shm::FingerprintOf(hash(i))};
+  }
   void Finish(size_t i, shm::Slot& slot) const {
     FinishItem(*ctx.client, *ctx.attachment, items[i], policy, slot);
   }
@@ -29,6 +37,9 @@ struct PlannedRequest {
 
 [[gnu::noinline]] bool AdmitPlanned(const PlannedRequest& request, size_t count, Look* looks) {
   const Context& ctx = request.ctx;
+  if (IsLeasing() && request.may_lease()) {
+    return AdmitLeasing(request, *ctx.client, *ctx.attachment, count, ctx.time.now_ns(), looks);
+  }
   return AdmitAll<true>(request, *ctx.client, *ctx.attachment, count, ctx.time.now_ns(), looks);
 }
 
@@ -209,17 +220,17 @@ class RequestCheck {
 
 int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost,
                sluice_decision_t* decision) {
-  if (count == 1) {
-    Attempt attempt;
-    Locate(ctx, items[0], policy, shm::kNoSlot, &attempt);
-    return CheckItem(ctx, items[0], policy, cost, &attempt, decision);
-  }
+  const bool is_plain = cost == 1 && decision == nullptr;
   Look looks[kMaxItems];
-  if (cost != 0 && AdmitPlanned({ctx, items, policy, cost}, count, looks)) {
+  if (cost != 0 && (count > 1 || is_plain) &&
+      AdmitPlanned({ctx, items, policy, cost, is_plain}, count, looks)) {
     return decision == nullptr ? 1
                                : AnswerAdmitted(ctx, items, count, policy, cost, looks, decision);
   }
-  return CheckAll(ctx, items, count, policy, cost, decision);
+  if (count > 1) return CheckAll(ctx, items, count, policy, cost, decision);
+  Attempt attempt;
+  Locate(ctx, items[0], policy, shm::kNoSlot, &attempt);
+  return CheckItem(ctx, items[0], policy, cost, &attempt, decision);
 }
 
 }  // namespace sluice::client

@@ -127,6 +127,14 @@ class Client {
     return check(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
+  // The yes or no alone, without the numbers of a decision: the shortest path for a list.
+  bool allow(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+    return sluice_check(client_.get(), descriptors.data(), descriptors.size(), cost, nullptr) > 0;
+  }
+  bool allow(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+    return allow(std::span(descriptors.begin(), descriptors.size()), cost);
+  }
+
   std::optional<Handle> bind(std::initializer_list<Descriptor> descriptors) {
     sluice_handle_t* handle = nullptr;
     if (sluice_handle_bind(client_.get(), descriptors.begin(), descriptors.size(), &handle) != 0) {

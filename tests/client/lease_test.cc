@@ -82,13 +82,17 @@ TEST_F(LeaseTest, WhatThreadsSpendWasChargedAndLittleMore) {
   auto rule = client_.bind_rule("free");
   ASSERT_TRUE(handle);
   ASSERT_TRUE(rule);
-  for (const bool by_key : {false, true}) {
+  enum Way { kHandle, kKey, kList };
+  for (const Way way : {kHandle, kKey, kList}) {
     const uint64_t leases_before = leases();
     const int64_t used_before = served_.TotalUse();
     const uint64_t begin_ns = NowNs();
     int64_t admitted = 0;
     for (int round = 0; round < kRounds && leases() < leases_before + 100; ++round) {
-      admitted += Hammer([&] { return by_key ? rule->allow("k") : handle->allow(); });
+      admitted += Hammer([&] {
+        if (way == kList) return client_.allow({{"free", "k"}});
+        return way == kKey ? rule->allow("k") : handle->allow();
+      });
     }
     const uint64_t took_ns = NowNs() - begin_ns;
     EXPECT_GE(leases(), leases_before + 100) << "threads that meet at a key lease from it";
@@ -110,6 +114,24 @@ TEST_F(LeaseTest, ThreadsTogetherStayWithinRateAndBurst) {
   EXPECT_GE(admitted, static_cast<int64_t>(kBurst));
   EXPECT_GE(served_.TotalUse(), admitted);
   EXPECT_LE(served_.TotalUse(), admitted + MostDropped(took_ns));
+}
+
+// Each thread has a bucket of its own beside the one that all share, and soon none of it is left.
+TEST_F(LeaseTest, ARequestThatAnotherRuleRefusesSpendsNothingOfALease) {
+  std::atomic<int> threads{0};
+  const uint64_t begin_ns = NowNs();
+  const int64_t admitted = Hammer([&] {
+    thread_local const std::string own = "own-" + std::to_string(threads++);
+    // Every other check is of the shared bucket alone, so that it is leased from all the time.
+    thread_local uint64_t checks = 0;
+    if (++checks % 2 == 0) return !client_.allow({{"free", "k"}});
+    return client_.allow({{"free", "k"}, {"small", own}});
+  });
+  const uint64_t took_ns = NowNs() - begin_ns;
+  EXPECT_EQ(admitted, kThreads * 20);
+  const int64_t alone = int64_t{kThreads} * kChecksPerThread / 2;
+  EXPECT_GE(served_.TotalUse(), alone + 2 * admitted);
+  EXPECT_LE(served_.TotalUse(), alone + 2 * admitted + MostDropped(took_ns));
 }
 
 // One sixteenth of a burst of 20 is one check: no lease.
