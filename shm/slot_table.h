@@ -141,7 +141,14 @@ class SlotTable {
   // slots above the one that remains are emptied: a lower one may have come since the first look,
   // and its claimer then empties ours, so that none would remain.
   uint32_t ResolveDuplicates(uint64_t hash, const Env& env) {
-    const uint32_t winner = WinnerOf(hash);
+    uint32_t winner = WinnerOf(hash);
+    for (int attempt = 0; winner != kNoSlot && attempt < kMaxRestarts; ++attempt) {
+      // Settled first: one that is about to be emptied must not take the others' debts along.
+      const uint64_t w = slots_[winner].word.load(std::memory_order_acquire);
+      if (!word::IsDead(w)) break;
+      SettleOf(hash, winner, w, env);
+      winner = WinnerOf(hash);
+    }
     if (winner == kNoSlot) return kNoSlot;
     for (const uint32_t group : {FirstGroup(hash), SecondGroup(hash)}) {
       for (uint32_t i = group; i < group + kGroupSlots; ++i) {

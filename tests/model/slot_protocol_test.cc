@@ -442,7 +442,8 @@ TEST(SlotProtocolModel, ADuplicateOfAWinnerThatLosesIsFoldedIntoTheLastWinner) {
       return "a duplicate's debt was forgotten";
     return w.AtRest({kKeyA});
   };
-  ExpectClean(std::move(s), "a duplicate of a duplicate");
+  // Complete with 9,511,376 states, which takes longer than the tests have.
+  ExpectClean(std::move(s), "a duplicate of a duplicate", /*bounded=*/true);
 }
 
 // I3, I5: two claimers of one key while the daemon sweeps duplicates and takes.
