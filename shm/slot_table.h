@@ -143,7 +143,8 @@ class SlotTable {
   uint32_t ResolveDuplicates(uint64_t hash, const Env& env) {
     uint32_t winner = WinnerOf(hash);
     for (int attempt = 0; winner != kNoSlot && attempt < kMaxRestarts; ++attempt) {
-      // Settled first: one that is about to be emptied must not take the others' debts along.
+      // Settled first: one that is about to be emptied must not take the others' debts along. The
+      // load pairs with step 4's CAS, as in Claim.
       const uint64_t w = slots_[winner].word.load(std::memory_order_acquire);
       if (!word::IsDead(w)) break;
       SettleOf(hash, winner, w, env);
