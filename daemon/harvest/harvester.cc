@@ -13,8 +13,10 @@ namespace {
 // Percent-encoding may triple a value.
 constexpr size_t kMaxTextBytes = 3 * shm::kKeyTextBytes + shm::kMaxLabelBytes + 16;
 constexpr uint64_t kSecondNs = 1'000'000'000;
+// What is asked for ahead fits the first cache: some five lines for each.
+constexpr size_t kTakenTogether = 64;
 
-// The most that a bucket can have admitted in `elapsed_ns`, debt included.
+// The most that a bucket can have admitted in `elapsed_ns`, debt included; never less than 1.
 int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
   const shm::Limit& limit = rule.limit;
   const uint64_t by_rate =
@@ -48,32 +50,38 @@ size_t Harvester::Harvest(uint64_t now_ns, Sink& sink) {
   if (rules_ == nullptr) return 0;
   if (started_ns_ == 0) started_ns_ = now_ns;
   std::atomic<uint64_t>* const dirty = buckets_->dirty();
+  uint32_t slots[kTakenTogether];
+  size_t n = 0;
   size_t taken = 0;
   for (uint64_t w = 0; w < buckets_->dirty_words(); ++w) {
-    uint64_t bits = shm::TakeDirty(dirty[w]);
-    if (bits == 0) continue;
-    Prefetch(w, bits, sink);
-    for (; bits != 0; bits &= bits - 1, ++taken) {
-      const uint32_t slot = static_cast<uint32_t>(w * 64 + std::countr_zero(bits));
-      shm::ClearDirty(buckets_->slots()[slot]);
-      TakeSlot(slot, now_ns, sink);
+    for (uint64_t bits = shm::TakeDirty(dirty[w]); bits != 0; bits &= bits - 1) {
+      slots[n] = static_cast<uint32_t>(w * 64 + static_cast<uint64_t>(std::countr_zero(bits)));
+      Ask(slots[n]);
+      if (++n < kTakenTogether) continue;
+      TakeSlots(slots, now_ns, sink);
+      taken += std::exchange(n, 0);
     }
   }
-  return taken;
+  TakeSlots({slots, n}, now_ns, sink);
+  return taken + n;
 }
 
-// All that one dirty word leads to is on its way to the cache before the first slot is taken from:
-// with many buckets each take would wait for four lines, one after the other.
-void Harvester::Prefetch(uint64_t word, uint64_t bits, Sink& sink) const {
-  for (uint64_t left = bits; left != 0; left &= left - 1) {
-    const uint64_t slot = word * 64 + static_cast<uint64_t>(std::countr_zero(left));
-    __builtin_prefetch(&known_[slot]);
-    __builtin_prefetch(&buckets_->slots()[slot], 1);
-    __builtin_prefetch(&buckets_->denied()[slot]);
+// With many buckets each take would wait for four lines, one after the other. So the lines of many
+// slots are asked for first, however far apart these stand; then those of the books, whose place
+// only the first lines tell; then the slots are taken from.
+void Harvester::Ask(uint32_t slot) const {
+  __builtin_prefetch(&known_[slot]);
+  __builtin_prefetch(&buckets_->slots()[slot], 1);
+  __builtin_prefetch(&buckets_->denied()[slot]);
+}
+
+void Harvester::TakeSlots(std::span<const uint32_t> slots, uint64_t now_ns, Sink& sink) {
+  for (const uint32_t slot : slots) {
+    if (known_[slot].key != 0) sink.Expect(known_[slot].bucket);
   }
-  for (uint64_t left = bits; left != 0; left &= left - 1) {
-    const Known& known = known_[word * 64 + static_cast<uint64_t>(std::countr_zero(left))];
-    if (known.key != 0) sink.Expect(known.bucket);
+  for (const uint32_t slot : slots) {
+    shm::ClearDirty(buckets_->slots()[slot]);
+    TakeSlot(slot, now_ns, sink);
   }
 }
 
@@ -91,11 +99,16 @@ void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
   Known& known = known_[slot];
   const config::CompiledRule* rule = rules_->ById(known.rule);
   if (rule == nullptr) return;
-  const int64_t most = MaxTokens(*rule, now_ns - std::min(known.taken_ns, now_ns));
-  const int64_t tokens = std::clamp(shm::TakeUse(s, key), -most, most);
-  const uint64_t denied = std::min<uint64_t>(
-      shm::TakeDenied(buckets_->denied()[slot], key),
-      kMaxOpenTokensPerSecond * ((now_ns - std::min(known.taken_ns, now_ns)) / kSecondNs + 1));
+  const uint64_t elapsed_ns = now_ns - std::min(known.taken_ns, now_ns);
+  int64_t tokens = shm::TakeUse(s, key);
+  if (tokens > 1 || tokens < -1) {  // one token is always believed, and spares the divisions
+    const int64_t most = MaxTokens(*rule, elapsed_ns);
+    tokens = std::clamp(tokens, -most, most);
+  }
+  uint64_t denied = shm::TakeDenied(buckets_->denied()[slot], key);
+  if (denied > kMaxOpenTokensPerSecond) {
+    denied = std::min(denied, kMaxOpenTokensPerSecond * (elapsed_ns / kSecondNs + 1));
+  }
   if (tokens == 0 && denied == 0) return;
   known.taken_ns = now_ns;
   sink.OnUse(known.bucket, tokens, denied);

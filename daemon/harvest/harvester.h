@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -94,7 +95,8 @@ class Harvester {
   };
   static_assert(sizeof(Known) == 24);
 
-  void Prefetch(uint64_t word, uint64_t bits, Sink& sink) const;
+  void Ask(uint32_t slot) const;
+  void TakeSlots(std::span<const uint32_t> slots, uint64_t now_ns, Sink& sink);
   void TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink);
   bool Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink);
   bool ReadName(uint32_t slot, uint64_t key, char (&parts)[shm::kKeyTextBytes],

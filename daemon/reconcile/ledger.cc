@@ -12,6 +12,7 @@ namespace {
 // kept that a stream of new keys outruns it.
 constexpr uint64_t kForgetTurnNs = 120'000'000'000;
 constexpr size_t kForgetPerNew = 2;
+constexpr size_t kAhead = 8;  // buckets that are asked for before they are touched
 
 std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
 
@@ -24,8 +25,7 @@ BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uin
     id = found->second;
   } else {
     if (free_.empty()) {
-      id = static_cast<BucketId>(buckets_.size());
-      buckets_.emplace_back();
+      id = buckets_.Add();
     } else {
       id = free_.back();
       free_.pop_back();
@@ -65,6 +65,7 @@ std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
   items.reserve(n);
   *oldest_ns = 0;
   for (size_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) PrefetchAll(s.queue[i + kAhead]);
     const BucketId id = s.queue[i];
     Bucket& b = buckets_[id];
     items.push_back({.bucket = id, .tokens = b.pending, .since_ns = b.pending_since_ns});
@@ -102,7 +103,8 @@ void Ledger::Forget(uint64_t now_ns, harvest::Harvester& harvester) {
 }
 
 void Ledger::Rebind(const config::CompiledRules& rules) {
-  for (Bucket& b : buckets_) {
+  for (BucketId id = 0; id < buckets_.size(); ++id) {
+    Bucket& b = buckets_[id];
     if (b.text.empty()) continue;
     b.rule = rules.Find(LabelOf(b.text));
     if (b.rule != nullptr) b.limit = b.rule->limit;

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -104,12 +105,34 @@ struct Shard {
   uint64_t mode_since_ns = 0;
 };
 
+// Buckets by id, at stable addresses: in chunks so large that finding one of them is no miss.
+class Buckets {
+ public:
+  Bucket& operator[](BucketId id) { return chunks_[id / kChunk][id % kChunk]; }
+  const Bucket& operator[](BucketId id) const { return chunks_[id / kChunk][id % kChunk]; }
+  size_t size() const { return size_; }
+  BucketId Add() {
+    if (size_ % kChunk == 0) chunks_.push_back(std::make_unique<Bucket[]>(kChunk));
+    return static_cast<BucketId>(size_++);
+  }
+
+ private:
+  static constexpr size_t kChunk = 1024;
+  std::vector<std::unique_ptr<Bucket[]>> chunks_;
+  size_t size_ = 0;
+};
+
 class Ledger {
  public:
   explicit Ledger(uint32_t shard_count) : shards_(shard_count) {}
 
   Bucket& bucket(BucketId id) { return buckets_[id]; }
+  // Asks for the line that a harvest touches; for all lines, as a report and its reply do.
   void Prefetch(BucketId id) const { __builtin_prefetch(&buckets_[id], 1); }
+  void PrefetchAll(BucketId id) const {
+    const char* const lines = reinterpret_cast<const char*>(&buckets_[id]);
+    for (size_t at = 0; at < sizeof(Bucket); at += 64) __builtin_prefetch(lines + at, 1);
+  }
   Shard& shard(uint32_t i) { return shards_[i]; }
   uint32_t shard_count() const { return static_cast<uint32_t>(shards_.size()); }
 
@@ -137,7 +160,7 @@ class Ledger {
 
  private:
   std::vector<Shard> shards_;
-  std::deque<Bucket> buckets_;  // stable addresses
+  Buckets buckets_;
   std::vector<BucketId> free_;
   absl::flat_hash_map<std::string, BucketId> by_text_;
   BucketId forget_at_ = 0;

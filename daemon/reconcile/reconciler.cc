@@ -12,6 +12,7 @@ namespace {
 constexpr uint64_t kHostsTurnNs = kGenerationUs * 1000;
 constexpr size_t kExpirePerTick = 256;
 constexpr int kLeastJump = 4;  // tokens
+constexpr size_t kAhead = 8;   // buckets that are asked for before they are touched
 
 uint64_t Jittered(uint64_t ns, double random) {
   return ns / 2 + static_cast<uint64_t>(static_cast<double>(ns) / 2 * random);
@@ -273,6 +274,14 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
   s.acked_seq = static_cast<int64_t>(batch.seq);
   for (size_t i = 0; i < batch.items.size(); ++i) {
     const BatchItem& item = batch.items[i];
+    // First the books, then the slot, whose place they tell.
+    if (i + 2 * kAhead < batch.items.size()) {
+      ledger_.PrefetchAll(batch.items[i + 2 * kAhead].bucket);
+    }
+    if (i + kAhead < batch.items.size()) {
+      const uint32_t slot = ledger_.bucket(batch.items[i + kAhead].bucket).place.slot;
+      __builtin_prefetch(&buckets_->slots()[slot], 1);
+    }
     const BucketState& state = fold->buckets[i];
     Bucket& b = ledger_.bucket(item.bucket);
     b.in_flight = false;
@@ -315,8 +324,10 @@ void Reconciler::RequeueLost(Shard& shard, int64_t last_seq, uint64_t now_ns) {
 
 void Reconciler::TrimJournal(Shard& shard, uint64_t now_ns) {
   while (!shard.journal.empty() && now_ns > shard.journal.front().acked_ns + kJournalNs) {
-    for (const BatchItem& item : shard.journal.front().items) {
-      --ledger_.bucket(item.bucket).journal_pins;
+    const std::vector<BatchItem>& items = shard.journal.front().items;
+    for (size_t i = 0; i < items.size(); ++i) {
+      if (i + kAhead < items.size()) ledger_.Prefetch(items[i + kAhead].bucket);
+      --ledger_.bucket(items[i].bucket).journal_pins;
     }
     shard.journal.pop_front();
   }

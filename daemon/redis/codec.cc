@@ -34,10 +34,21 @@ void AppendBulk(std::string* out, std::string_view bytes) {
   out->append("\r\n", 2);
 }
 
+// "$", the length, which has one digit or two, the number: one piece.
 void AppendBulkInt(std::string* out, int64_t value) {
-  char text[24];
-  const char* end = std::to_chars(text, text + sizeof text, value).ptr;
-  AppendBulk(out, std::string_view(text, static_cast<size_t>(end - text)));
+  constexpr size_t kHead = 5;
+  char text[32];
+  char* end = std::to_chars(text + kHead, text + sizeof text - 2, value).ptr;
+  const size_t digits = static_cast<size_t>(end - (text + kHead));
+  *end++ = '\r';
+  *end++ = '\n';
+  char* begin = text + kHead;
+  *--begin = '\n';
+  *--begin = '\r';
+  *--begin = static_cast<char>('0' + digits % 10);
+  if (digits >= 10) *--begin = static_cast<char>('0' + digits / 10);
+  *--begin = '$';
+  out->append(begin, static_cast<size_t>(end - begin));
 }
 
 void AppendCommand(std::string* out, std::initializer_list<std::string_view> arguments) {

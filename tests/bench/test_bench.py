@@ -13,7 +13,7 @@ ROWS = {"check_hot_handle", "check_hot_keyed", "check_three_rules", "check_deny"
         "check_cold_1m_batch16", "check_three_rules_cold", "check_cold_8m_single",
         "check_cold_8m_batch3", "check_cold_8m_batch16", "check_two_threads_one_key",
         "check_two_threads_one_tenant", "check_two_processes_one_key",
-        "redis_evalsha_per_request", "reconcile", "idle_daemon"}
+        "redis_evalsha_per_request", "harvest", "reconcile", "idle_daemon"}
 
 
 def bench(*arguments):
@@ -38,6 +38,7 @@ def test_every_row_is_measured_beside_its_floor(tmp_path):
             assert row["spread"][0] <= row["ns"] <= row["spread"][1], row
         assert name in done.stdout
     assert rows["redis_evalsha_per_request"]["beside_ratio"] > 0
+    assert rows["harvest"]["floor_ns"] > 0 and 0 < rows["harvest"]["core_share"]
     assert rows["reconcile"]["buckets_per_s"] > 0 and rows["reconcile"]["raw_ratio"] > 0
     assert 0 <= rows["idle_daemon"]["cpu_share"] < 1
 
