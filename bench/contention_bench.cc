@@ -67,7 +67,7 @@ Checks ByHandle(const char* name) {
 }
 
 // A request of three rules: this side's own user and address, and a tenant.
-Checks ByList(std::string user, std::string tenant, std::string ip) {
+Checks ByList(const std::string& user, const std::string& tenant, const std::string& ip) {
   return [user, tenant, ip](uint64_t n) {
     const sluice_descriptor_t descriptors[] = {{"user", 4, user.data(), user.size()},
                                                {"tenant", 6, tenant.data(), tenant.size()},

@@ -30,7 +30,8 @@ namespace {
 using Decide = std::function<uint64_t(uint64_t n)>;
 
 // `ask` sends one request, `hear` waits for one answer: whether it allows.
-Decide Pipelined(uint64_t depth, std::function<void(uint64_t n)> ask, std::function<bool()> hear) {
+Decide Pipelined(uint64_t depth, const std::function<void(uint64_t n)>& ask,
+                 const std::function<bool()>& hear) {
   return [=](uint64_t n) {
     uint64_t allowed = 0;
     for (uint64_t done = 0; done < n;) {
@@ -109,7 +110,7 @@ std::string Repeated(const std::string& text, uint64_t n) {
 }
 
 Decide ByLines(uint16_t port, uint64_t depth, const std::string& request,
-               std::function<bool(Wire&)> hear) {
+               const std::function<bool(Wire&)>& hear) {
   const auto wire = std::make_shared<Wire>(port);
   const std::string full = Repeated(request, depth);
   return Pipelined(
@@ -139,8 +140,10 @@ Decide Http(uint16_t port, uint64_t depth, const std::string& path) {
     size_t body = 0;
     for (std::string_view line = wire.Line(); !line.empty(); line = wire.Line()) {
       constexpr std::string_view kLength = "content-length:";
-      if (line.size() <= kLength.size() || strncasecmp(line.data(), kLength.data(), kLength.size()))
+      if (line.size() <= kLength.size() ||
+          strncasecmp(line.data(), kLength.data(), kLength.size()) != 0) {
         continue;
+      }
       line.remove_prefix(kLength.size());
       while (line.front() == ' ') line.remove_prefix(1);
       std::from_chars(line.data(), line.data() + line.size(), body);
