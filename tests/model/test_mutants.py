@@ -122,7 +122,7 @@ def build_and_run(folder, name):
                           capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
     assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
     # A mutant is found early or not at all.
-    env = dict(os.environ, MODEL_STATES="300000", GTEST_OUTPUT="")
+    env = dict(os.environ, MODEL_STATES="1000000", GTEST_OUTPUT="")
     return subprocess.run([program, "--gtest_fail_fast"], capture_output=True, text=True, env=env,
                           timeout=RUN_TIMEOUT_S, check=False)
 
