@@ -38,10 +38,7 @@ static_assert(kBuckets % kPerTick == 0);
 // that are used together would stand together in the daemon's books.
 class Users {
  public:
-  explicit Users(const std::string& runtime_dir) {
-    const sluice_options_t options = {sizeof options, 0, runtime_dir.c_str(), "harvest"};
-    Require(sluice_open(&options, &client_) == 0 && sluice_wait(client_, 5000) == 1,
-            "the client does not attach");
+  explicit Users(const std::string& runtime_dir) : client_(OpenClient(runtime_dir, "harvest")) {
     Require(sluice_rule_bind(client_, "live", &rule_) == 0, "no rule");
     names_.resize(kBuckets, std::string(kKey, kKeyBytes));
     for (uint64_t i = 0; i < kBuckets; ++i) {
@@ -64,7 +61,7 @@ class Users {
   }
 
  private:
-  sluice_t* client_ = nullptr;
+  sluice_t* const client_;
   sluice_rule_t* rule_ = nullptr;
   std::vector<std::string> names_;
   std::vector<sluice_key_t> keys_;

@@ -56,10 +56,7 @@ std::string BucketKey(uint64_t i) { return "bucket-" + std::to_string(1'000'000 
 // A client that uses all buckets again and again.
 class Load {
  public:
-  explicit Load(const std::string& runtime_dir) {
-    const sluice_options_t options = {sizeof options, 0, runtime_dir.c_str(), "reconcile"};
-    Require(sluice_open(&options, &client_) == 0 && sluice_wait(client_, 5000) == 1,
-            "the client does not attach");
+  explicit Load(const std::string& runtime_dir) : client_(OpenClient(runtime_dir, "reconcile")) {
     Require(sluice_rule_bind(client_, "live", &rule_) == 0, "no rule");
     for (uint64_t i = 0; i < kBuckets; ++i) names_.push_back(BucketKey(i));
     for (const std::string& name : names_) keys_.push_back({name.data(), name.size()});
@@ -81,7 +78,7 @@ class Load {
   }
 
  private:
-  sluice_t* client_ = nullptr;
+  sluice_t* const client_;
   sluice_rule_t* rule_ = nullptr;
   std::vector<std::string> names_;
   std::vector<sluice_key_t> keys_;

@@ -33,14 +33,20 @@ void Require(bool ok, const char* what) {
   std::exit(1);
 }
 
+sluice_t* OpenClient(const std::string& runtime_dir, const char* label) {
+  const sluice_options_t options = {sizeof options, 0, runtime_dir.c_str(), label};
+  sluice_t* client = nullptr;
+  Require(sluice_open(&options, &client) == 0, "cannot open a client");
+  Require(sluice_wait(client, kAttachMs) == 1, "the client does not attach");
+  return client;
+}
+
 Stage::Stage(uint64_t cold_keys, uint64_t slots)
     : cold_count_(cold_keys), served_(kRules, {.capacity = slots, .reconciling = true}) {
   for (uint32_t shard = 0; shard < served_.control().info().shard_count; ++shard) {
     served_.control().SetShard(shard, shm::ShardMode::kHealthy, 1);
   }
-  const sluice_options_t options = {sizeof options, 0, served_.dir().c_str(), "sluice_bench"};
-  Require(sluice_open(&options, &client_) == 0, "cannot open a client");
-  Require(sluice_wait(client_, kAttachMs) == 1, "the client does not attach");
+  client_ = OpenClient(served_.dir(), "sluice_bench");
 }
 
 Stage& Stage::Get() {

@@ -20,6 +20,9 @@ static_assert(kKeyBytes == 36);
 // Ends the process when `ok` is false.
 void Require(bool ok, const char* what);
 
+// A client of the segments served in that folder, attached.
+sluice_t* OpenClient(const std::string& runtime_dir, const char* label);
+
 // Used by one thread.
 class Stage {
  public:

@@ -63,9 +63,20 @@ template <class Request>
 template <class Request>
 [[gnu::always_inline]] inline void CountAt(const Request& request, size_t i, const Look& look) {
   const uint64_t aux = shm::CountUse(*look.slot, request.tokens(i));
-  if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty) [[unlikely]] {
+  if (!IsTidy(aux)) [[unlikely]] {
     request.Finish(i, *look.slot);
   }
+}
+
+// True where `taken` covers a check of the i-th bucket, in `slot`; that is noted, and nothing is
+// left to do for it.
+template <class Request>
+bool IsCovered(const Request& request, size_t i, shm::Slot& slot, Leased taken,
+               LeasedBits* leased) {
+  if (taken == Leased::kNo) return false;
+  if (taken == Leased::kUntidy) request.Finish(i, slot);
+  *leased |= LeasedBits{1} << i;
+  return true;
 }
 
 // So often a commit that others' commits spoil is tried, before the long way.
@@ -77,13 +88,10 @@ template <class Request>
 bool CommitContended(const Request& request, size_t i, uint64_t now_ns, Look* look,
                      LeasedBits* leased) {
   for (int commit = 1; commit < kCommits; ++commit) {
-    if (request.may_lease()) {
-      const Leased taken = LeaseIfContended(request.leasable(i, *look->slot), now_ns);
-      if (taken == Leased::kUntidy) request.Finish(i, *look->slot);
-      if (taken != Leased::kNo) {
-        *leased |= LeasedBits{1} << i;
-        return true;
-      }
+    if (request.may_lease() &&
+        IsCovered(request, i, *look->slot,
+                  LeaseIfContended(request.leasable(i, *look->slot), now_ns), leased)) {
+      return true;
     }
     if (!LookAt(request, i, *look->slot, now_ns, look)) return false;
     if (CommitAt(*look)) return true;
@@ -125,13 +133,9 @@ template <class Request>
       continue;
     }
     shm::Slot* const slot = TableOf(a).FindSlot(request.hash(i));
-    if (slot != nullptr) {
-      const Leased taken = RenewLease(request.leasable(i, *slot), now_ns);
-      if (taken == Leased::kUntidy) request.Finish(i, *slot);
-      if (taken != Leased::kNo) {
-        leased |= LeasedBits{1} << i;
-        continue;
-      }
+    if (slot != nullptr &&
+        IsCovered(request, i, *slot, RenewLease(request.leasable(i, *slot), now_ns), &leased)) {
+      continue;
     }
     if (slot == nullptr || !LookAt(request, i, *slot, now_ns, &looks[i])) {
       GiveBack(request, client, looks, 0, leased, now_ns);

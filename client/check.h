@@ -221,6 +221,12 @@ inline uint64_t UsualUntil(const Attachment& a, uint64_t now_ns) {
   return until_ns < beat_ns + shm::kHeartbeatFreshNs ? until_ns : beat_ns + shm::kHeartbeatFreshNs;
 }
 
+// True where use counted in a slot of this aux leaves nothing to do: it was dirty, and no text of
+// its name is wanted.
+inline bool IsTidy(uint64_t aux) {
+  return (aux & (shm::aux::kDirty | shm::aux::kTextWanted)) == shm::aux::kDirty;
+}
+
 // What is left to do after a usual check that was allowed, where the slot was not dirty or another
 // key's denials are tallied. True when the text of the bucket's name is wanted.
 bool Tidy(const sluice_t& client, const Attachment& attachment, shm::Slot& slot);
@@ -261,8 +267,7 @@ template <bool kPlain, bool kUntallied, class Path>
         return path.Long(cost, decision);
       }
       const uint64_t aux = shm::CountUse(slot, cost * rule.cost);
-      if ((aux & (shm::aux::kDirty | shm::aux::kTextWanted)) != shm::aux::kDirty ||
-          (!kUntallied && IsTallyOfOther(slot))) [[unlikely]] {
+      if (!IsTidy(aux) || (!kUntallied && IsTallyOfOther(slot))) [[unlikely]] {
         if (kPlain) return path.Finish(slot);
         path.Finish(slot);
       }

@@ -72,9 +72,7 @@ Leased Take(const Leasable& b, uint64_t now_ns) {
   watching |= kLeasing;
   TableOf(b.attachment).Count(shm::Counter::kLeases);
   const uint64_t after = shm::CountUse(b.slot, checks * b.rule.cost);
-  const bool is_tidy =
-      (after & (shm::aux::kDirty | shm::aux::kTextWanted)) == shm::aux::kDirty && !IsTallying();
-  return is_tidy ? Leased::kYes : Leased::kUntidy;
+  return IsTidy(after) && !IsTallying() ? Leased::kYes : Leased::kUntidy;
 }
 
 }  // namespace

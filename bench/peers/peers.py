@@ -13,10 +13,9 @@ import statistics
 import subprocess
 import tempfile
 
-from harness.processes import Process, run
-from harness.redis_cluster import RedisServer
+from harness.processes import Process
 
-import peers.servers as servers
+from peers import servers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROUNDS, ROUND_NS = 9, 60e6
@@ -36,16 +35,16 @@ class Peer:
     name: str
     what: str
     driver: object  # (Place, port or None): argv
-    server: object = None  # (Place, folder): a context manager with .port and .pids()
+    server: object = None  # (Place, folder): a context manager that gives a servers.Server
     beside: str = "sluice_keyed"
 
 
 class Place:
     """Where programs are built and found."""
 
-    def __init__(self, build, cache):
+    def __init__(self, build):
         self.build = build
-        self.cache = cache
+        self.cache = os.path.join(build, "peers")
 
     def sluice(self, *args):
         return [os.path.join(self.build, "bench", "sluice_peers"), *map(str, args)]
@@ -59,7 +58,7 @@ class Place:
 
     def made(self, tool, argv, folder, out, **env):
         """The path of `out`, made by `argv` in `folder` of the tree. Skips what is up to date by the
-        tool's own judgement, in a cache outside the tree."""
+        tool's own judgement."""
         path = os.path.join(self.cache, out)
         os.makedirs(self.cache, exist_ok=True)
         done = subprocess.run([self.tool(tool), *argv], cwd=os.path.join(HERE, folder),
@@ -84,12 +83,8 @@ def governor(kind):
     return lambda place, _: [place.cargo("governor", "sluice-peer-governor"), kind]
 
 
-def redis(_place, _folder):
-    return RedisServer(config={"save": "", "appendonly": "no"})
-
-
-def by_http(path, depth=1):
-    return lambda place, port: place.sluice("http", port, depth, path)
+def asked(kind, depth, *args):
+    return lambda place, port: place.sluice(kind, port, depth, *args)
 
 
 def ratelimit_client(depth):
@@ -107,24 +102,24 @@ PEERS = (
          beside="sluice_handle"),
     Peer("governor_keyed", "governor, limiters by key, in its own process", governor("keyed")),
     Peer("nginx_limit_req", "nginx, a request to a location with limit_req",
-         by_http("/limited"), servers.nginx),
-    Peer("nginx_without", "the same request without limit_req", by_http("/free"), servers.nginx),
+         asked("http", 1, "/limited"), servers.nginx),
+    Peer("nginx_without", "the same request without limit_req", asked("http", 1, "/free"), servers.nginx),
     Peer("haproxy_stick_table", "HAProxy, a request counted in a stick table",
-         by_http("/limited"), servers.haproxy),
-    Peer("haproxy_without", "the same request without a stick table", by_http("/free"),
+         asked("http", 1, "/limited"), servers.haproxy),
+    Peer("haproxy_without", "the same request without a stick table", asked("http", 1, "/free"),
          servers.haproxy),
     Peer("memcached_incr", "memcached, an incr per request",
-         lambda place, port: place.sluice("memcached", port, 1), servers.memcached),
+         asked("memcached", 1), servers.memcached),
     Peer("memcached_incr_pipelined", f"the same, {PIPELINED} at once",
-         lambda place, port: place.sluice("memcached", port, PIPELINED), servers.memcached),
+         asked("memcached", PIPELINED), servers.memcached),
     Peer("redis_incr", "Redis, an INCR per request",
-         lambda place, port: place.sluice("redis-incr", port, 1), redis),
+         asked("redis-incr", 1), servers.redis),
     Peer("redis_incr_pipelined", f"the same, {PIPELINED} at once",
-         lambda place, port: place.sluice("redis-incr", port, PIPELINED), redis),
+         asked("redis-incr", PIPELINED), servers.redis),
     Peer("redis_evalsha", "Redis, a token bucket by EVALSHA per request",
-         lambda place, port: place.sluice("redis-evalsha", port, 1), redis),
+         asked("redis-evalsha", 1), servers.redis),
     Peer("redis_evalsha_pipelined", f"the same, {PIPELINED} at once",
-         lambda place, port: place.sluice("redis-evalsha", port, PIPELINED), redis),
+         asked("redis-evalsha", PIPELINED), servers.redis),
     Peer("envoy_ratelimit", "envoyproxy/ratelimit with Redis, a call per request",
          ratelimit_client(1), servers.ratelimit),
     Peer("envoy_ratelimit_concurrent", f"the same, {PIPELINED} calls at once",
@@ -149,22 +144,18 @@ class Running:
 
     def __init__(self, peer, place, folder, stack):
         self.peer = peer
-        self._server = stack.enter_context(peer.server(place, folder)) if peer.server else None
-        argv = peer.driver(place, self._server.port if self._server else None)
+        server = stack.enter_context(peer.server(place, folder)) if peer.server else None
+        self._pids = server.pids if server else ()
+        argv = peer.driver(place, server.port if server else None)
         self._driver = stack.enter_context(
             Process(argv, os.path.join(folder, peer.name + ".log"), name=peer.name,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         self.units = 1
         self.ns = []
 
-    def _pids(self):
-        if self._server is None:
-            return ()
-        return self._server.pids() if hasattr(self._server, "pids") else (self._server.pid,)
-
     def decide(self, units):
         """CPU ns per decision."""
-        before = cpu_ns(self._pids())
+        before = cpu_ns(self._pids)
         self._driver.stdin.write(b"%d\n" % units)
         self._driver.stdin.flush()
         words = self._driver.stdout.readline().split()
@@ -172,7 +163,7 @@ class Running:
             raise RuntimeError(f"{self.peer.name} ended: {self._driver.log_tail()}")
         if int(words[1]) != units:
             raise RuntimeError(f"{self.peer.name} refused {units - int(words[1])} of {units}")
-        return (int(words[0]) + cpu_ns(self._pids()) - before) / units
+        return (int(words[0]) + cpu_ns(self._pids) - before) / units
 
     def calibrate(self, round_ns):
         """Chooses how many decisions take about `round_ns`; at least one pipeline's worth."""
@@ -226,8 +217,7 @@ def text_of(row):
 
 def run_peers(names, build, quick):
     """Prints the table; returns the rows and those that are missing, as rows that say why."""
-    cache = os.path.join(build, "peers")
-    rows, missing = measure(names or ROWS, Place(build, cache), quick)
+    rows, missing = measure(names or ROWS, Place(build), quick)
     print(f"{'row':<28} {'CPU ns each':>12} {'spread':>24} {'ratio':>10}")
     for row in rows:
         print(text_of(row))

@@ -3,11 +3,13 @@
 All of them have one thread or event loop where they can, and a limit that is never reached.
 """
 
+import contextlib
+import dataclasses
 import http.client
 import os
 import socket
 
-from harness.processes import Process
+from harness.processes import Process, wait_until
 from harness.redis_cluster import RedisServer, free_port
 
 START_DEADLINE_S = 20.0
@@ -52,30 +54,23 @@ descriptors:
 """
 
 
+@dataclasses.dataclass(frozen=True)
 class Server:
-    """One process that listens on `port` once this is made."""
+    """Listens on `port`; what it does is done by `pids`."""
+    port: int
+    pids: tuple
 
-    def __init__(self, argv, folder, port, env=None):
-        self.port = port
-        self._process = Process(argv, os.path.join(folder, f"server-{port}.log"), env=env)
-        try:
-            self._process.wait_for(self._listens, START_DEADLINE_S, "it listens")
-        except BaseException:
-            self._process.close()
-            raise
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.close()
-
-    def pids(self):
-        return (self._process.pid,)
-
-    def _listens(self):
-        with socket.create_connection(("127.0.0.1", self.port), 1.0):
+@contextlib.contextmanager
+def _listening(argv, folder, port, env=None):
+    """A process, once it listens on `port`."""
+    def listens():
+        with socket.create_connection(("127.0.0.1", port), 1.0):
             return True
+
+    with Process(argv, os.path.join(folder, f"server-{port}.log"), env=env) as process:
+        process.wait_for(listens, START_DEADLINE_S, "it listens")
+        yield Server(port, (process.pid,))
 
 
 def _config(folder, name, text):
@@ -89,66 +84,49 @@ def _config(folder, name, text):
 def nginx(place, folder):
     port = free_port()
     config = _config(folder, f"nginx-{port}.conf", NGINX.format(folder=folder, port=port))
-    return Server([place.tool("nginx"), "-c", config, "-p", folder, "-e", folder + "/nginx.log"],
-                  folder, port)
+    return _listening([place.tool("nginx"), "-c", config, "-p", folder,
+                       "-e", folder + "/nginx.log"], folder, port)
 
 
 def haproxy(place, folder):
     port = free_port()
     config = _config(folder, f"haproxy-{port}.conf", HAPROXY.format(port=port))
-    return Server([place.tool("haproxy"), "-db", "-f", config], folder, port)
+    return _listening([place.tool("haproxy"), "-db", "-f", config], folder, port)
 
 
 def memcached(place, folder):
     port = free_port()
     user = ["-u", "root"] if os.geteuid() == 0 else []
-    return Server([place.tool("memcached"), "-l", "127.0.0.1", "-p", str(port), "-t", "1", *user],
-                  folder, port)
+    return _listening([place.tool("memcached"), "-l", "127.0.0.1", "-p", str(port), "-t", "1",
+                       *user], folder, port)
 
 
-class ratelimit:  # pylint: disable=invalid-name  # as the functions above
+@contextlib.contextmanager
+def redis(_place, _folder):
+    with RedisServer() as server:
+        yield Server(server.port, (server.pid,))
+
+
+@contextlib.contextmanager
+def ratelimit(place, folder):
     """envoyproxy/ratelimit, and the Redis where it counts."""
+    program = place.go("ratelimit", "ratelimit-server",
+                       "github.com/envoyproxy/ratelimit/src/service_cmd")
+    port, http_port, debug_port = free_port(), free_port(), free_port()
+    root = os.path.join(folder, f"ratelimit-{port}")
+    _config(root, "bench/config/bench.yaml", RATELIMIT)
+    with RedisServer() as counters, _listening([program], folder, port, env={
+            "USE_STATSD": "false", "LOG_LEVEL": "error", "BACKEND_TYPE": "redis",
+            "REDIS_SOCKET_TYPE": "tcp", "REDIS_URL": counters.address,
+            "RUNTIME_ROOT": root, "RUNTIME_SUBDIRECTORY": "bench",
+            "RUNTIME_WATCH_ROOT": "false", "HOST": "127.0.0.1", "PORT": str(http_port),
+            "GRPC_HOST": "127.0.0.1", "GRPC_PORT": str(port),
+            "DEBUG_HOST": "127.0.0.1", "DEBUG_PORT": str(debug_port)}) as server:
+        wait_until(lambda: _is_healthy(http_port), START_DEADLINE_S, "ratelimit is healthy")
+        yield Server(port, (*server.pids, counters.pid))
 
-    def __init__(self, place, folder):
-        server = place.go("ratelimit", "ratelimit-server",
-                          "github.com/envoyproxy/ratelimit/src/service_cmd")
-        root = os.path.join(folder, f"ratelimit-{free_port()}")
-        _config(root, "bench/config/bench.yaml", RATELIMIT)
-        self.port, http_port = free_port(), free_port()
-        self._redis = RedisServer()
-        try:
-            self._server = Server([server], folder, self.port, env={
-                "USE_STATSD": "false", "LOG_LEVEL": "error", "BACKEND_TYPE": "redis",
-                "REDIS_SOCKET_TYPE": "tcp", "REDIS_URL": self._redis.address,
-                "RUNTIME_ROOT": root, "RUNTIME_SUBDIRECTORY": "bench",
-                "RUNTIME_WATCH_ROOT": "false", "HOST": "127.0.0.1", "PORT": str(http_port),
-                "GRPC_HOST": "127.0.0.1", "GRPC_PORT": str(self.port),
-                "DEBUG_HOST": "127.0.0.1", "DEBUG_PORT": str(free_port())})
-            self._server._process.wait_for(lambda: self._is_healthy(http_port), START_DEADLINE_S,
-                                           "it is healthy")
-        except BaseException:
-            self.close()
-            raise
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        if hasattr(self, "_server"):
-            self._server.__exit__()
-        self._redis.close()
-
-    def pids(self):
-        return (*self._server.pids(), self._redis.pid)
-
-    @staticmethod
-    def _is_healthy(port):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
-        try:
-            connection.request("GET", "/healthcheck")
-            return connection.getresponse().status == 200
-        finally:
-            connection.close()
+def _is_healthy(port):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)) as asked:
+        asked.request("GET", "/healthcheck")
+        return asked.getresponse().status == 200

@@ -12,7 +12,6 @@ namespace {
 // kept that a stream of new keys outruns it.
 constexpr uint64_t kForgetTurnNs = 120'000'000'000;
 constexpr size_t kForgetPerNew = 2;
-constexpr size_t kAhead = 8;  // buckets that are asked for before they are touched
 
 std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
 

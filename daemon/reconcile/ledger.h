@@ -105,6 +105,8 @@ struct Shard {
   uint64_t mode_since_ns = 0;
 };
 
+inline constexpr size_t kAhead = 8;  // buckets that are asked for before they are touched
+
 // Buckets by id, at stable addresses: in chunks so large that finding one of them is no miss.
 class Buckets {
  public:

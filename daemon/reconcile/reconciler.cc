@@ -12,7 +12,6 @@ namespace {
 constexpr uint64_t kHostsTurnNs = kGenerationUs * 1000;
 constexpr size_t kExpirePerTick = 256;
 constexpr int kLeastJump = 4;  // tokens
-constexpr size_t kAhead = 8;   // buckets that are asked for before they are touched
 
 uint64_t Jittered(uint64_t ns, double random) {
   return ns / 2 + static_cast<uint64_t>(static_cast<double>(ns) / 2 * random);
