@@ -402,24 +402,26 @@ class SlotTable {
       }
       const uint64_t k = s.key.load(std::memory_order_acquire);
       if (key::Fp(k) != FingerprintOf(hash)) continue;
-      if (use != 0 && !AddUseOf(s, k, use)) continue;
+      if (use != 0 && !AddUseOf(s, k, use, /*is_back=*/false)) continue;
       const uint64_t ceiling_ns = env.now_ns + env.max_debt_ns;
       const uint64_t sum = std::max(w, env.now_ns) + debt_ns;
       const uint64_t moved = debt_ns == 0 ? w : std::max(w, std::min(sum, ceiling_ns));
       if (s.word.compare_exchange_strong(w, moved, std::memory_order_acq_rel)) return;
-      if (use != 0 && !AddUseOf(s, k, -use)) use = 0;
+      if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;
     }
     Abandon(use);
   }
 
-  // Adds to the use of the tenancy `k`. Taking away (what was added before) needs as much to be
-  // there: less, and somebody has taken it. False where nothing was changed.
-  static bool AddUseOf(SlotType& s, uint64_t k, int64_t use) {
+  // Adds to the use of the tenancy `k`; less than nothing where refunds outweigh it. Taking back
+  // what was added needs as much to be there still: else somebody has taken it. False where nothing
+  // was changed.
+  static bool AddUseOf(SlotType& s, uint64_t k, int64_t use, bool is_back) {
     for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
       uint64_t u = s.used.load(std::memory_order_seq_cst);
       if (used::Gen(u) != key::Gen(k)) return false;
-      if (use < 0 && used::Count(u) < -use) return false;
-      if (s.used.compare_exchange_strong(u, used::Make(key::Gen(k), used::Count(u) + use),
+      const int64_t count = used::Count(u);
+      if (is_back && (use < 0 ? count < -use : count > -use)) return false;
+      if (s.used.compare_exchange_strong(u, used::Make(key::Gen(k), count + use),
                                          std::memory_order_seq_cst)) {
         return true;
       }

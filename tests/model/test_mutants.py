@@ -99,7 +99,7 @@ MUTANTS = {
         "        continue;\n",
         "        return;\n"),
     "moved_use_not_taken_back": (
-        "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use)) use = 0;", ""),
+        "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;", ""),
 }
 
 

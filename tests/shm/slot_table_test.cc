@@ -220,6 +220,20 @@ TEST_F(SlotTableTest, FoldingADuplicateWithAStaleClockNeverLowersTheWinner) {
   EXPECT_GE(slots_[winner].word, TestClock::now_ns + kSecond);
 }
 
+// Refunds may have come after the daemon took the use that they give back.
+TEST_F(SlotTableTest, ADuplicateWhoseRefundsOutweighItsUseKeepsItsDebt) {
+  const uint64_t a = 0x1000'0000'0000'0001;
+  const uint32_t winner = table_.FirstGroup(a);
+  for (const uint32_t i : {winner, winner + 1}) {
+    slots_[i].key = key::Make(FingerprintOf(a), Kind::kTokenBucket, 1);
+    slots_[i].used = used::Make(1, i == winner ? 0 : -1);
+    slots_[i].word = TestClock::now_ns + kSecond;
+  }
+  ASSERT_EQ(table_.ResolveDuplicates(a, Env()), winner);
+  EXPECT_EQ(slots_[winner].word, TestClock::now_ns + 2 * kSecond);
+  EXPECT_EQ(used::Count(slots_[winner].used), -1);
+}
+
 TEST_F(SlotTableTest, ADenyWritesNothing) {
   const uint64_t a = 0x31;
   ASSERT_EQ(Spend(a, kTen, 10), Outcome::kAllowed);
