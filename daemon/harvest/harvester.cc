@@ -15,6 +15,7 @@ constexpr size_t kMaxTextBytes = 3 * shm::kKeyTextBytes + shm::kMaxLabelBytes + 
 constexpr uint64_t kSecondNs = 1'000'000'000;
 // What is asked for ahead fits the first cache: some five lines for each.
 constexpr size_t kTakenTogether = 64;
+constexpr uint64_t kLineWords = 8;
 
 // The most that a bucket can have admitted in `elapsed_ns`, debt included; never less than 1.
 int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
@@ -53,7 +54,13 @@ size_t Harvester::Harvest(uint64_t now_ns, Sink& sink) {
   uint32_t slots[kTakenTogether];
   size_t n = 0;
   size_t taken = 0;
-  for (uint64_t w = 0; w < buckets_->dirty_words(); ++w) {
+  const uint64_t words = buckets_->dirty_words();
+  for (uint64_t w = 0; w < words; ++w) {
+    // At rest nearly all is clean: a line of the bitmap at a time.
+    if (w % kLineWords == 0 && w + kLineWords <= words && !shm::IsAnyDirty(&dirty[w], kLineWords)) {
+      w += kLineWords - 1;
+      continue;
+    }
     for (uint64_t bits = shm::TakeDirty(dirty[w]); bits != 0; bits &= bits - 1) {
       slots[n] = static_cast<uint32_t>(w * 64 + static_cast<uint64_t>(std::countr_zero(bits)));
       Ask(slots[n]);
