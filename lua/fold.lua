@@ -1,7 +1,8 @@
 -- fold: adds one batch of use to the buckets of one shard, atomically, and answers their state.
 --
 -- KEYS[1]  the shard's hash: one field a bucket, and
---            h:<instance>  "seq time_us"  the last batch of that daemon applied here
+--            h:<instance>  "seq before time_us"  the last batch of that daemon applied here, and
+--                          the seq that was known then (-1: none)
 --            s:            tokens ever counted in this hash (the books' other side)
 --          a bucket's field: "tat_us tokens gen d0 d1 n0 n1"
 --            tat_us        global theoretical arrival time, may stand in debt
@@ -17,8 +18,9 @@
 --            cost_us     use as time, tokens the same as a count; negative: refunds
 --            age_us      how old the oldest of it was when frozen, 0 in normal operation
 --            d, dprev    the host's demand now, and what it said in its generation `gen` (-1: none)
--- Reply    applied (1, or 0: seq was known, nothing was written), seq known before (-1: none),
---          now_us, gen, then for each bucket 3: debt_us, demand of all (milli-tokens/s), hosts
+-- Reply    applied (1, or 0: seq was known, nothing was written), seq known before this batch came
+--          for the first time (-1: none), now_us, gen, then for each bucket 3: debt_us, demand of
+--          all (milli-tokens/s), hosts
 --
 -- Everything is parsed and computed before the first write, then ONE HSET holds all fields and the
 -- sequence number: a script that fails half-way keeps what it wrote, and state and sequence are to
@@ -56,10 +58,15 @@ if stored[1] then
   last = tonumber(string.match(stored[1], '^%d+'))
 end
 local apply = seq > last
+-- Where the first reply was lost, this one must tell of the batches that are missing here.
+local before = last
+if seq == last then
+  before = tonumber(string.match(stored[1], '^%d+ (%-?%d+) %d+$') or last)
+end
 
 local floor, max, min, format, match = math.floor, math.max, math.min, string.format, string.match
-local reply = {apply and 1 or 0, last, now, gen}
-local fields = {instance, format('%.0f %.0f', seq, now)}
+local reply = {apply and 1 or 0, before, now, gen}
+local fields = {instance, format('%.0f %.0f %.0f', seq, last, now)}
 local at = #fields
 local sum = tonumber(stored[2] or '0')
 local created = 0

@@ -115,8 +115,9 @@ SegmentStatus ControlWriter::Create(const ControlOptions& options, uint64_t now_
       options.shard_count > kMaxShards) {
     return Fail(SegmentError::kBadGeometry);
   }
-  uint64_t random[3];
-  if (!FillRandom(random, sizeof random)) return FailErrno(SegmentError::kNoMemory);
+  uint64_t random[3] = {options.seed[0], options.seed[1], options.seed[2]};
+  const bool given = random[0] != 0 && random[1] != 0 && random[2] != 0;
+  if (!given && !FillRandom(random, sizeof random)) return FailErrno(SegmentError::kNoMemory);
   if (const SegmentStatus s = MakeMemfd("sluice-control", 0400, kControlBytes, &fd_); !s.ok()) {
     return s;
   }

@@ -154,6 +154,9 @@ struct ControlOptions {
   uint32_t shard_count = 0;  // 1..kMaxShards
   uint64_t grace_ns = 0;     // ControlHeader::grace_ns
   bool reconciling = false;  // ControlHeader::reconciling
+  // Generation and salt are drawn at random, unless all of this is not 0: a simulation repeats its
+  // runs. Slots follow from the salt, and with them the order of everything.
+  uint64_t seed[3] = {0, 0, 0};
 };
 
 // The daemon's control segment.

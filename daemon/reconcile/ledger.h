@@ -129,6 +129,7 @@ class Ledger {
   explicit Ledger(uint32_t shard_count) : shards_(shard_count) {}
 
   Bucket& bucket(BucketId id) { return buckets_[id]; }
+  const Bucket& bucket(BucketId id) const { return buckets_[id]; }
   // Asks for the line that a harvest touches; for all lines, as a report and its reply do.
   void Prefetch(BucketId id) const { __builtin_prefetch(&buckets_[id], 1); }
   void PrefetchAll(BucketId id) const {
@@ -136,6 +137,7 @@ class Ledger {
     for (size_t at = 0; at < sizeof(Bucket); at += 64) __builtin_prefetch(lines + at, 1);
   }
   Shard& shard(uint32_t i) { return shards_[i]; }
+  const Shard& shard(uint32_t i) const { return shards_[i]; }
   uint32_t shard_count() const { return static_cast<uint32_t>(shards_.size()); }
 
   // The bucket of that name, made where there is none, now standing at `place`.

@@ -145,8 +145,11 @@ int64_t ClusterClient::Impl::NextDeadlineNs() const {
     const bool down = node.connection.phase() == Connection::Phase::kDown;
     if (map_.node(i).in_map && down) {
       deadline = std::min(deadline, node.retry_at_ns);
-    } else if (!map_.node(i).in_map && !down) {
-      deadline = std::min(deadline, std::max(node.last_used_ns + kUnownedIdleNs, Now() + 1));
+    } else if (!map_.node(i).in_map && !down && node.connection.in_flight() == 0 &&
+               node.waiting.empty()) {
+      // With a question in flight (that after the map is no use) the connection's own deadline
+      // counts.
+      deadline = std::min(deadline, node.last_used_ns + kUnownedIdleNs);
     }
   }
   if (options_.mode == Mode::kSingle || refreshing_) return deadline;

@@ -64,8 +64,26 @@ TEST(FoldTest, LargeNumbersKeepEveryDigit) {
           .is_error());
   const LuaRedis::Hash& hash = redis.data[kKey];
   EXPECT_EQ(hash.at("a").substr(0, 33), "4000000000000004 900719925474099 ");
-  EXPECT_EQ(hash.at("h:" + std::string(32, 'a')), "9007199254740991 4000000000000001");
+  EXPECT_EQ(hash.at("h:" + std::string(32, 'a')), "9007199254740991 -1 4000000000000001");
   EXPECT_EQ(hash.at("s:"), "900719925474099");
+}
+
+// The reply that would have told of lost batches may itself be lost: the same batch again must
+// tell.
+TEST(FoldTest, ABatchThatComesAgainStillTellsWhatWasKnownBeforeIt) {
+  LuaRedis redis;
+  const auto known_before = [&redis](uint64_t seq) {
+    return redis.Eval(lua::kFold, kKey, Batch(seq, {{"a", "100"}})).elements[1].integer;
+  };
+  EXPECT_EQ(known_before(7), -1);
+  EXPECT_EQ(known_before(7), -1);
+  EXPECT_EQ(known_before(12), 7);
+  EXPECT_EQ(known_before(12), 7);
+  EXPECT_EQ(known_before(12), 7) << "reading changes nothing";
+  // As an earlier version wrote it.
+  redis.data[kKey]["h:" + std::string(32, 'a')] = "12 1700000000000000";
+  EXPECT_EQ(known_before(12), 12);
+  EXPECT_EQ(known_before(13), 12);
 }
 
 // A sample of fixed size leaves ever more buckets behind that nobody asks for again.

@@ -117,6 +117,25 @@ TEST(ReconcilerTest, AFailoverThatLosesWritesIsMadeUpFromTheJournal) {
   EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
 }
 
+// The first reply after a failover shows what was lost. When that reply is lost too, the one to the
+// batch sent again has to.
+TEST(ReconcilerTest, AFailoverIsMadeUpThoughTheFirstReplyAfterItIsLost) {
+  Fleet fleet(1, OneRule(5000, kSecond, 1000));
+  Demand a(fleet.host(0), 1000);
+  const auto step = [&] { a.Step(); };
+  fleet.Run(5 * kSecond, step);
+  const LuaRedis::Data replica = fleet.redis.data;
+  fleet.Run(kSecond, step);
+  fleet.redis.data = replica;  // the promoted replica lacks the last second
+  fleet.network.lose_reply = 1;
+  fleet.Run(300 * kMs, step);
+  fleet.network.lose_reply = 0;
+  fleet.Run(5 * kSecond, step);
+  fleet.Run(3 * kSecond);
+  EXPECT_GT(fleet.host(0).reconciler().stats().resends, 0u);
+  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+}
+
 TEST(ReconcilerTest, AFlushOfRedisLosesOnlyWhatIsOlderThanTheJournal) {
   Fleet fleet(1, OneRule(5000, kSecond, 1000));
   Demand a(fleet.host(0), 1000);

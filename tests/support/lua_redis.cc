@@ -73,8 +73,8 @@ redis::Reply LuaRedis::Eval(std::string_view script, const std::string& key,
   PushStrings(lua_, argv);
   lua_setglobal(lua_, "ARGV");
   redis::Reply reply;
-  if (luaL_loadbuffer(lua_, script.data(), script.size(), "script") != 0 ||
-      lua_pcall(lua_, 0, 1, 0) != 0) {
+  DropExpired(key);
+  if (!Load(script) || lua_pcall(lua_, 0, 1, 0) != 0) {
     reply.kind = redis::Reply::Kind::kError;
     reply.text = std::string("ERR ") + lua_tostring(lua_, -1);
   } else {
@@ -82,6 +82,38 @@ redis::Reply LuaRedis::Eval(std::string_view script, const std::string& key,
   }
   lua_settop(lua_, 0);
   return reply;
+}
+
+// Pushes the compiled script, or what is wrong with it.
+bool LuaRedis::Load(std::string_view script) {
+  const auto found = compiled_.find(script);
+  if (found != compiled_.end()) {
+    lua_rawgeti(lua_, LUA_REGISTRYINDEX, found->second);
+    return true;
+  }
+  if (luaL_loadbuffer(lua_, script.data(), script.size(), "script") != 0) return false;
+  lua_pushvalue(lua_, -1);
+  compiled_.emplace(script, luaL_ref(lua_, LUA_REGISTRYINDEX));
+  return true;
+}
+
+void LuaRedis::DropExpired(const std::string& key) {
+  const auto found = expires_us.find(key);
+  if (found == expires_us.end() || time_us < found->second) return;
+  expires_us.erase(found);
+  data.erase(key);
+}
+
+// PEXPIRE key ms NX|GT: NX starts an expiry, GT lengthens one; a key without one never expires.
+int LuaRedis::Expire(const std::vector<std::string>& words) {
+  const std::string& key = words[1];
+  if (words.size() != 4 || !data.contains(key)) return 0;
+  const uint64_t at_us = time_us + strtoull(words[2].c_str(), nullptr, 10) * 1000;
+  const auto found = expires_us.find(key);
+  const bool has = found != expires_us.end();
+  if (words[3] == "NX" ? has : (!has || at_us <= found->second)) return 0;
+  expires_us[key] = at_us;
+  return 1;
 }
 
 int LuaRedis::Call(lua_State* lua) {
@@ -109,7 +141,9 @@ int LuaRedis::Command(lua_State* lua, const std::vector<std::string>& words) {
   if (name == "EXISTS") {
     lua_pushnumber(lua, data.contains(key) ? 1 : 0);
   } else if (name == "HMGET") {
-    const Hash& hash = data[key];
+    static const Hash kNone;
+    const auto at = data.find(key);
+    const Hash& hash = at != data.end() ? at->second : kNone;
     lua_newtable(lua);
     for (size_t i = 2; i < words.size(); ++i) {
       const auto found = hash.find(words[i]);
@@ -138,7 +172,7 @@ int LuaRedis::Command(lua_State* lua, const std::vector<std::string>& words) {
     }
     PushStrings(lua, out);
   } else if (name == "PEXPIRE") {
-    lua_pushnumber(lua, 1);
+    lua_pushnumber(lua, Expire(words));
   } else {
     return luaL_error(lua, "the model does not know %s", name.c_str());
   }

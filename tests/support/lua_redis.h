@@ -1,9 +1,10 @@
 // A model of one Redis primary for tests in virtual time: the real Lua scripts run in the Lua 5.1
-// library against hashes kept here. It knows the commands that the scripts use, and TIME is the
-// test's. Lost writes of a failover are a copy taken earlier.
+// library against hashes kept here. It knows the commands that the scripts use, expiry included,
+// and TIME is the test's. Lost writes of a failover are a copy taken earlier.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -30,14 +31,19 @@ class LuaRedis {
                     const std::vector<std::string>& argv);
 
   uint64_t time_us = 1'700'000'000'000'000;
-  Data data;  // copied and put back by tests that lose writes
+  Data data;                                   // copied and put back by tests that lose writes
+  std::map<std::string, uint64_t> expires_us;  // by key; absent: never
   uint64_t calls = 0;
 
  private:
   static int Call(lua_State* lua);
   int Command(lua_State* lua, const std::vector<std::string>& words);
+  int Expire(const std::vector<std::string>& words);
+  void DropExpired(const std::string& key);
+  bool Load(std::string_view script);
 
   lua_State* lua_;
+  std::map<std::string, int, std::less<>> compiled_;  // by text; a place in Lua's registry
   std::mt19937_64 random_;
 };
 

@@ -1,0 +1,277 @@
+#include "daemon/reconcile/worker.h"
+
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "daemon/config/parse.h"
+#include "daemon/log.h"
+#include "lua_scripts.h"
+
+namespace sluice::reconcile {
+namespace {
+
+constexpr uint64_t kAlarmsNs = 200'000'000;
+constexpr redis::ScriptId kFoldScript = 0;
+constexpr redis::ScriptId kProbeScript = 1;
+
+std::string HostName(const config::RedisConfig& config) {
+  if (!config.host_name.empty()) return config.host_name;
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 && name[0] != '\0' ? name : "unknown";
+}
+
+CallOutcome OutcomeOf(const redis::Failure& failure) {
+  switch (failure.kind) {
+    case redis::FailureKind::kDenied:
+    case redis::FailureKind::kScript:
+    case redis::FailureKind::kProtocol:
+      return CallOutcome::kHard;
+    default:
+      return CallOutcome::kRetry;
+  }
+}
+
+std::string_view BreakerName(Breaker::State state) {
+  switch (state) {
+    case Breaker::State::kClosed:
+      return "closed";
+    case Breaker::State::kOpen:
+      return "open";
+    case Breaker::State::kHalfOpen:
+      return "half-open";
+  }
+  return "?";
+}
+
+// The upper bound of the histogram's middle.
+uint64_t MedianNs(const redis::LatencySnapshot& latency) {
+  uint64_t seen = 0;
+  for (size_t i = 0; i < redis::kLatencyBoundsUs.size(); ++i) {
+    seen += latency.counts[i];
+    if (seen * 2 >= latency.total) {
+      return latency.total == 0 ? 0 : static_cast<uint64_t>(redis::kLatencyBoundsUs[i]) * 1000;
+    }
+  }
+  return static_cast<uint64_t>(redis::kLatencyBoundsUs.back()) * 1000;
+}
+
+}  // namespace
+
+Worker::Worker(const EngineParts& parts, WorkerEnvironment environment)
+    : parts_(parts), environment_(std::move(environment)) {}
+
+Worker::~Worker() = default;
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const EngineParts& parts,
+                                                       WorkerEnvironment environment) {
+  std::unique_ptr<Worker> worker(new Worker(parts, std::move(environment)));
+  absl::Status status = worker->Open();
+  if (!status.ok()) return status;
+  return worker;
+}
+
+absl::Status Worker::Open() {
+  const bool has_redis = parts_.redis.has_value();
+  if (has_redis) {
+    const config::RedisConfig& config = *parts_.redis;
+    absl::StatusOr<std::string> password = config::ReadPassword(config);
+    if (!password.ok()) return password.status();
+    redis::ClientOptions options;
+    options.seeds = config.addresses;
+    options.mode =
+        config.mode == config::RedisMode::kSingle ? redis::Mode::kSingle : redis::Mode::kCluster;
+    options.user = config.username;
+    options.password = *std::move(password);
+    options.client_name = absl::StrCat("sluice-", HostName(config));
+    options.prefix = config.prefix;
+    options.shards = config.shards;
+    options.scripts = {{"fold", lua::kFold}, {"probe", lua::kProbe}};
+    options.probe_script = kProbeScript;
+    options.connect_timeout_ns = static_cast<int64_t>(config.connect_timeout_ns);
+    options.request_timeout_max_ns = static_cast<int64_t>(config.request_timeout_ns);
+    options.request_timeout_min_ns =
+        std::min(options.request_timeout_min_ns, options.request_timeout_max_ns);
+    redis::ClusterClient::Environment environment;
+    environment.ring = environment_.ring;
+    environment.listener = this;
+    environment.now_ns = [this] { return static_cast<int64_t>(Now()); };
+    environment.random = environment_.random;
+    absl::StatusOr<std::unique_ptr<redis::ClusterClient>> client =
+        redis::ClusterClient::Create(std::move(options), std::move(environment));
+    if (!client.ok()) return client.status();
+    client_ = *std::move(client);
+  }
+  ReconcilerOptions options;
+  options.shard_count = parts_.control->info().shard_count;
+  options.flush_interval_ns = has_redis ? parts_.redis->flush_interval_ns : 100'000'000;
+  options.instance = environment_.instance;
+  options.use_since_ns = environment_.use_since_ns != 0 ? environment_.use_since_ns : Now();
+  options.has_redis = has_redis;
+  reconciler_ = std::make_unique<Reconciler>(
+      options, parts_.buckets, parts_.control, has_redis ? static_cast<Transport*>(this) : nullptr,
+      [this] { return static_cast<double>(environment_.random() >> 11) * 0x1p-53; });
+  return absl::OkStatus();
+}
+
+void Worker::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
+  rules_ = rules;
+  reconciler_->SetRules(std::move(rules));
+}
+
+uint64_t Worker::Tick() {
+  const uint64_t now_ns = Now();
+  if (now_ns >= tick_ns_) {
+    reconciler_->Tick(now_ns);
+    tick_ns_ = now_ns + (reconciler_->IsQuiet(now_ns) ? kQuietTickNs : kTickNs);
+  }
+  if (now_ns >= alarms_ns_ + kAlarmsNs) {
+    alarms_ns_ = now_ns;
+    UpdateAlarms();
+  }
+  if (client_ == nullptr) return tick_ns_;
+  const int64_t deadline_ns = client_->NextDeadlineNs();
+  if (deadline_ns == INT64_MAX) return tick_ns_;
+  return std::min(tick_ns_,
+                  std::max(now_ns, static_cast<uint64_t>(std::max<int64_t>(deadline_ns, 0))));
+}
+
+void Worker::Wait(uint64_t until_ns) {
+  const uint64_t now_ns = Now();
+  const auto timeout_ns = static_cast<int64_t>(until_ns - std::min(now_ns, until_ns));
+  if (client_ == nullptr) {
+    const timespec pause = {timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
+    nanosleep(&pause, nullptr);
+    return;
+  }
+  const absl::StatusOr<size_t> waited = environment_.ring->Wait(timeout_ns);
+  if (!waited.ok()) {
+    SetAlarm("ring", true, std::string(waited.status().message()),
+             "restart sluiced with redis.transport: epoll");
+    const timespec pause = {0, static_cast<long>(kTickNs)};
+    nanosleep(&pause, nullptr);
+  }
+  client_->Poll();
+}
+
+bool Worker::Flush() {
+  reconciler_->FlushAll(Now());
+  return client_ == nullptr || reconciler_->IsSettled();
+}
+
+void Worker::Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
+  client_->Call(shard, kFoldScript, args, arg_count, token);
+}
+
+void Worker::OnFailure(uint32_t shard, uint64_t token, const redis::Failure& failure,
+                       redis::PrimaryIndex primary) {
+  ++failures_[primary];
+  last_error_[primary] =
+      absl::StrCat(std::string(redis::FailureName(failure.kind)), ": ", failure.message);
+  log::Debug("shard %d: %s", shard, last_error_[primary]);
+  reconciler_->OnFailure(shard, token, OutcomeOf(failure), primary, Now());
+}
+
+void Worker::OnPong(redis::PrimaryIndex primary, uint64_t token, const redis::Failure* failure) {
+  (void)token;
+  if (failure != nullptr) {
+    last_error_[primary] =
+        absl::StrCat(std::string(redis::FailureName(failure->kind)), ": ", failure->message);
+  } else {
+    last_error_.erase(primary);
+  }
+  const bool hard = failure != nullptr && OutcomeOf(*failure) == CallOutcome::kHard;
+  reconciler_->OnPong(primary, failure == nullptr, hard, Now());
+}
+
+void Worker::OnAlarm(const redis::Alarm& alarm) {
+  SetAlarm(absl::StrCat("redis-", std::string(redis::AlarmName(alarm.kind)), ":", alarm.subject),
+           alarm.raised, absl::StrCat(alarm.subject, ": ", alarm.text), alarm.mend);
+}
+
+// Raised once, cleared once, each with one line in the log.
+void Worker::SetAlarm(const std::string& id, bool raised, std::string text, std::string mend) {
+  const auto found = alarms_.find(id);
+  if (!raised) {
+    if (found == alarms_.end()) return;
+    log::Info("alarm cleared: %s", found->second.text);
+    alarms_.erase(found);
+    return;
+  }
+  if (found != alarms_.end()) return;
+  log::Error("alarm: %s%s%s", text, mend.empty() ? "" : "; mend: ", mend);
+  alarms_[id] = {.id = id, .text = std::move(text), .mend = std::move(mend), .since_ns = Now()};
+}
+
+void Worker::RaiseRuleAlarms() {
+  const uint32_t shards = reconciler_->emergencies();
+  SetAlarm("emergency", shards != 0, "shards are in emergency: their routes follow when_degraded",
+           "look at redis.primaries in sluicectl status");
+  if (rules_ == nullptr) return;
+  for (const config::CompiledRule& rule : rules_->rules()) {
+    if (!rule.alert) continue;
+    SetAlarm(absl::StrCat("degraded:", rule.label), shards != 0,
+             absl::StrCat("rule ", rule.label, " is degraded"), "Redis must come back");
+  }
+}
+
+void Worker::UpdateAlarms() {
+  if (client_ == nullptr) return;
+  RaiseRuleAlarms();
+  SetAlarm("given-up", reconciler_->stats().given_up != 0,
+           "batches that Redis never answered were given up: their use is not counted there",
+           "look for a Redis that has been cut off for 12 hours");
+}
+
+PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {
+  const redis::PrimaryInfo info = client_->Primary(stats.index);
+  PrimaryStatus status;
+  status.address = stats.address;
+  status.breaker = std::string(BreakerName(reconciler_->breaker(stats.index)));
+  status.connected = info.connected;
+  status.shards = reconciler_->ShardsOf(stats.index);
+  status.p99_ns = static_cast<uint64_t>(std::max<int64_t>(info.p99_ns, 0));
+  status.calls = stats.latency;
+  status.p50_ns = MedianNs(stats.latency);
+  const auto failures = failures_.find(stats.index);
+  if (failures != failures_.end()) status.failures = failures->second;
+  const auto error = last_error_.find(stats.index);
+  if (error != last_error_.end()) status.last_error = error->second;
+  return status;
+}
+
+EngineSnapshot Worker::Snapshot() const {
+  const ReconcilerStats& stats = reconciler_->stats();
+  EngineSnapshot s;
+  s.has_redis = client_ != nullptr;
+  s.transport = environment_.transport_name;
+  s.unreconciled_age_ns = stats.oldest_use_ns;
+  s.live_buckets = reconciler_->live_buckets();
+  s.harvested_tokens = stats.harvested_tokens;
+  s.batches = stats.batches;
+  s.batched_buckets = stats.batched_buckets;
+  s.resends = stats.resends;
+  s.requeues = stats.requeues;
+  if (client_ != nullptr) {
+    const redis::ClientCounters counters = client_->Counters();
+    s.script_errors = counters.script_errors + stats.bad_replies;
+    s.redirects = counters.moved + counters.asked;
+    s.map_refreshes = counters.refreshes;
+    for (const redis::PrimaryStats& primary : client_->Stats()) {
+      if (client_->Primary(primary.index).in_map) s.primaries.push_back(StatusOf(primary));
+    }
+  }
+  for (const auto& [label, totals] : reconciler_->totals()) {
+    if (rules_ == nullptr || rules_->Find(label) == nullptr) continue;
+    s.rules.push_back({label, totals.allowed, totals.denied, totals.degraded});
+  }
+  std::sort(s.rules.begin(), s.rules.end(),
+            [](const RuleCounts& a, const RuleCounts& b) { return a.label < b.label; });
+  for (const auto& [id, alarm] : alarms_) s.alarms.push_back(alarm);
+  return s;
+}
+
+}  // namespace sluice::reconcile

@@ -1,0 +1,119 @@
+#include "tests/simulation/books.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace sluice::simulation {
+namespace {
+
+bool Holds(const Applied* head, const Applied& entry) {
+  for (; head != nullptr && head->at_ns >= entry.at_ns; head = head->before) {
+    if (head->seq == entry.seq && head->instance == entry.instance) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::vector<std::string> Books::Check(bool closing) {
+  std::vector<std::string> wrong;
+  totals_ = {};
+  owners_.clear();
+  in_chain_.clear();
+  for (size_t i = 0; i < hosts_->size(); ++i) {
+    for (const Life& life : (*hosts_)[i]->lives()) owners_[life.instance] = {i, &life};
+  }
+  Lines lines(hosts_->size());
+  AddCounted(&lines, &wrong);
+  if (closing) AddForgotten(&lines);
+  for (size_t i = 0; i < hosts_->size(); ++i) {
+    const Host& host = *(*hosts_)[i];
+    for (const auto& [text, tokens] : host.lost_by_kills()) {
+      lines[i][text].may_be_missing += tokens;
+      totals_.lost_by_kills += tokens;
+    }
+    for (const auto& [text, tokens] : host.admitted()) {
+      const Line& line = lines[i][text];
+      totals_.admitted += tokens;
+      totals_.counted += line.counted;
+      const int64_t missing = tokens - line.counted;
+      if (missing < 0) {
+        wrong.push_back(absl::StrCat("counted twice: host ", i, " admitted ", tokens, " of ", text,
+                                     ", Redis has counted ", line.counted));
+      }
+      if (closing &&
+          missing > line.may_be_missing + host.AbandonedTokens() + host.UnnamedTokens()) {
+        wrong.push_back(absl::StrCat("lost: host ", i, " admitted ", tokens, " of ", text,
+                                     ", Redis has counted ", line.counted, ", and no more than ",
+                                     line.may_be_missing, " may be missing"));
+      }
+    }
+  }
+  return wrong;
+}
+
+void Books::AddCounted(Lines* lines, std::vector<std::string>* wrong) {
+  for (uint32_t shard = 0; shard < cluster_->shards().keys.size(); ++shard) {
+    const Copy* copy = cluster_->Owned(shard);
+    for (const Applied* entry = copy != nullptr ? copy->head : nullptr; entry != nullptr;
+         entry = entry->before) {
+      const auto owner = owners_.find(entry->instance);
+      if (owner == owners_.end()) {
+        wrong->push_back("Redis has counted for a daemon that never was");
+        continue;
+      }
+      ++totals_.batches;
+      if (!in_chain_[{owner->second.life, shard}].emplace(entry->seq, true).second) {
+        wrong->push_back(absl::StrCat("counted twice: batch ", entry->seq, " of host ",
+                                      owner->second.host, ", shard ", shard));
+      }
+      for (const auto& [text, tokens] : entry->tokens) {
+        (*lines)[owner->second.host][text].counted += tokens;
+      }
+    }
+  }
+}
+
+// What Redis acknowledged and does not hold any more. It is to be counted again where the daemon
+// lived on and was told, by the reply to a later batch, within the journal's time.
+void Books::AddForgotten(Lines* lines) {
+  // A batch's copies: it may have been counted in several lineages.
+  std::map<std::pair<const Life*, uint32_t>, std::map<int64_t, std::vector<const Applied*>>> all;
+  for (const Applied& entry : cluster_->lineage().applied) {
+    const auto owner = owners_.find(entry.instance);
+    if (owner != owners_.end()) all[{owner->second.life, entry.shard}][entry.seq].push_back(&entry);
+  }
+  for (const auto& [whose, batches] : all) {
+    const auto& [life, shard] = whose;
+    const std::map<int64_t, bool>& counted = in_chain_[whose];
+    for (auto batch = batches.begin(); batch != batches.end(); ++batch) {
+      if (counted.contains(batch->first)) continue;
+      const Applied& entry = *batch->second.front();
+      const auto acked = life->acked.find({shard, batch->first});
+      // Never answered: it is sent again until it is, or counted as lost with the daemon.
+      if (acked == life->acked.end()) continue;
+      ++totals_.forgotten;
+      bool told_in_time = false;
+      for (auto later = std::next(batch); later != batches.end(); ++later) {
+        const auto told = life->acked.find({shard, later->first});
+        if (told == life->acked.end()) break;
+        const std::vector<const Applied*>& copies = later->second;
+        if (std::any_of(copies.begin(), copies.end(),
+                        [&entry](const Applied* copy) { return Holds(copy, entry); })) {
+          continue;
+        }
+        told_in_time = told->second.at_ns <= acked->second.at_ns + reconcile::kJournalNs;
+        break;
+      }
+      if (told_in_time) continue;
+      const size_t host = owners_.at(life->instance).host;
+      for (const auto& [text, tokens] : entry.tokens) {
+        (*lines)[host][text].may_be_missing += tokens;
+        totals_.lost_by_redis += tokens;
+      }
+    }
+  }
+}
+
+}  // namespace sluice::simulation

@@ -1,0 +1,305 @@
+#include "tests/simulation/host.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "shm/bucket.h"
+#include "shm/bucket_name.h"
+#include "shm/key_text.h"
+#include "shm/take.h"
+
+namespace sluice::simulation {
+namespace {
+
+constexpr uint64_t kCapacity = 256;
+constexpr uint64_t kGraceNs = 2 * kSecond;
+constexpr uint64_t kMaxDebtNs = 10 * kSecond;
+constexpr size_t kTurnsMost = 5000;         // between two looks at the bounds
+constexpr uint64_t kWakeMostNs = 60 * kUs;  // of a thread that something is ready for
+
+struct Clock {
+  static inline uint64_t now_ns = 0;
+  static uint64_t PreciseNs() { return now_ns; }
+  static uint64_t CoarseNs() { return now_ns; }
+};
+
+void CheckOk(const shm::SegmentStatus& status) {
+  if (status.ok()) return;
+  fprintf(stderr, "no memory for a simulated host\n");
+  abort();
+}
+
+}  // namespace
+
+Host::Host(HostOptions options, Timeline* timeline, Network* network, Trace* trace, Random random)
+    : options_(std::move(options)),
+      timeline_(timeline),
+      network_(network),
+      trace_(trace),
+      random_(random) {
+  const uint32_t shards = options_.config.redis->shards;
+  CheckOk(control_.Create({.capacity = kCapacity,
+                           .shard_count = shards,
+                           .grace_ns = kGraceNs,
+                           .reconciling = true,
+                           .seed = {random_.Next() | 1, random_.Next() | 1, random_.Next() | 1}},
+                          NowNs()));
+  CheckOk(buckets_.Create(kCapacity));
+  absl::StatusOr<std::string> bytes = config::Compile(options_.config, control_.info().hash_key, 1);
+  if (!bytes.ok()) abort();
+  CheckOk(control_.PublishPolicy(*bytes, NowNs(), nullptr));
+  control_.Publish();
+  absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*bytes);
+  if (!rules.ok()) abort();
+  rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));
+  for (int client = 0; client < options_.clients; ++client) CheckLater(client);
+}
+
+Host::~Host() {
+  worker_.reset();
+  ring_.reset();
+}
+
+void Host::StartDaemon() {
+  if (worker_ != nullptr) return;
+  const uint64_t last_beat_ns = control_.header().heartbeat_ns.load();
+  if (!lives_.empty()) {
+    CheckOk(control_.Adopt(shm::OwnedFd(dup(control_.fd())),
+                           {.capacity = kCapacity,
+                            .shard_count = options_.config.redis->shards,
+                            .grace_ns = kGraceNs,
+                            .reconciling = true},
+                           NowNs()));
+  }
+  Life life;
+  for (int i = 0; i < 2; ++i)
+    life.instance += absl::StrCat(absl::Hex(random_.Next(), absl::kZeroPad16));
+  ring_ = std::make_unique<SimRing>(network_, options_.number, [this] {
+    WakeAt(timeline_->now_ns() + random_.Below(kWakeMostNs));
+  });
+  reconcile::WorkerEnvironment environment;
+  environment.ring = ring_.get();
+  environment.now_ns = [this] { return NowNs(); };
+  environment.random = [this] { return random_.Next(); };
+  environment.instance = life.instance;
+  environment.transport_name = "simulated";
+  environment.use_since_ns = last_beat_ns;
+  absl::StatusOr<std::unique_ptr<reconcile::Worker>> worker = reconcile::Worker::Create(
+      {.control = &control_, .buckets = &buckets_.buckets(), .redis = options_.config.redis},
+      std::move(environment));
+  if (!worker.ok()) abort();
+  worker_ = *std::move(worker);
+  worker_->SetRules(rules_);
+  trace_->Note("daemon starts", static_cast<uint64_t>(options_.number), lives_.size());
+  lives_.push_back(std::move(life));
+  acked_seq_.assign(options_.config.redis->shards, -1);
+  WakeAt(timeline_->now_ns());
+}
+
+// SIGKILL: what it had taken from the slots and Redis has not answered for goes with it.
+void Host::KillDaemon() {
+  if (worker_ == nullptr) return;
+  trace_->Note("daemon killed", static_cast<uint64_t>(options_.number));
+  const reconcile::Ledger& ledger = worker_->reconciler().ledger();
+  for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
+    const reconcile::Shard& shard = ledger.shard(i);
+    for (const reconcile::BucketId id : shard.queue) {
+      lost_by_kills_[ledger.bucket(id).text] += ledger.bucket(id).pending;
+    }
+    if (!shard.batch) continue;
+    for (const reconcile::BatchItem& item : shard.batch->items) {
+      lost_by_kills_[ledger.bucket(item.bucket).text] += item.tokens;
+    }
+  }
+  lives_.back().end_ns = timeline_->now_ns();
+  worker_.reset();
+  ring_.reset();
+  wake_at_ns_ = UINT64_MAX;
+  ++wakes_;
+}
+
+void Host::Pause(uint64_t until_ns) {
+  trace_->Note("host stands still", static_cast<uint64_t>(options_.number), until_ns);
+  paused_until_ns_ = std::max(paused_until_ns_, until_ns);
+}
+
+void Host::WakeAt(uint64_t at_ns) {
+  at_ns = std::max({at_ns, timeline_->now_ns(), paused_until_ns_});
+  if (at_ns >= wake_at_ns_) return;
+  wake_at_ns_ = at_ns;
+  timeline_->At(at_ns, [this, wake = ++wakes_] {
+    if (wake != wakes_ || worker_ == nullptr) return;
+    wake_at_ns_ = UINT64_MAX;
+    if (is_paused()) return WakeAt(paused_until_ns_);
+    Turn();
+  });
+}
+
+void Host::Turn() {
+  const uint64_t now_ns = NowNs();
+  ++turns_;
+  control_.Beat(now_ns);
+  worker_->Wait(now_ns);
+  const uint64_t until_ns = worker_->Tick();
+  NoteAcks();
+  WakeAt(ring_->has_ready() ? timeline_->now_ns() : until_ns - options_.base_ns);
+}
+
+void Host::NoteAcks() {
+  const reconcile::Ledger& ledger = worker_->reconciler().ledger();
+  for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
+    const int64_t seq = ledger.shard(i).acked_seq;
+    if (seq == acked_seq_[i]) continue;
+    acked_seq_[i] = seq;
+    lives_.back().acked[{i, seq}] = {timeline_->now_ns()};
+    trace_->Note("acked", static_cast<uint64_t>(options_.number), i, static_cast<uint64_t>(seq));
+  }
+}
+
+void Host::CheckLater(int client) {
+  timeline_->After(1 + random_.Below(2 * options_.check_gap_ns), [this, client] {
+    if (!checking_) return;
+    if (!is_paused()) Check();
+    CheckLater(client);
+  });
+}
+
+// As a client makes it, but for the modes of an emergency; it may be killed on the way.
+void Host::Check() {
+  ++checks_;
+  const config::CompiledRule& rule = rules_->rules()[random_.Below(rules_->rules().size())];
+  // Half of the checks meet at one key.
+  const uint64_t key =
+      random_.Chance(0.5) ? 0 : random_.Below(static_cast<uint64_t>(options_.keys));
+  const std::string value = absl::StrCat("k", key);
+  const std::string_view values[] = {value};
+  const auto tokens = static_cast<uint32_t>(random_.Between(1, 3));
+  const Death death =
+      random_.Chance(kill_chance_) ? static_cast<Death>(random_.Between(1, 3)) : Death::kNone;
+  killed_clients_ += death != Death::kNone ? 1 : 0;
+  Clock::now_ns = NowNs();
+  const uint64_t hash = shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1);
+  const shm::MappedBuckets& b = buckets_.buckets();
+  shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+  const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
+                           .tau_ns = rule.limit.tau_ns,
+                           .debt_max_ns = rule.limit.debt_max_ns,
+                           .tokens = tokens,
+                           .commit = true};
+  for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
+    bool claimed = false;
+    const uint32_t slot = table.FindOrClaim(hash, shm::Kind::kTokenBucket, 0,
+                                            {Clock::now_ns, kGraceNs, kMaxDebtNs}, &claimed);
+    if (slot == shm::kNoSlot) return;
+    if (claimed && death == Death::kBeforeText) return;
+    if (claimed) StoreName(slot, rule.label, value);
+    shm::RequestTime<Clock> time(false, 0);
+    shm::Seen seen;
+    const shm::Outcome outcome =
+        shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table, &seen);
+    if (outcome == shm::Outcome::kLost) continue;
+    if (outcome != shm::Outcome::kAllowed) {
+      shm::AddDenied(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, 1);
+      return;
+    }
+    if (death == Death::kBeforeUse) return;
+    admitted_[absl::StrCat(rule.label, ":", value)] += tokens;
+    if (death == Death::kBeforeMark) {
+      shm::CountUse(b.slots()[slot], tokens);
+      return;
+    }
+    const uint64_t aux = shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
+    if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, rule.label, value);
+    return;
+  }
+}
+
+void Host::StoreName(uint32_t slot, const std::string& label, const std::string& value) {
+  const std::string_view values[] = {value};
+  char parts[shm::kKeyTextBytes];
+  shm::WriteParts(label, values, 1, false, parts);
+  shm::Slot& s = buckets_.buckets().slots()[slot];
+  shm::StoreText(buckets_.buckets().texts()[slot], parts, s.key);
+  s.aux.fetch_and(~shm::aux::kTextWanted);
+}
+
+int64_t Host::TokensInSlots() const {
+  int64_t tokens = 0;
+  const shm::MappedBuckets& b = buckets_.buckets();
+  for (uint64_t i = 0; i < b.capacity(); ++i) tokens += shm::used::Count(b.slots()[i].used.load());
+  return tokens;
+}
+
+int64_t Host::UnreportedTokens() const {
+  int64_t tokens = TokensInSlots();
+  if (worker_ == nullptr) return tokens;
+  const reconcile::Ledger& ledger = worker_->reconciler().ledger();
+  for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
+    const reconcile::Shard& shard = ledger.shard(i);
+    for (const reconcile::BucketId id : shard.queue) tokens += ledger.bucket(id).pending;
+    if (!shard.batch) continue;
+    for (const reconcile::BatchItem& item : shard.batch->items) tokens += item.tokens;
+  }
+  return tokens;
+}
+
+std::vector<std::string> Host::BeyondBounds(size_t nodes) {
+  std::vector<std::string> beyond;
+  const auto hold = [this, &beyond](const char* what, size_t is, size_t most) {
+    if (is <= most) return;
+    beyond.push_back(
+        absl::StrCat("host ", options_.number, ": ", what, ": ", is, ", more than ", most));
+  };
+  const reconcile::Ledger& ledger = worker_->reconciler().ledger();
+  const size_t buckets = rules_->rules().size() * static_cast<size_t>(options_.keys);
+  const redis::ClusterClient& client = *worker_->client();
+  // Ticks, and what the network brings: more is a loop that does not wait.
+  hold("turns", std::exchange(turns_, 0), kTurnsMost);
+  // A batch for each shard, a probe for each primary, and one question after the map.
+  hold("calls without an answer", client.outstanding(), ledger.shard_count() + nodes + 1);
+  hold("connections", ring_->channel_count(), nodes + 1);
+  hold("buckets in the books", ledger.size(), buckets);
+  for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
+    hold("buckets that wait", ledger.shard(i).queue.size(), buckets);
+    // A batch is sent in a tick only, and leaves the journal in one.
+    hold("batches in the journal", ledger.shard(i).journal.size(),
+         reconcile::kJournalNs / reconcile::kTickNs + 1);
+  }
+  return beyond;
+}
+
+int64_t Host::AbandonedTokens() const {
+  const auto counter = static_cast<uint32_t>(shm::Counter::kAbandonedUse);
+  return static_cast<int64_t>(buckets_.buckets().counters()[counter].load());
+}
+
+int64_t Host::UnnamedTokens() const {
+  int64_t tokens = 0;
+  const shm::MappedBuckets& b = buckets_.buckets();
+  for (uint64_t i = 0; i < b.capacity(); ++i) {
+    const shm::Slot& slot = b.slots()[i];
+    const bool unnamed = (slot.aux.load() & shm::aux::kTextWanted) != 0;
+    if (unnamed) tokens += shm::used::Count(slot.used.load());
+  }
+  return tokens;
+}
+
+bool Host::IsSettled() const {
+  return worker_ != nullptr && !is_paused() && worker_->reconciler().emergencies() == 0 &&
+         worker_->reconciler().IsSettled() && TokensInSlots() == UnnamedTokens() &&
+         worker_->Snapshot().alarms.empty();
+}
+
+std::string Host::Unsettled() const {
+  if (worker_ == nullptr) return "no daemon";
+  return absl::StrCat("host ", options_.number, ": ", worker_->reconciler().emergencies(),
+                      " shards in emergency, ", UnreportedTokens(), " tokens unreported, ",
+                      TokensInSlots(), " of them in slots, ", worker_->Snapshot().alarms.size(),
+                      " alarms");
+}
+
+}  // namespace sluice::simulation

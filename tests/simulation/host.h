@@ -1,0 +1,122 @@
+// One host: the two segments, a daemon's worker on a simulated ring, and clients that check. The
+// daemon is killed and started anew; the segments stay, as systemd keeps them.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/reconcile/worker.h"
+#include "shm/segment.h"
+#include "tests/simulation/network.h"
+#include "tests/simulation/random.h"
+#include "tests/simulation/timeline.h"
+#include "tests/simulation/trace.h"
+
+namespace sluice::simulation {
+
+struct HostOptions {
+  int number = 0;
+  config::Config config;
+  uint64_t base_ns = 0;  // what its monotonic clock shows at the beginning
+  int clients = 3;
+  uint64_t check_gap_ns = 20 * kMs;  // between two checks of a client, in the mean
+  int keys = 12;                     // of each rule
+};
+
+// What a daemon was told, and when: for the books of what a failover may lose.
+struct Acked {
+  uint64_t at_ns = 0;  // of the timeline
+};
+
+// One daemon's life.
+struct Life {
+  std::string instance;
+  uint64_t end_ns = 0;  // 0: lives
+  // By shard and seq.
+  std::map<std::pair<uint32_t, int64_t>, Acked> acked;
+};
+
+class Host {
+ public:
+  Host(HostOptions options, Timeline* timeline, Network* network, Trace* trace, Random random);
+  ~Host();
+
+  uint64_t NowNs() const { return options_.base_ns + timeline_->now_ns(); }
+
+  // What happens to it.
+  void StartDaemon();
+  void KillDaemon();
+  void Pause(uint64_t until_ns);  // of the timeline: neither clients nor daemon run
+  void StopClients() { checking_ = false; }
+  void set_kill_chance(double chance) { kill_chance_ = chance; }
+
+  bool is_running() const { return worker_ != nullptr; }
+  bool is_paused() const { return timeline_->now_ns() < paused_until_ns_; }
+  const reconcile::Worker* worker() const { return worker_.get(); }
+  const SimRing* ring() const { return ring_.get(); }
+
+  // Out of emergency, and Redis knows all that was used.
+  bool IsSettled() const;
+  // What stands in the way of that.
+  std::string Unsettled() const;
+
+  // What is longer or more than it may ever be since the last call, a line each.
+  std::vector<std::string> BeyondBounds(size_t nodes);
+
+  // The books, by bucket's text.
+  using Tokens = std::map<std::string, int64_t>;
+  const Tokens& admitted() const { return admitted_; }
+  // Harvested by daemons that were killed before Redis had answered, at most.
+  const Tokens& lost_by_kills() const { return lost_by_kills_; }
+  // Spent by clients that were killed before they had counted it.
+  uint64_t killed_clients() const { return killed_clients_; }
+  uint64_t checks() const { return checks_; }
+  const std::vector<Life>& lives() const { return lives_; }
+  // Left in slots that were given to another key before a daemon came by.
+  int64_t AbandonedTokens() const;
+  // Left in slots whose claimer was killed before it had named them: the next check of that key
+  // does.
+  int64_t UnnamedTokens() const;
+  // In slots, in the ledger and in flight.
+  int64_t UnreportedTokens() const;
+
+ private:
+  enum class Death : uint8_t { kNone, kBeforeText, kBeforeUse, kBeforeMark };
+
+  void Turn();
+  void WakeAt(uint64_t at_ns);
+  void NoteAcks();
+  void CheckLater(int client);
+  void Check();
+  void StoreName(uint32_t slot, const std::string& label, const std::string& value);
+  int64_t TokensInSlots() const;
+
+  const HostOptions options_;
+  Timeline* timeline_;
+  Network* network_;
+  Trace* trace_;
+  Random random_;
+  shm::ControlWriter control_;
+  shm::BucketsOwner buckets_;
+  std::shared_ptr<const config::CompiledRules> rules_;
+  std::unique_ptr<SimRing> ring_;
+  std::unique_ptr<reconcile::Worker> worker_;
+  std::vector<Life> lives_;
+  std::vector<int64_t> acked_seq_;  // by shard, last seen in the ledger
+  uint64_t wake_at_ns_ = UINT64_MAX;
+  uint64_t wakes_ = 0;  // the newest appointment
+  uint64_t turns_ = 0;  // since the last look at the bounds
+  uint64_t paused_until_ns_ = 0;
+  bool checking_ = true;
+  double kill_chance_ = 0;
+  Tokens admitted_;
+  Tokens lost_by_kills_;
+  uint64_t killed_clients_ = 0;
+  uint64_t checks_ = 0;
+};
+
+}  // namespace sluice::simulation

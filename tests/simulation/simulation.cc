@@ -1,0 +1,170 @@
+#include "tests/simulation/simulation.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "tests/simulation/faults.h"
+
+namespace sluice::simulation {
+namespace {
+
+constexpr uint64_t kCalmNs = 2 * kSecond;     // before the first fault
+constexpr uint64_t kFaultsNs = 15 * kSecond;  // in which faults begin
+constexpr uint64_t kTrafficNs = 2 * kSecond;  // after the last
+constexpr uint64_t kLookNs = 250 * kMs;       // between two looks at the bounds
+constexpr uint64_t kBooksNs = 5 * kSecond;    // between two looks at the books
+constexpr size_t kWrongMost = 8;              // kept of a run
+
+config::RuleConfig Rule(const std::string& name, uint64_t limit, uint64_t period_ns,
+                        uint64_t burst) {
+  config::RuleConfig rule;
+  rule.name = name;
+  rule.key = {{.descriptor = "user"}};
+  rule.limit = config::LimitConfig{.limit = limit, .period_ns = period_ns, .burst = burst};
+  return rule;
+}
+
+// The parts of one run, in the order in which they are made.
+class Simulation {
+ public:
+  Simulation(uint64_t seed, bool print)
+      : random_(seed),
+        trace_(&timeline_, print),
+        cluster_options_(DrawCluster()),
+        host_count_(static_cast<int>(random_.Between(1, 4))),
+        network_(&timeline_, &trace_, random_.Fork(), host_count_,
+                 cluster_options_.primaries * (1 + cluster_options_.replicas)),
+        cluster_(cluster_options_, &timeline_, &network_, &trace_, random_.Fork(),
+                 [this](const std::string& what) { Violation(what); }),
+        books_(&cluster_, &hosts_) {
+    report_.seed = seed;
+    network_.set_servers(&cluster_);
+    MakeHosts();
+  }
+
+  Report Run() {
+    for (const auto& host : hosts_) host->StartDaemon();
+    FaultPlan plan({&timeline_, &trace_, &network_, &cluster_, &hosts_}, random_.Fork());
+    plan.Schedule(kCalmNs, kCalmNs + kFaultsNs);
+    report_.faults = plan.names();
+    Look();
+    CheckBooks();
+    timeline_.RunUntil(plan.end_ns(), [this] { return report_.wrong.empty(); });
+    if (report_.wrong.empty()) Settle(plan.end_ns());
+    if (report_.wrong.empty()) {
+      for (std::string& what : books_.Check(/*closing=*/true)) Violation(what);
+    }
+    report_.hash = trace_.hash();
+    report_.totals = books_.totals();
+    report_.failovers = cluster_.failovers();
+    report_.events = timeline_.events();
+    for (const auto& host : hosts_) {
+      report_.checks += host->checks();
+      report_.killed_clients += host->killed_clients();
+    }
+    return std::move(report_);
+  }
+
+ private:
+  ClusterOptions DrawCluster() {
+    ClusterOptions options;
+    options.primaries = static_cast<int>(random_.Between(2, 4));
+    options.shards = static_cast<uint32_t>(random_.Between(3, 6));
+    options.node_timeout_ns = random_.Between(1, 3) * kSecond;
+    if (random_.Chance(0.3)) options.learn_most_ns = 4 * kSecond;
+    if (random_.Chance(0.3)) options.late_most_ns = 4 * kSecond;
+    if (random_.Chance(0.3)) options.password = "open sesame";
+    return options;
+  }
+
+  void MakeHosts() {
+    config::Config config;
+    config.redis.emplace();
+    config::RedisConfig& redis = *config.redis;
+    for (int i = 0; i < network_.nodes(); ++i) {
+      if (i == 0 || random_.Chance(0.5)) {
+        redis.addresses.push_back(absl::StrCat(NodeHost(i), ":", kNodePort));
+      }
+    }
+    redis.shards = cluster_options_.shards;
+    redis.password = cluster_options_.password;
+    redis.flush_interval_ns = random_.Between(1, 4) * 100 * kMs;
+    config.rules = {Rule("per-user", 200, kSecond, 100), Rule("per-org", 3000, 60 * kSecond, 300),
+                    Rule("per-day", 100'000, 3600 * kSecond, 2000)};
+    // Two machines made from one image: nothing may depend on the name.
+    const bool same_names = random_.Chance(0.3);
+    for (int i = 0; i < host_count_; ++i) {
+      redis.host_name = absl::StrCat("host-", same_names ? 0 : i);
+      HostOptions options;
+      options.number = i;
+      options.config = config;
+      options.base_ns = random_.Between(100, 100'000) * kSecond;
+      options.clients = static_cast<int>(random_.Between(1, 4));
+      options.check_gap_ns = random_.Between(5, 60) * kMs;
+      hosts_.push_back(std::make_unique<Host>(std::move(options), &timeline_, &network_, &trace_,
+                                              random_.Fork()));
+    }
+  }
+
+  void Violation(const std::string& what) {
+    trace_.Say(what);
+    if (report_.wrong.size() < kWrongMost) report_.wrong.push_back(what);
+  }
+
+  // Traffic goes on for a while, then ends; then all must be reported.
+  void Settle(uint64_t from_ns) {
+    timeline_.RunUntil(from_ns + kTrafficNs, [this] { return report_.wrong.empty(); });
+    for (const auto& host : hosts_) host->StopClients();
+    for (uint64_t at_ns = from_ns + kTrafficNs; report_.wrong.empty(); at_ns += kLookNs) {
+      if (IsSettled()) break;
+      if (at_ns > from_ns + kLiveNs) {
+        if (!cluster_.IsWell()) Violation("the cluster is not well again");
+        for (const auto& host : hosts_) {
+          if (!host->IsSettled()) Violation(absl::StrCat("not settled: ", host->Unsettled()));
+        }
+        return;
+      }
+      timeline_.RunUntil(at_ns + kLookNs, [this] { return report_.wrong.empty(); });
+    }
+    report_.settled_ns = timeline_.now_ns() - from_ns;
+  }
+
+  bool IsSettled() const {
+    return cluster_.IsWell() && std::all_of(hosts_.begin(), hosts_.end(),
+                                            [](const auto& host) { return host->IsSettled(); });
+  }
+
+  // The bounds that hold at any time.
+  void Look() {
+    for (const auto& host : hosts_) {
+      if (!host->is_running()) continue;
+      for (std::string& what : host->BeyondBounds(static_cast<size_t>(network_.nodes()))) {
+        Violation(what);
+      }
+    }
+    timeline_.After(kLookNs, [this] { Look(); });
+  }
+
+  void CheckBooks() {
+    for (std::string& what : books_.Check(/*closing=*/false)) Violation(what);
+    timeline_.After(kBooksNs, [this] { CheckBooks(); });
+  }
+
+  Report report_;
+  Random random_;
+  Timeline timeline_;
+  Trace trace_;
+  const ClusterOptions cluster_options_;
+  const int host_count_;
+  Network network_;
+  Cluster cluster_;
+  Books::Hosts hosts_;
+  Books books_;
+};
+
+}  // namespace
+
+Report Run(uint64_t seed, bool print) { return Simulation(seed, print).Run(); }
+
+}  // namespace sluice::simulation

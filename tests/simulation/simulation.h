@@ -1,0 +1,42 @@
+// One run: a cluster, hosts, clients and faults, all from one seed, and what was wrong with it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/simulation/books.h"
+#include "tests/simulation/cluster.h"
+#include "tests/simulation/host.h"
+#include "tests/simulation/network.h"
+
+namespace sluice::simulation {
+
+// Whom faults happen to.
+struct World {
+  Timeline* timeline;
+  Trace* trace;
+  Network* network;
+  Cluster* cluster;
+  const Books::Hosts* hosts;
+};
+
+struct Report {
+  uint64_t seed = 0;
+  uint64_t hash = 0;                // of all that happened: the same for the same seed
+  std::vector<std::string> faults;  // by name, in the order of their beginnings
+  std::vector<std::string> wrong;
+  Totals totals;
+  uint64_t failovers = 0;
+  uint64_t checks = 0;
+  uint64_t killed_clients = 0;
+  uint64_t events = 0;
+  uint64_t settled_ns = 0;  // from the end of the last fault until all was well
+};
+
+// All hosts are well and all use is reported so long after the last fault, at the latest.
+inline constexpr uint64_t kLiveNs = 30 * kSecond;
+
+Report Run(uint64_t seed, bool print);
+
+}  // namespace sluice::simulation
