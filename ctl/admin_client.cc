@@ -5,6 +5,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -47,30 +48,66 @@ absl::Status WhyUnreachable(const Globals& globals, const std::string& path) {
       tried, ": start it (systemctl start sluiced, or sluiced --config FILE); ", other));
 }
 
+void Prepare(httplib::Client* client) {
+  client->set_address_family(AF_UNIX);
+  // The Host field would be the socket's path, which is no host.
+  client->set_default_headers({{"Host", "localhost"}});
+  client->set_connection_timeout(kAdminTimeoutMs / 1000);
+  client->set_read_timeout(kAdminTimeoutMs / 1000);
+  client->set_write_timeout(kAdminTimeoutMs / 1000);
+}
+
+absl::Status Refused(const std::string& path, int code, std::string body) {
+  body.resize(std::min<size_t>(body.size(), 1000));
+  while (!body.empty() && body.back() == '\n') body.pop_back();
+  const nlohmann::json parsed = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (parsed.is_object() && parsed.contains("error") && parsed["error"].is_string()) {
+    body = parsed["error"].get<std::string>();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("the daemon refused ", path, " (", code, "): ", body));
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> AdminGet(const Globals& globals, const std::string& path) {
   const std::string socket_path = globals.AdminSocketPath();
   httplib::Client client(socket_path, 80);
-  client.set_address_family(AF_UNIX);
-  // The Host field would be the socket's path, which is no host.
-  client.set_default_headers({{"Host", "localhost"}});
-  client.set_connection_timeout(kAdminTimeoutMs / 1000);
-  client.set_read_timeout(kAdminTimeoutMs / 1000);
-  client.set_write_timeout(kAdminTimeoutMs / 1000);
+  Prepare(&client);
   const httplib::Result result = client.Get(path);
   if (!result) return WhyUnreachable(globals, socket_path);
-  if (result->status != 200) {
-    std::string body = result->body.substr(0, 1000);
-    while (!body.empty() && body.back() == '\n') body.pop_back();
-    const nlohmann::json parsed = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
-    if (parsed.is_object() && parsed.contains("error") && parsed["error"].is_string()) {
-      body = parsed["error"].get<std::string>();
-    }
-    return absl::FailedPreconditionError(
-        absl::StrCat("the daemon refused ", path, " (", result->status, "): ", body));
-  }
+  if (result->status != 200) return Refused(path, result->status, result->body);
   return result->body;
+}
+
+absl::Status AdminLines(const Globals& globals, const std::string& path,
+                        const std::function<void(const std::string& line)>& on_line) {
+  const std::string socket_path = globals.AdminSocketPath();
+  httplib::Client client(socket_path, 80);
+  Prepare(&client);
+  int code = 0;
+  std::string text;  // that is no whole line yet
+  httplib::Request request;
+  request.method = "POST";
+  request.path = path;
+  request.response_handler = [&code](const httplib::Response& response) {
+    code = response.status;
+    return true;
+  };
+  request.content_receiver = [&](const char* data, size_t size, uint64_t, uint64_t) {
+    text.append(data, size);
+    for (size_t end = text.find('\n'); code == 200 && end != std::string::npos;
+         end = text.find('\n')) {
+      on_line(text.substr(0, end));
+      text.erase(0, end + 1);
+    }
+    return true;
+  };
+  const httplib::Result result = client.send(request);
+  if (code != 0 && code != 200) return Refused(path, code, text);
+  if (result) return absl::OkStatus();
+  if (code == 200) return absl::UnavailableError("the daemon has ended the connection");
+  return WhyUnreachable(globals, socket_path);
 }
 
 absl::StatusOr<nlohmann::json> AdminGetJson(const Globals& globals, const std::string& path) {

@@ -1,6 +1,7 @@
 // Asks the daemon's admin socket: HTTP over a Unix socket.
 #pragma once
 
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -17,6 +18,10 @@ inline constexpr int kAdminTimeoutMs = 10'000;
 // answers, kPermissionDenied, else what the daemon said.
 absl::StatusOr<std::string> AdminGet(const Globals& globals, const std::string& path);
 absl::StatusOr<nlohmann::json> AdminGetJson(const Globals& globals, const std::string& path);
+
+// POSTs to `path`, and hands over each line of the answer as it comes, until the daemon ends it.
+absl::Status AdminLines(const Globals& globals, const std::string& path,
+                        const std::function<void(const std::string& line)>& on_line);
 
 // A query value with everything but letters, digits and "-_.~" percent-encoded.
 std::string QueryEscape(std::string_view text);

@@ -41,6 +41,7 @@ void AddRules(CLI::App* root, Globals* globals);
 void AddCheck(CLI::App* root, Globals* globals);
 void AddBuckets(CLI::App* root, Globals* globals);
 void AddTop(CLI::App* root, Globals* globals);
+void AddChaos(CLI::App* root, Globals* globals);
 void AddReplay(CLI::App* root, Globals* globals);
 void AddCompletion(CLI::App* root, Globals* globals);
 

@@ -28,6 +28,10 @@ std::vector<VerbWords> Collect(const CLI::App& root) {
       }
     }
     if (words.name == "completion") words.values = {"bash", "zsh", "fish"};
+    if (words.name == "chaos") {
+      words.values = {"redis-delay",  "redis-error", "redis-cut",
+                      "daemon-pause", "clock-lag",   "emergency"};
+    }
     verbs.push_back(words);
   }
   return verbs;

@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
   AddCheck(&app, &globals);
   AddBuckets(&app, &globals);
   AddTop(&app, &globals);
+  AddChaos(&app, &globals);
   AddReplay(&app, &globals);
   AddCompletion(&app, &globals);
 

@@ -231,7 +231,8 @@ void App::Beat(uint64_t now_ns) {
     if (!hangs) log::Info("the reconcile thread goes on");
   }
   if (hangs) return;
-  segments_.control().Beat(now_ns);
+  // An operator's pause is the reconciler's, and no reason to be started again.
+  if (!engine_->IsPaused()) segments_.control().Beat(now_ns);
   if (supervisor_.alive_interval_ns() != 0 &&
       now_ns >= alive_ns_ + supervisor_.alive_interval_ns()) {
     alive_ns_ = now_ns;
@@ -262,8 +263,36 @@ admin::ReloadResult App::ReloadFile(bool only_if_changed) {
   supervisor_.Ready(
       result.ok ? absl::StrFormat("%d rules in force", book_->InForce().rules->rules().size())
                 : absl::StrCat(options_.config_path, " is bad; see the log"));
-  log::Configure(ToLog(book_->InForce().config->daemon.log_level), log::StderrIsJournal());
+  const config::DaemonConfig& daemon = book_->InForce().config->daemon;
+  log::Configure(ToLog(daemon.log_level), log::StderrIsJournal());
+  if (!daemon.chaos.allow) EndChaos(chaos().token);
   return result;
+}
+
+admin::Chaos App::chaos() const {
+  std::lock_guard lock(chaos_mutex_);
+  return chaos_;
+}
+
+absl::StatusOr<admin::Chaos> App::BeginChaos(const std::map<std::string, std::string>& asked) {
+  absl::StatusOr<chaos::Order> order = chaos::ReadOrder(asked, *book_->InForce().config);
+  if (!order.ok()) return order.status();
+  std::lock_guard lock(chaos_mutex_);
+  const uint64_t now_ns = NowNs();
+  if (chaos_.token != 0 && now_ns < chaos_.until_ns) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(chaos_.text, " is on, and one is enough: wait, or end that sluicectl chaos"));
+  }
+  chaos_ = {++chaos_tokens_, now_ns + order->for_ns, order->ToString()};
+  engine_->SetChaos(*std::move(order), chaos_.until_ns);
+  return chaos_;
+}
+
+void App::EndChaos(uint64_t token) {
+  std::lock_guard lock(chaos_mutex_);
+  if (chaos_.token != token || token == 0) return;
+  chaos_ = {};
+  engine_->SetChaos({}, 0);
 }
 
 // The last good text outlives this process, so that a restart amid a bad edit starts all the same.
@@ -310,6 +339,7 @@ admin::DaemonStatus App::Status() const {
   status.engine = engine_->Snapshot();
   status.clients = attach_->Snapshot();
   status.config = book_->State();
+  status.chaos = chaos();
   AddAlarms(&status);
   return status;
 }

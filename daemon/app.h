@@ -64,6 +64,8 @@ class App : public admin::StatusSource {
   admin::DaemonStatus Status() const override;
   admin::RulesInForce Rules() const override { return book_->InForce(); }
   admin::ReloadResult Reload() override { return ReloadFile(false); }
+  absl::StatusOr<admin::Chaos> BeginChaos(const std::map<std::string, std::string>& asked) override;
+  void EndChaos(uint64_t token) override;
   const shm::MappedBuckets& Buckets() const override { return segments_.buckets(); }
   const shm::SegmentInfo& Info() const override { return segments_.control().info(); }
 
@@ -79,6 +81,7 @@ class App : public admin::StatusSource {
   admin::ReloadResult ReloadFile(bool only_if_changed);
   void StoreConfig();
   std::string stored_config() const;
+  admin::Chaos chaos() const;
   void AddAlarms(admin::DaemonStatus* status) const;
 
   AppOptions options_;
@@ -99,6 +102,9 @@ class App : public admin::StatusSource {
   bool engine_hangs_ = false;
   bool hands_over_ = false;  // SIGUSR2: another worker follows at once
 
+  mutable std::mutex chaos_mutex_;  // guards the next two
+  admin::Chaos chaos_;              // token 0: none
+  uint64_t chaos_tokens_ = 0;
   mutable std::mutex alarms_mutex_;  // guards what follows
   std::string stored_config_;
   mutable std::map<std::string, uint64_t> alarms_since_;

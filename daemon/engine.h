@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "daemon/chaos/order.h"
 #include "daemon/config/compile.h"
 #include "daemon/config/config.h"
 #include "daemon/redis/latency.h"
@@ -62,6 +63,7 @@ struct EngineSnapshot {
   uint64_t script_errors = 0;
   uint64_t redirects = 0;  // MOVED and ASK
   uint64_t map_refreshes = 0;
+  uint64_t chaos_calls = 0;  // calls and replies that chaos failed or held back
   std::vector<PrimaryStatus> primaries;
   std::vector<RuleCounts> rules;
   std::vector<Alarm> alarms;
@@ -86,6 +88,12 @@ class Engine {
 
   // Called after each publication; the policy with these rules is in force already.
   virtual void SetRules(std::shared_ptr<const config::CompiledRules> rules) = 0;
+
+  // Faults on purpose until `until_ns`; none: ends what is in force. Taken over at the thread's
+  // next turn.
+  virtual void SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) = 0;
+  // True while the thread stands still by such an order. Cheap.
+  virtual bool IsPaused() const = 0;
 
   // A last harvest and reconcile that takes at most `bound`, then ends the thread.
   virtual void Stop(absl::Duration bound) = 0;

@@ -136,9 +136,9 @@ void RuleBook::TakeOver(const config::Config& fresh, std::vector<std::string>* w
   }
   wanted_ = fresh;
   wanted_.redis = now.redis;
-  const config::LogLevel level = fresh.daemon.log_level;
   wanted_.daemon = now.daemon;
-  wanted_.daemon.log_level = level;
+  wanted_.daemon.log_level = fresh.daemon.log_level;
+  wanted_.daemon.chaos = fresh.daemon.chaos;
 }
 
 admin::ReloadResult RuleBook::Reload(uint64_t now_ns, bool only_if_changed) {

@@ -43,8 +43,11 @@ inline constexpr uint32_t kAbiMinor = 0;
 inline constexpr uint64_t kMinCapacity = 64;          // one dirty word
 inline constexpr uint64_t kMaxCapacity = 1ull << 26;  // 64 M buckets: 11.5 GiB
 inline constexpr uint32_t kMaxShards = 4096;          // 12 bits in aux
-inline constexpr uint32_t kMaxRules = 4096;           // compiled rules (a tier counts as one)
-inline constexpr uint32_t kPolicyBuffers = 8;         // so a superseded one can rest
+// Where there are fewer shards: at its state the daemon shows buckets that an operator has put in
+// emergency (chaos), whatever shard they are of.
+inline constexpr uint32_t kForcedShard = kMaxShards - 1;
+inline constexpr uint32_t kMaxRules = 4096;    // compiled rules (a tier counts as one)
+inline constexpr uint32_t kPolicyBuffers = 8;  // so a superseded one can rest
 inline constexpr uint32_t kPolicyBufferBytes = 256 * 1024;
 inline constexpr uint32_t kKeyTextBytes = 120;                       // longer texts: prefix + hash
 inline constexpr uint64_t kMaxSpanNs = 400ull * 86'400'000'000'000;  // tau, period: 400 days
@@ -246,7 +249,7 @@ struct alignas(64) ControlHeader {
   uint32_t shard_count;  // 1..kMaxShards
   uint32_t reserved0;
 
-  // line 1: read by every check, written rarely (heartbeat: 10 times a second)
+  // line 1: read by every check, written rarely (heartbeat: 5 times a second)
   std::atomic<uint64_t> policy;        // policy_word
   std::atomic<uint64_t> heartbeat_ns;  // CLOCK_MONOTONIC of the daemon's last beat
   std::atomic<uint64_t> max_debt_ns;   // monotone: largest tau + debt_max ever published

@@ -21,11 +21,14 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr int kStartWaitMs = 1'000;
+constexpr uint64_t kChaosLineNs = 1'000'000'000;
+constexpr std::chrono::milliseconds kChaosLook{100};  // for one who has left
 
 constexpr char kHelp[] =
     "sluice's admin socket\n"
     "GET  /metrics\nGET  /status\nGET  /rules\n"
-    "GET  /buckets?prefix=TEXT&limit=N&scope=local|global\nPOST /reload\n";
+    "GET  /buckets?prefix=TEXT&limit=N&scope=local|global\nPOST /reload\n"
+    "POST /chaos?fault=NAME&by=DURATION&for=DURATION&share=PERCENT&rules=NAMES\n";
 
 // Names of buckets are bytes, not always UTF-8: what is not is replaced.
 void Send(httplib::Response& response, const ordered_json& json, int code = 200) {
@@ -94,6 +97,7 @@ void AdminServer::AddRoutes() {
   });
   server_->Get("/buckets", [this](const Request& q, Response& r) { Buckets(*source_, q, r); });
   server_->Post("/reload", [this](const Request&, Response& r) { Reload(*source_, r); });
+  server_->Post("/chaos", [this](const Request& q, Response& r) { Chaos(q, r); });
   server_->set_error_handler([](const Request& q, Response& r) {
     if (r.body.empty()) SendError(r, r.status, absl::StrCat("no ", q.method, " ", q.path));
   });
@@ -103,12 +107,43 @@ void AdminServer::AddRoutes() {
   });
 }
 
+// The order lives as long as this answer is read: whoever asked sees what it does, and leaves to
+// end it.
+void AdminServer::Chaos(const httplib::Request& request, httplib::Response& response) {
+  std::map<std::string, std::string> asked;
+  for (const auto& [name, value] : request.params) asked[name] = value;
+  const absl::StatusOr<admin::Chaos> begun = source_->BeginChaos(asked);
+  if (!begun.ok()) {
+    const int code = absl::IsInvalidArgument(begun.status()) ? 400 : 409;
+    return SendError(response, code, std::string(begun.status().message()));
+  }
+  const uint64_t token = begun->token;
+  const auto provide = [this, chaos = *begun, before = source_->Status(), told_ns = uint64_t{0}](
+                           size_t, httplib::DataSink& sink) mutable {
+    const DaemonStatus status = source_->Status();
+    if (status.now_ns >= told_ns + kChaosLineNs) {
+      told_ns = status.now_ns;
+      const std::string line = ChaosLine(chaos, before, status).dump() + "\n";
+      if (!sink.write(line.data(), line.size())) return false;
+    }
+    if (status.now_ns >= chaos.until_ns || status.chaos.token != chaos.token) {
+      sink.done();
+      return true;
+    }
+    if (!server_->is_running() || !sink.is_writable()) return false;
+    std::this_thread::sleep_for(kChaosLook);
+    return true;
+  };
+  response.set_chunked_content_provider("application/json", provide,
+                                        [this, token](bool) { source_->EndChaos(token); });
+}
+
 absl::Status AdminServer::Start(const std::string& path) {
   server_->new_task_queue = [] { return new httplib::ThreadPool(kHttpThreads); };
   server_->set_payload_max_length(kMaxRequestBytes);
   server_->set_read_timeout(kHttpTimeoutS);
   server_->set_write_timeout(kHttpTimeoutS);
-  server_->set_keep_alive_max_count(1);  // two threads serve all: nobody may sit on one
+  server_->set_keep_alive_max_count(1);  // few threads serve all: nobody may sit on one
   server_->set_address_family(AF_UNIX);
   AddRoutes();
   // The port is not used, but must not be 0.

@@ -5,6 +5,8 @@
 //   GET  /buckets?prefix=&limit=&scope=local|global      JSON (bucket_list.h, global_buckets.h)
 //   POST /reload                                         JSON {ok, problems[], warnings[]}; 422
 //                                                        when the file is bad
+//   POST /chaos?fault=&by=&for=&share=&rules=            a line of JSON a second until it ends; it
+//                                                        ends with the connection too
 // Errors are JSON: {"error": "..."}.
 #pragma once
 
@@ -17,12 +19,14 @@
 
 namespace httplib {
 class Server;
-}
+struct Request;
+struct Response;
+}  // namespace httplib
 
 namespace sluice::admin {
 
-// Requests served at once; a global listing may hold one for seconds.
-inline constexpr size_t kHttpThreads = 2;
+// Requests served at once; a global listing may hold one for seconds, and chaos one for minutes.
+inline constexpr size_t kHttpThreads = 3;
 // Requests waiting beyond that.
 inline constexpr size_t kMaxRequestBytes = 64 * 1024;
 inline constexpr int kHttpTimeoutS = 5;
@@ -40,6 +44,7 @@ class AdminServer {
 
  private:
   void AddRoutes();
+  void Chaos(const httplib::Request& request, httplib::Response& response);
 
   StatusSource* source_;
   std::unique_ptr<httplib::Server> server_;

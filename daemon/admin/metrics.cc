@@ -50,6 +50,8 @@ constexpr MetricSpec kMetrics[] = {
     {"sluice_redis_script_errors_total", kCounter, "Scripts that ended with an error.", ""},
     {"sluice_redis_redirects_total", kCounter, "MOVED and ASK answers.", ""},
     {"sluice_redis_map_refreshes_total", kCounter, "Maps of the cluster taken over.", ""},
+    {"sluice_chaos", kGauge, "1 while an operator injects faults on purpose.", ""},
+    {"sluice_chaos_calls_total", kCounter, "Calls that chaos failed or held back.", ""},
     {"sluice_harvested_tokens_total", kCounter, "Use taken from the buckets.", ""},
     {"sluice_table_slots", kGauge, "Capacity of the bucket table.", ""},
     {"sluice_table_live_slots", kGauge, "Slots that hold a bucket.", ""},
@@ -214,6 +216,8 @@ void AddTable(const DaemonStatus& status, Page* page) {
     const size_t i = static_cast<size_t>(counter);
     return i < status.counters.size() ? status.counters[i] : 0;
   };
+  page->Count("sluice_chaos", status.chaos.token != 0 ? 1 : 0);
+  page->Count("sluice_chaos_calls_total", status.engine.chaos_calls);
   page->Count("sluice_harvested_tokens_total", status.engine.harvested_tokens);
   page->Count("sluice_table_slots", status.capacity);
   page->Count("sluice_table_live_slots", status.engine.live_buckets);

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "daemon/admin/attach_server.h"
 #include "daemon/config/compile.h"
 #include "daemon/config/config.h"
@@ -27,6 +29,13 @@ struct ConfigState {
   std::string pending;  // why a change is not in force yet; empty: it is
 };
 
+// A fault on purpose that is in force.
+struct Chaos {
+  uint64_t token = 0;  // never used twice by one daemon; 0: none is
+  uint64_t until_ns = 0;
+  std::string text;  // "redis-delay by 200ms on 10 % of calls"
+};
+
 struct DaemonStatus {
   std::string version;
   int pid = 0;
@@ -44,6 +53,7 @@ struct DaemonStatus {
   EngineSnapshot engine;
   ClientsSnapshot clients;
   ConfigState config;
+  Chaos chaos;
   std::vector<Alarm> alarms;  // the engine's and the process side's
 };
 
@@ -67,6 +77,10 @@ class StatusSource {
   virtual DaemonStatus Status() const = 0;
   virtual RulesInForce Rules() const = 0;
   virtual ReloadResult Reload() = 0;
+  // See daemon/chaos/order.h for what is asked and refused; one at a time.
+  virtual absl::StatusOr<Chaos> BeginChaos(const std::map<std::string, std::string>& asked) = 0;
+  // Ends that one, where it is still in force.
+  virtual void EndChaos(uint64_t token) = 0;
   // Stay mapped as long as the source lives.
   virtual const shm::MappedBuckets& Buckets() const = 0;
   virtual const shm::SegmentInfo& Info() const = 0;

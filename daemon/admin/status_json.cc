@@ -61,6 +61,15 @@ double SecondsSince(uint64_t now_ns, uint64_t then_ns) {
 }
 std::string Hex(uint64_t value) { return absl::StrFormat("%016x", value); }
 
+double LeftS(const Chaos& chaos, uint64_t now_ns) {
+  return now_ns < chaos.until_ns ? Seconds(chaos.until_ns - now_ns) : 0.0;
+}
+
+ordered_json ChaosJson(const DaemonStatus& status) {
+  if (status.chaos.token == 0) return nullptr;
+  return {{"text", status.chaos.text}, {"left_s", LeftS(status.chaos, status.now_ns)}};
+}
+
 ordered_json ShardsJson(const DaemonStatus& status, shm::ShardMode* worst) {
   uint64_t by_mode[3] = {};
   ordered_json troubled = ordered_json::array();
@@ -218,7 +227,25 @@ ordered_json StatusJson(const DaemonStatus& status) {
           {"redis", RedisJson(status.engine)},
           {"table", TableJson(status)},
           {"clients", ClientsJson(status)},
-          {"alarms", alarms}};
+          {"alarms", alarms},
+          {"chaos", ChaosJson(status)}};
+}
+
+ordered_json ChaosLine(const Chaos& chaos, const DaemonStatus& before, const DaemonStatus& status) {
+  shm::ShardMode worst = shm::ShardMode::kHealthy;
+  const ordered_json shards = ShardsJson(status, &worst);
+  const auto degraded = [](const DaemonStatus& s) {
+    uint64_t sum = 0;
+    for (const RuleCounts& rule : s.engine.rules) sum += rule.degraded;
+    return sum;
+  };
+  return {{"chaos", chaos.text},
+          {"left_s", LeftS(chaos, status.now_ns)},
+          {"mode", ModeName(worst)},
+          {"emergency", shards.at("emergency")},
+          {"unreconciled_age_s", Seconds(status.engine.unreconciled_age_ns)},
+          {"calls", status.engine.chaos_calls - before.engine.chaos_calls},
+          {"degraded", degraded(status) - degraded(before)}};
 }
 
 ordered_json RulesJson(const RulesInForce& in_force, const EngineSnapshot& engine) {

@@ -11,6 +11,10 @@
 //            leases, heals, duplicates, repairs},
 //          clients {attached, attached_total, refused_total, same_user, list[{pid, uid, label,
 //            since_s, same_user}]}, alarms[{id, text, mend, since_s}]
+//          chaos: null, or {text, left_s}
+// /chaos   a line a second: chaos, left_s, mode, emergency (shards), unreconciled_age_s, and since
+// it
+//          began calls (failed or held back) and degraded (tokens decided by when_degraded)
 // /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, match[{descriptor,
 //          op, values[]}], key[], consistency, shadow, when_degraded {mode, factor, for_ns, then,
 //          then_factor, alert}, allowed, denied, degraded}]
@@ -23,6 +27,9 @@
 namespace sluice::admin {
 
 nlohmann::ordered_json StatusJson(const DaemonStatus& status);
+// `before`: as it began.
+nlohmann::ordered_json ChaosLine(const Chaos& chaos, const DaemonStatus& before,
+                                 const DaemonStatus& status);
 // `engine` gives the counts.
 nlohmann::ordered_json RulesJson(const RulesInForce& in_force, const EngineSnapshot& engine);
 

@@ -17,11 +17,20 @@ namespace sluice::config {
 enum class LogLevel : uint8_t { kDebug, kInfo, kWarning, kError };
 std::string_view LogLevelName(LogLevel level);  // as in the file: "debug", "info", ...
 
+// What sluicectl chaos may do here.
+struct ChaosConfig {
+  bool allow = false;
+  uint64_t max_for_ns = 300'000'000'000;  // 1 s..1 h
+  double max_share = 1;                   // above 0, up to 1
+  std::vector<std::string> rules;         // names; empty: all, and faults that touch all
+};
+
 struct DaemonConfig {
   std::string runtime_dir = "/run/sluice";  // absolute, at most 90 bytes; holds the two sockets
   std::string group;                        // of the attach socket; empty: leave as it is
   uint64_t buckets = 131'072;               // capacity, always a valid one (power of two)
   LogLevel log_level = LogLevel::kInfo;
+  ChaosConfig chaos;
 
   std::string AttachSocketPath() const { return runtime_dir + "/attach.sock"; }
   std::string AdminSocketPath() const { return runtime_dir + "/admin.sock"; }

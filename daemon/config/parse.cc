@@ -130,7 +130,32 @@ void ReportYamlError(const YAML::Exception& error, std::string_view text, Findin
                     MendOf(error.msg, line, error.mark.column));
 }
 
-void ParseDaemon(Section* top, DaemonConfig* daemon, Findings* findings) {
+using Texts = std::vector<std::pair<std::string, YAML::Mark>>;
+
+// Whether the rules are there is seen when they are read: CheckChaosRules.
+void ParseChaos(Section* daemon, ChaosConfig* chaos, Texts* rules, Findings* findings) {
+  Section section(daemon->Value("chaos"), daemon->MarkOf("chaos"), "daemon.chaos", "daemon.chaos",
+                  findings);
+  section.Read("allow", &chaos->allow);
+  section.ReadDuration("max_for", &chaos->max_for_ns);
+  section.ReadNumber("max_share", &chaos->max_share);
+  section.ReadTexts("rules", rules);
+  for (const auto& [name, mark] : *rules) chaos->rules.push_back(name);
+}
+
+void CheckChaosRules(const Texts& names, const Config& config, Findings* findings) {
+  for (const auto& text : names) {
+    const bool is_there =
+        std::any_of(config.rules.begin(), config.rules.end(),
+                    [&](const RuleConfig& rule) { return rule.name == text.first; });
+    if (is_there) continue;
+    findings->Problem(text.second, "daemon.chaos.rules",
+                      Cat("there is no rule ", Shown(text.first)),
+                      "write the names of rules of this file");
+  }
+}
+
+void ParseDaemon(Section* top, DaemonConfig* daemon, Texts* chaos_rules, Findings* findings) {
   Section section(top->Value("daemon"), top->MarkOf("daemon"), "daemon", "daemon", findings);
   if (section.Read("runtime_dir", &daemon->runtime_dir)) {
     if (daemon->runtime_dir.front() != '/') {
@@ -156,6 +181,7 @@ void ParseDaemon(Section* top, DaemonConfig* daemon, Findings* findings) {
   if (size_t level = 0; section.ReadChoice("log_level", &level)) {
     daemon->log_level = static_cast<LogLevel>(level);
   }
+  ParseChaos(&section, &daemon->chaos, chaos_rules, findings);
 }
 
 // What is wrong with an address, or "".
@@ -186,7 +212,7 @@ std::string AddressFault(std::string_view address) {
 }
 
 void ParseAddresses(Section* section, RedisConfig* redis, Findings* findings) {
-  std::vector<std::pair<std::string, YAML::Mark>> addresses;
+  Texts addresses;
   if (!section->ReadTexts("addresses", &addresses)) return;
   for (auto& [address, mark] : addresses) {
     const std::string fault = AddressFault(address);
@@ -244,9 +270,11 @@ void ParseRedis(Section* top, Config* config, Findings* findings) {
 void ParseDocument(const YAML::Node& document, ParseResult* result, Findings* findings) {
   Section top(document, document.Mark(), "", "", findings);
   if (document.IsDefined() && !document.IsNull() && !document.IsMap()) return;  // said already
-  ParseDaemon(&top, &result->config.daemon, findings);
+  Texts chaos_rules;
+  ParseDaemon(&top, &result->config.daemon, &chaos_rules, findings);
   ParseRedis(&top, &result->config, findings);
   ParseRules(&top, &result->config, findings);
+  CheckChaosRules(chaos_rules, result->config, findings);
   if (!result->ok()) return;
   const auto compiled = Compile(result->config, shm::HashKey{}, 1);
   if (!compiled.ok()) {

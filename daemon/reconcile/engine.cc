@@ -3,10 +3,12 @@
 #include "daemon/engine.h"
 
 #include <sys/random.h>
+#include <time.h>
 
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <thread>
 #include <utility>
@@ -60,10 +62,21 @@ class WorkingEngine : public Engine {
   // A time for whoever watches, wherever it is stored: orders nothing.
   uint64_t LastTickNs() const override { return last_tick_ns_.load(std::memory_order_relaxed); }
   EngineSnapshot Snapshot() const override;
+  void SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) override;
+  // For whoever watches: orders nothing.
+  bool IsPaused() const override { return is_paused_.load(std::memory_order_relaxed); }
 
  private:
+  // What an operator wants next, or that it ends.
+  struct NextChaos {
+    std::optional<chaos::Order> order;
+    uint64_t until_ns = 0;
+  };
+
   // Everything below runs on the thread.
   void Run();
+  void TakeChaos();
+  void StandStill();
   absl::Status Open();
   void TakeRules();
   void LastFlush(uint64_t until_ns);
@@ -77,9 +90,11 @@ class WorkingEngine : public Engine {
   std::atomic<bool> stop_{false};
   std::atomic<int64_t> stop_bound_ns_{0};
   std::atomic<uint64_t> last_tick_ns_{0};
+  std::atomic<bool> is_paused_{false};
 
-  mutable std::mutex mutex_;  // guards the next two
+  mutable std::mutex mutex_;  // guards the next three
   std::shared_ptr<const config::CompiledRules> next_rules_;
+  std::optional<NextChaos> next_chaos_;
   EngineSnapshot snapshot_;
 
   std::mt19937_64 random_{std::random_device{}()};
@@ -148,16 +163,45 @@ void WorkingEngine::TakeRules() {
   if (next != nullptr) worker_->SetRules(std::move(next));
 }
 
+void WorkingEngine::SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  next_chaos_ = NextChaos{std::move(order), until_ns};
+}
+
+void WorkingEngine::TakeChaos() {
+  std::optional<NextChaos> next;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    next.swap(next_chaos_);
+  }
+  if (next.has_value()) worker_->SetChaos(std::move(next->order), next->until_ns);
+  is_paused_.store(worker_->IsPaused(), std::memory_order_relaxed);  // orders nothing
+}
+
+// As a thread that hangs, but for an end; it is alive. The time orders nothing.
+void WorkingEngine::StandStill() {
+  last_tick_ns_.store(Now(), std::memory_order_relaxed);
+  if (Now() >= published_ns_ + kSnapshotNs) Publish(Now());
+  const timespec pause = {0, static_cast<long>(reconcile::kTickNs)};
+  nanosleep(&pause, nullptr);
+}
+
 // stop_ pairs with Stop(): the bound is stored before it. last_tick_ns_ orders nothing.
 void WorkingEngine::Run() {
   while (!stop_.load(std::memory_order_acquire)) {
     TakeRules();
+    TakeChaos();
+    if (worker_->IsPaused()) {
+      StandStill();
+      continue;
+    }
     const uint64_t now_ns = Now();
     last_tick_ns_.store(now_ns, std::memory_order_relaxed);
     const uint64_t until_ns = worker_->Tick();
     if (now_ns >= published_ns_ + kSnapshotNs) Publish(now_ns);
     worker_->Wait(until_ns);
   }
+  worker_->SetChaos({}, 0);
   LastFlush(Now() + static_cast<uint64_t>(std::max<int64_t>(stop_bound_ns_.load(), 0)));
   Publish(Now());
 }

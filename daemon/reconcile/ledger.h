@@ -48,6 +48,7 @@ struct alignas(64) Bucket {
   bool queued = false;
   bool in_flight = false;
   bool share_expired = false;  // inv_share is what a quiet host keeps
+  bool forced = false;         // in emergency by an operator's word
   uint32_t inv_share = 0;
 
   shm::Limit limit;          // of the rule when it was last known

@@ -119,7 +119,9 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
     b.inv_share = InverseShare(1.0 / static_cast<double>(hosts_));
   }
   // The claimer's hint may be another's, or of an earlier policy.
-  shm::SetAux(buckets_->slots()[place.slot], place.key, b.inv_share, shard, rule);
+  b.forced = IsForced(b);
+  shm::SetAux(buckets_->slots()[place.slot], place.key, b.inv_share,
+              b.forced ? shm::kForcedShard : shard, rule);
   return id;
 }
 
@@ -131,7 +133,8 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
     const uint64_t allowed = tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
     totals.allowed += allowed;
     totals.denied += denied;
-    if (options_.has_redis && ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency) {
+    if (options_.has_redis &&
+        (b.forced || ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency)) {
       totals.degraded += allowed + denied;
     }
     stats_.harvested_tokens += allowed;
@@ -361,7 +364,7 @@ bool Reconciler::PublishShare(Bucket& b) {
     b.place.key = 0;  // another key stands there now
     return false;
   }
-  shm::SetAux(slot, b.place.key, b.inv_share, b.shard, b.rule->id);
+  shm::SetAux(slot, b.place.key, b.inv_share, b.forced ? shm::kForcedShard : b.shard, b.rule->id);
   return true;
 }
 
@@ -389,7 +392,7 @@ void Reconciler::Judge(uint32_t index, uint64_t now_ns) {
   const bool old = age_ns > std::max(kEmergencyMinNs, kEmergencyIntervals * stats_.interval_ns);
   const bool stale =
       age_ns > kStaleIntervals * stats_.interval_ns || cut || !breaker->HasSucceeded();
-  if (old || (cut && !starting)) {
+  if (old || (cut && !starting) || IsForced(index)) {
     SetMode(index, shm::ShardMode::kEmergency, now_ns);
   } else if (s.mode == shm::ShardMode::kEmergency) {
     if (!stale && breaker->IsCalm(now_ns)) SetMode(index, shm::ShardMode::kHealthy, now_ns);

@@ -100,6 +100,10 @@ class Reconciler : public harvest::Sink {
                  uint64_t now_ns);
   void OnPong(uint32_t primary, bool well, bool hard, uint64_t now_ns);
 
+  // Puts a share of the shards in emergency, or where `rules` (names or labels) are given that
+  // share of their buckets; share 0 ends it. The next Tick shows shards, this call buckets.
+  void Force(double share, std::vector<std::string> rules, uint64_t now_ns);
+
   // harvest::Sink
   uint32_t OnBucket(const harvest::Place& place, harvest::Named named) override;
   void Expect(uint32_t bucket) override { ledger_.Prefetch(bucket); }
@@ -132,6 +136,9 @@ class Reconciler : public harvest::Sink {
   void RequeueLost(Shard& shard, int64_t last_seq, uint64_t now_ns);
   void FoldBack(Bucket& b, uint64_t now_ns);
   bool PublishShare(Bucket& b);
+  bool IsForced(uint32_t shard) const;
+  bool IsForced(const Bucket& b) const;
+  void ShowShard(Bucket& b);
   void ExpireShares(uint64_t now_ns);
   void TrimJournal(Shard& shard, uint64_t now_ns);
   bool IsJump(const Bucket& b, uint64_t now_ns) const;
@@ -158,6 +165,8 @@ class Reconciler : public harvest::Sink {
   int64_t hosts_next_ = 0;
   uint64_t hosts_turn_ns_ = 0;
   BucketId expire_at_ = 0;
+  double forced_share_ = 0;
+  std::vector<std::string> forced_rules_;
 };
 
 }  // namespace sluice::reconcile

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/config/parse.h"
+#include "daemon/config/units.h"
 #include "daemon/log.h"
 #include "lua_scripts.h"
 
@@ -62,7 +63,10 @@ uint64_t MedianNs(const redis::LatencySnapshot& latency) {
 }  // namespace
 
 Worker::Worker(const EngineParts& parts, WorkerEnvironment environment)
-    : parts_(parts), environment_(std::move(environment)) {}
+    : parts_(parts),
+      environment_(std::move(environment)),
+      injector_(parts_.redis.has_value() ? parts_.redis->request_timeout_ns : 0,
+                environment_.random) {}
 
 Worker::~Worker() = default;
 
@@ -123,7 +127,9 @@ void Worker::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
 }
 
 uint64_t Worker::Tick() {
+  EndChaosInTime();
   const uint64_t now_ns = Now();
+  DeliverHeld();
   if (now_ns >= tick_ns_) {
     reconciler_->Tick(now_ns);
     tick_ns_ = now_ns + (reconciler_->IsQuiet(now_ns) ? kQuietTickNs : kTickNs);
@@ -133,9 +139,10 @@ uint64_t Worker::Tick() {
     UpdateAlarms();
   }
   if (client_ == nullptr) return tick_ns_;
+  const uint64_t turn_ns = std::min(tick_ns_, std::max(now_ns, injector_.NextNs()));
   const int64_t deadline_ns = client_->NextDeadlineNs();
-  if (deadline_ns == INT64_MAX) return tick_ns_;
-  return std::min(tick_ns_,
+  if (deadline_ns == INT64_MAX) return turn_ns;
+  return std::min(turn_ns,
                   std::max(now_ns, static_cast<uint64_t>(std::max<int64_t>(deadline_ns, 0))));
 }
 
@@ -158,12 +165,25 @@ void Worker::Wait(uint64_t until_ns) {
 }
 
 bool Worker::Flush() {
+  DeliverHeld();
   reconciler_->FlushAll(Now());
   return client_ == nullptr || reconciler_->IsSettled();
 }
 
 void Worker::Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
+  if (injector_.TakesCall(shard, token, client_->PrimaryOf(shard), RealNow())) return;
   client_->Call(shard, kFoldScript, args, arg_count, token);
+}
+
+void Worker::Ping(uint32_t primary, uint64_t token) {
+  if (injector_.TakesPing(primary, token, RealNow())) return;
+  client_->Ping(primary, token);
+}
+
+void Worker::OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply,
+                     redis::PrimaryIndex primary) {
+  if (!is_delivering_ && injector_.TakesReply(shard, token, reply, primary, RealNow())) return;
+  reconciler_->OnReply(shard, token, reply, primary, Now());
 }
 
 void Worker::OnFailure(uint32_t shard, uint64_t token, const redis::Failure& failure,
@@ -176,7 +196,9 @@ void Worker::OnFailure(uint32_t shard, uint64_t token, const redis::Failure& fai
 }
 
 void Worker::OnPong(redis::PrimaryIndex primary, uint64_t token, const redis::Failure* failure) {
-  (void)token;
+  if (!is_delivering_ && failure == nullptr && injector_.TakesPong(primary, token, RealNow())) {
+    return;
+  }
   if (failure != nullptr) {
     last_error_[primary] =
         absl::StrCat(std::string(redis::FailureName(failure->kind)), ": ", failure->message);
@@ -243,6 +265,49 @@ PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {
   return status;
 }
 
+void Worker::DeliverHeld() {
+  is_delivering_ = true;
+  injector_.Deliver(RealNow(), *this);
+  is_delivering_ = false;
+}
+
+void Worker::SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) {
+  EndChaos();
+  if (order.has_value()) {
+    chaos_ = order->ToString();
+    SetAlarm(
+        "chaos", true,
+        absl::StrCat("an operator tests ", chaos_, " for ", config::FormatDuration(order->for_ns)),
+        "it ends by itself; or end sluicectl chaos");
+    if (order->fault == chaos::Fault::kClockLag) {
+      not_before_ns_ = Now();
+      lag_ns_ = order->by_ns;
+    } else if (order->fault == chaos::Fault::kEmergency) {
+      reconciler_->Force(order->share, order->rules, Now());
+    }
+  }
+  injector_.Set(std::move(order), until_ns);
+}
+
+void Worker::EndChaos() {
+  if (chaos_.empty()) return;
+  injector_.Set({}, 0);
+  chaos_.clear();
+  lag_ns_ = 0;
+  reconciler_->Force(0, {}, Now());
+  SetAlarm("chaos", false, "", "");
+}
+
+void Worker::EndChaosInTime() {
+  if (!chaos_.empty() && injector_.InForce(RealNow()) == nullptr) EndChaos();
+}
+
+bool Worker::IsPaused() {
+  EndChaosInTime();
+  const chaos::Order* const order = injector_.InForce(RealNow());
+  return order != nullptr && order->fault == chaos::Fault::kDaemonPause;
+}
+
 EngineSnapshot Worker::Snapshot() const {
   const ReconcilerStats& stats = reconciler_->stats();
   EngineSnapshot s;
@@ -255,6 +320,7 @@ EngineSnapshot Worker::Snapshot() const {
   s.batched_buckets = stats.batched_buckets;
   s.resends = stats.resends;
   s.requeues = stats.requeues;
+  s.chaos_calls = injector_.touched();
   if (client_ != nullptr) {
     const redis::ClientCounters counters = client_->Counters();
     s.script_errors = counters.script_errors + stats.bad_replies;

@@ -5,14 +5,17 @@
 // A turn is Tick(), then Wait() on the ring. Single-threaded.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "daemon/chaos/injector.h"
 #include "daemon/engine.h"
 #include "daemon/reconcile/reconciler.h"
 #include "daemon/redis/cluster_client.h"
@@ -38,6 +41,10 @@ class Worker final : private redis::Listener, private Transport {
   ~Worker() override;
 
   void SetRules(std::shared_ptr<const config::CompiledRules> rules);
+  // Faults on purpose, until then; none: ends what is in force.
+  void SetChaos(std::optional<chaos::Order> order, uint64_t until_ns);
+  // True while such an order makes the thread stand still: no Tick() then.
+  bool IsPaused();
   // Does what is due, and returns when it wants another turn at the latest.
   uint64_t Tick();
   // Takes what the network brings until then; returns early with the first of it.
@@ -58,9 +65,7 @@ class Worker final : private redis::Listener, private Transport {
 
   // redis::Listener
   void OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply,
-               redis::PrimaryIndex primary) override {
-    reconciler_->OnReply(shard, token, reply, primary, Now());
-  }
+               redis::PrimaryIndex primary) override;
   void OnFailure(uint32_t shard, uint64_t token, const redis::Failure& failure,
                  redis::PrimaryIndex primary) override;
   void OnPong(redis::PrimaryIndex primary, uint64_t token, const redis::Failure* failure) override;
@@ -69,19 +74,29 @@ class Worker final : private redis::Listener, private Transport {
 
   // Transport
   void Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
-  void Ping(uint32_t primary, uint64_t token) override { client_->Ping(primary, token); }
+  void Ping(uint32_t primary, uint64_t token) override;
   uint32_t PrimaryOf(uint32_t shard) const override { return client_->PrimaryOf(shard); }
   uint32_t primary_count() const override {
     return static_cast<uint32_t>(client_->primary_count());
   }
 
-  uint64_t Now() const { return environment_.now_ns(); }
+  // Where chaos lets it lag, it stands still first: it never goes back.
+  uint64_t Now() const { return std::max(environment_.now_ns() - lag_ns_, not_before_ns_); }
+  uint64_t RealNow() const { return environment_.now_ns(); }
+  void DeliverHeld();
+  void EndChaos();
+  void EndChaosInTime();
 
   const EngineParts parts_;
   const WorkerEnvironment environment_;
   std::shared_ptr<const config::CompiledRules> rules_;
   std::unique_ptr<redis::ClusterClient> client_;
   std::unique_ptr<Reconciler> reconciler_;
+  chaos::Injector injector_;
+  bool is_delivering_ = false;  // what comes was held back already
+  std::string chaos_;           // the order in force, for people; empty: none
+  uint64_t lag_ns_ = 0;         // of the clock, by chaos
+  uint64_t not_before_ns_ = 0;
   std::map<std::string, Alarm> alarms_;
   std::map<uint32_t, std::string> last_error_;  // by primary
   std::map<uint32_t, uint64_t> failures_;       // by primary
