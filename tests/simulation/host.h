@@ -35,6 +35,7 @@ struct Acked {
 // One daemon's life.
 struct Life {
   std::string instance;
+  uint64_t begin_ns = 0;
   uint64_t end_ns = 0;  // 0: lives
   // By shard and seq.
   std::map<std::pair<uint32_t, int64_t>, Acked> acked;
@@ -106,7 +107,7 @@ class Host {
   std::unique_ptr<SimRing> ring_;
   std::unique_ptr<reconcile::Worker> worker_;
   std::vector<Life> lives_;
-  std::vector<int64_t> acked_seq_;  // by shard, last seen in the ledger
+  std::vector<int64_t> known_seq_;  // by shard, last seen in the ledger
   uint64_t wake_at_ns_ = UINT64_MAX;
   uint64_t wakes_ = 0;  // the newest appointment
   uint64_t turns_ = 0;  // since the last look at the bounds
