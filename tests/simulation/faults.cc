@@ -34,6 +34,7 @@ const std::vector<FaultPlan::Kind>& FaultPlan::Kinds() {
       {"planned failover", 1, 1, &FaultPlan::PlannedFailover},
       {"pause host", kSecond / 2, 30 * kSecond, &FaultPlan::PauseHost},
       {"kill daemon", kSecond / 20, 6 * kSecond, &FaultPlan::KillDaemon},
+      {"restart daemon", kSecond, 4 * kSecond, &FaultPlan::RestartDaemon},
       {"kill clients", 2 * kSecond, 10 * kSecond, &FaultPlan::KillClients},
   };
   return kinds;
@@ -249,6 +250,17 @@ void FaultPlan::KillDaemon(uint64_t for_ns) {
   Host& host = AnyHost();
   host.KillDaemon();
   world_.timeline->After(for_ns, [&host] { host.StartDaemon(); });
+}
+
+// As an upgrade does it: the new one starts when the old one is done, or its time is over.
+void FaultPlan::RestartDaemon(uint64_t for_ns) {
+  Host& host = AnyHost();
+  const uint64_t until_ns = world_.timeline->now_ns() + for_ns / 2;
+  host.StopDaemon(until_ns);
+  world_.timeline->After(for_ns, [&host] {
+    host.KillDaemon();
+    host.StartDaemon();
+  });
 }
 
 void FaultPlan::KillClients(uint64_t for_ns) {

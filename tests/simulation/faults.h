@@ -55,6 +55,7 @@ class FaultPlan {
   // Of hosts.
   void PauseHost(uint64_t for_ns);
   void KillDaemon(uint64_t for_ns);
+  void RestartDaemon(uint64_t for_ns);
   void KillClients(uint64_t for_ns);
 
   // Some links: one, all of a host, all of a node, or all. `heal`: what stood still goes on.

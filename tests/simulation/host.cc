@@ -18,8 +18,9 @@ namespace {
 constexpr uint64_t kCapacity = 256;
 constexpr uint64_t kGraceNs = 2 * kSecond;
 constexpr uint64_t kMaxDebtNs = 10 * kSecond;
-constexpr size_t kTurnsMost = 5000;         // between two looks at the bounds
-constexpr uint64_t kWakeMostNs = 60 * kUs;  // of a thread that something is ready for
+constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
+constexpr uint64_t kTurnLateNs = 100 * kMs;  // a daemon that runs comes around so often
+constexpr uint64_t kWakeMostNs = 60 * kUs;   // of a thread that something is ready for
 
 struct Clock {
   static inline uint64_t now_ns = 0;
@@ -98,13 +99,25 @@ void Host::StartDaemon() {
   trace_->Note("daemon starts", static_cast<uint64_t>(options_.number), lives_.size());
   lives_.push_back(std::move(life));
   known_seq_.assign(options_.config.redis->shards, -1);
+  late_looks_.assign(options_.config.redis->shards, 0);
   WakeAt(timeline_->now_ns());
 }
 
-// SIGKILL: what it had taken from the slots and Redis has not answered for goes with it.
 void Host::KillDaemon() {
   if (worker_ == nullptr) return;
   trace_->Note("daemon killed", static_cast<uint64_t>(options_.number));
+  EndDaemon();
+}
+
+void Host::StopDaemon(uint64_t until_ns) {
+  if (worker_ == nullptr) return;
+  trace_->Note("daemon stops", static_cast<uint64_t>(options_.number));
+  stop_until_ns_ = until_ns;
+  WakeAt(timeline_->now_ns());
+}
+
+// What it has taken from the slots and Redis has not answered for goes with it.
+void Host::EndDaemon() {
   const reconcile::Ledger& ledger = worker_->reconciler().ledger();
   for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
     const reconcile::Shard& shard = ledger.shard(i);
@@ -122,6 +135,7 @@ void Host::KillDaemon() {
   lives_.back().end_ns = timeline_->now_ns();
   worker_.reset();
   ring_.reset();
+  stop_until_ns_ = 0;
   wake_at_ns_ = UINT64_MAX;
   ++wakes_;
 }
@@ -148,7 +162,14 @@ void Host::Turn() {
   ++turns_;
   control_.Beat(now_ns);
   worker_->Wait(now_ns);
+  if (stop_until_ns_ != 0) {
+    const bool is_settled = worker_->Flush();
+    NoteAcks();
+    if (is_settled || timeline_->now_ns() >= stop_until_ns_) return EndDaemon();
+    return WakeAt(timeline_->now_ns() + reconcile::kTickNs);
+  }
   const uint64_t until_ns = worker_->Tick();
+  turned_ns_ = timeline_->now_ns();
   NoteAcks();
   WakeAt(ring_->has_ready() ? timeline_->now_ns() : until_ns - options_.base_ns);
 }
@@ -282,7 +303,28 @@ std::vector<std::string> Host::BeyondBounds(size_t nodes) {
          ledger.shard(i).journal.size() + ledger.shard(i).again.size(),
          reconcile::kJournalNs / reconcile::kTickNs + 2);
   }
+  CheckModes(&beyond);
   return beyond;
+}
+
+// Use that Redis has not heard of for long must show in the word that clients read; at the next
+// tick, where a failover has just brought it back.
+void Host::CheckModes(std::vector<std::string>* beyond) {
+  if (is_paused() || stop_until_ns_ != 0 || timeline_->now_ns() > turned_ns_ + kTurnLateNs) return;
+  const reconcile::Reconciler& reconciler = worker_->reconciler();
+  const uint64_t bound_ns =
+      std::max(reconcile::kEmergencyMinNs,
+               reconcile::kEmergencyIntervals * reconciler.stats().interval_ns) +
+      kTurnLateNs;
+  for (uint32_t i = 0; i < reconciler.ledger().shard_count(); ++i) {
+    const uint64_t use_ns = reconciler.ledger().OldestUseNs(reconciler.ledger().shard(i));
+    const bool late = use_ns != 0 && NowNs() > use_ns + bound_ns &&
+                      shm::shard_state::Mode(control_.shard(i)) != shm::ShardMode::kEmergency;
+    late_looks_[i] = late ? late_looks_[i] + 1 : 0;
+    if (late_looks_[i] < 2) continue;
+    beyond->push_back(absl::StrCat("host ", options_.number, ": shard ", i, " has use of ",
+                                   (NowNs() - use_ns) / kMs, " ms ago and no emergency"));
+  }
 }
 
 int64_t Host::AbandonedTokens() const {
