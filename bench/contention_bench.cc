@@ -1,7 +1,6 @@
 // One key that two cores check at once: threads of one process, and two processes. Beside it the
 // same check of a key that nobody else checks.
 #include <benchmark/benchmark.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "bench/paired.h"
+#include "bench/pinned.h"
 #include "bench/stage.h"
 
 namespace sluice::bench {
@@ -37,23 +37,6 @@ struct Orders {
     return *new (page) Orders;
   }
 };
-
-// The CPUs that this process was started on: pinned threads have only their own.
-const cpu_set_t started_on = [] {
-  cpu_set_t all;
-  sched_getaffinity(0, sizeof all, &all);
-  return all;
-}();
-
-void PinTo(int nth) {
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &started_on)) continue;
-    if (nth-- == 0) CPU_SET(cpu, &one);
-  }
-  Require(sched_setaffinity(0, sizeof one, &one) == 0, "needs two CPUs");
-}
 
 // Makes `n` checks; returns how many were allowed.
 using Checks = std::function<int(uint64_t n)>;
@@ -95,9 +78,7 @@ void Hammer(const Checks& checks, Orders& orders) {
 // is beside it: the same of a key that is nobody else's, so that it is never leased.
 void RunContended(benchmark::State& state, Orders& orders, const Checks& contended,
                   const Checks& quiet) {
-  cpu_set_t before;
-  sched_getaffinity(0, sizeof before, &before);
-  PinTo(1);
+  const Pinned pinned(1);
   std::vector<double> together_ns;
   std::vector<double> alone_ns;
   const auto slice = [](const Checks& checks, std::vector<double>* slices) {
@@ -115,7 +96,6 @@ void RunContended(benchmark::State& state, Orders& orders, const Checks& contend
     orders.run = false;
     slice(quiet, &alone_ns);
   }
-  sched_setaffinity(0, sizeof before, &before);
   state.counters["ns"] = Median(together_ns);
   state.counters["beside_ns"] = Median(alone_ns);
 }

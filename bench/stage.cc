@@ -41,6 +41,19 @@ sluice_t* OpenClient(const std::string& runtime_dir, const char* label) {
   return client;
 }
 
+FloorRule FloorOf(test::ServedSegments& served, const char* label) {
+  const config::CompiledRule* const rule = served.rules().Find(label);
+  Require(rule != nullptr, label);
+  const shm::MappedBuckets& buckets = served.buckets();
+  return {.slots = buckets.slots(),
+          .dirty = buckets.dirty(),
+          .group_mask = buckets.capacity() / shm::kGroupSlots - 1,
+          .hash_key = served.control().info().hash_key,
+          .seed = rule->hash_seed,
+          .cost_ns = rule->limit.interval_ns,
+          .tau_ns = rule->limit.tau_ns};
+}
+
 Stage::Stage(uint64_t cold_keys, uint64_t slots)
     : cold_count_(cold_keys), served_(kRules, {.capacity = slots, .reconciling = true}) {
   for (uint32_t shard = 0; shard < served_.control().info().shard_count; ++shard) {
@@ -73,19 +86,6 @@ sluice_rule_t* Stage::Rule(const char* label) const {
   sluice_rule_t* rule = nullptr;
   Require(sluice_rule_bind(client_, label, &rule) == 0, label);
   return rule;
-}
-
-FloorRule Stage::Floor(const char* label) {
-  const config::CompiledRule* const rule = served_.rules().Find(label);
-  Require(rule != nullptr, label);
-  const shm::MappedBuckets& buckets = served_.buckets();
-  return {.slots = buckets.slots(),
-          .dirty = buckets.dirty(),
-          .group_mask = buckets.capacity() / shm::kGroupSlots - 1,
-          .hash_key = served_.control().info().hash_key,
-          .seed = rule->hash_seed,
-          .cost_ns = rule->limit.interval_ns,
-          .tau_ns = rule->limit.tau_ns};
 }
 
 const char* Stage::NextCold(uint64_t n) {

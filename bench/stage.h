@@ -23,6 +23,9 @@ void Require(bool ok, const char* what);
 // A client of the segments served in that folder, attached.
 sluice_t* OpenClient(const std::string& runtime_dir, const char* label);
 
+// The memory and numbers of the rule `label` of those segments.
+FloorRule FloorOf(test::ServedSegments& served, const char* label);
+
 // Used by one thread.
 class Stage {
  public:
@@ -37,7 +40,7 @@ class Stage {
   // A handle on the one descriptor `name` with kKey; a bound rule. For the life of the process.
   sluice_handle_t* Handle(const char* name) const;
   sluice_rule_t* Rule(const char* label) const;
-  FloorRule Floor(const char* label);
+  FloorRule Floor(const char* label) { return FloorOf(served_, label); }
 
   // `n` keys of kKeyBytes each, in random order; each call goes on where the last one ended. The
   // first call makes all keys and their buckets.

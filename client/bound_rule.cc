@@ -14,9 +14,21 @@ size_t PlainKeyBytes(const RuleKey& key) {
   return MaxPlainValueBytes(key.label_bytes);
 }
 
+// Where only numbers changed since `old`. False where more did.
+bool FollowNumbers(const Attachment& a, const RuleBlock& old, RuleBlock* block) {
+  const NumbersReader reader(a, old.key.structure);
+  block->rule = reader.Read(old.rule.id);
+  block->key = old.key;
+  block->key.policy = reader.policy();
+  return reader.IsWhole();
+}
+
 RuleBlock* RebuildRule(sluice_rule& r, const Attachment& a) {
-  return r.blocks.Rebuild(Clock::CoarseNs(), [&](RuleBlock* block) {
-    if (FindRule(a, {r.label, r.label_bytes}, &block->rule, &block->key) != 0) return false;
+  return r.blocks.Rebuild(Clock::CoarseNs(), [&](const RuleBlock* old, RuleBlock* block) {
+    if (!(old != nullptr && old->attachment == &a && FollowNumbers(a, *old, block)) &&
+        FindRule(a, {r.label, r.label_bytes}, &block->rule, &block->key) != 0) {
+      return false;
+    }
     block->Set(a, r.client->coarse_step_ns);
     return true;
   });

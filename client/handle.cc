@@ -30,7 +30,10 @@ struct HandleBlock {
 
   const Attachment* attachment;
   sluice_handle* handle;
+  uint64_t structure;  // of the policy
   size_t count;
+  size_t value_count;
+  size_t ip_bytes;
   Item items[kHandleItems];
   Rule rules[kHandleItems];
   Text values[kHandleValues];
@@ -41,30 +44,64 @@ struct HandleBlock {
 // check's acquire load of it: the slot that it then uses is the one found. The policy word's
 // acquire load pairs with the daemon's release store.
 
-// Copies a plan into a block, re-pointing what pointed into the plan.
+// Copies items and their values, re-pointing what pointed into where they stood: values into `ips`,
+// items into `values`, and to the block's rules, which are the caller's to set.
+void CopyItems(const Item* items, const Text* values, const char* ips, HandleBlock* block) {
+  std::memcpy(block->ips, ips, block->ip_bytes);
+  for (size_t i = 0; i < block->value_count; ++i) {
+    Text value = values[i];
+    if (value.data >= ips && value.data < ips + block->ip_bytes) {
+      value.data = block->ips + (value.data - ips);
+    }
+    block->values[i] = value;
+  }
+  for (size_t i = 0; i < block->count; ++i) {
+    block->items[i] = items[i];
+    block->items[i].rule = &block->rules[i];
+    block->items[i].values = block->values + (items[i].values - values);
+  }
+  block->fp = shm::FingerprintOf(items[0].hash);
+}
+
 bool CopyPlan(const Plan& plan, HandleBlock* block) {
   if (plan.count > kHandleItems || plan.value_count > kHandleValues ||
       plan.arena_used > sizeof block->ips) {
     return false;
   }
-  std::memcpy(block->ips, plan.arena, plan.arena_used);
-  for (size_t i = 0; i < plan.value_count; ++i) {
-    Text value = plan.values[i];
-    if (value.data >= plan.arena && value.data < plan.arena + kArenaBytes) {
-      value.data = block->ips + (value.data - plan.arena);
-    }
-    block->values[i] = value;
-  }
-  for (size_t i = 0; i < plan.count; ++i) {
-    block->rules[i] = *plan.items[i].rule;
-    block->items[i] = plan.items[i];
-    block->items[i].rule = &block->rules[i];
-    block->items[i].values = block->values + (plan.items[i].values - plan.values);
-  }
   block->policy = plan.policy;
+  block->structure = plan.structure;
   block->count = plan.count;
+  block->value_count = plan.value_count;
+  block->ip_bytes = plan.arena_used;
   block->coarse_serves = plan.coarse_serves;
-  block->fp = shm::FingerprintOf(plan.items[0].hash);
+  CopyItems(plan.items, plan.values, plan.arena, block);
+  for (size_t i = 0; i < plan.count; ++i) block->rules[i] = *plan.items[i].rule;
+  // Orders nothing: the block is not in force yet.
+  block->slot.store(nullptr, std::memory_order_relaxed);
+  block->usual_until_ns.store(0, std::memory_order_relaxed);
+  return true;
+}
+
+// Where only numbers changed since `old`: what was matched holds, and only they are read. False
+// where more did. Relaxed stores: Blocks hands the block on.
+bool FollowNumbers(const Attachment& a, uint64_t coarse_step_ns, const HandleBlock& old,
+                   HandleBlock* block) {
+  NumbersReader reader(a, old.structure);
+  block->coarse_serves = true;
+  for (size_t i = 0; i < old.count; ++i) {
+    block->rules[i] = reader.Read(old.rules[i].id);
+    block->coarse_serves =
+        block->coarse_serves && shm::CoarseServes(block->rules[i].limit.tau_ns, coarse_step_ns);
+  }
+  if (!reader.IsWhole()) return false;
+  block->policy = reader.policy();
+  block->structure = old.structure;
+  block->count = old.count;
+  block->value_count = old.value_count;
+  block->ip_bytes = old.ip_bytes;
+  CopyItems(old.items, old.values, old.ips, block);
+  // Orders nothing, see above.
+  block->slot.store(old.slot.load(std::memory_order_relaxed), std::memory_order_relaxed);
   block->usual_until_ns.store(0, std::memory_order_relaxed);
   return true;
 }
@@ -84,17 +121,22 @@ namespace sluice::client {
 namespace {
 
 HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
-  return h.blocks.Rebuild(Clock::CoarseNs(), [&](HandleBlock* block) {
-    Plan plan;
-    if (BuildPlan(a, h.client->coarse_step_ns, h.descriptors.get(), h.count,
-                  /*shapes=*/nullptr, &plan) != 0) {
-      return false;
-    }
+  const uint64_t coarse_step_ns = h.client->coarse_step_ns;
+  return h.blocks.Rebuild(Clock::CoarseNs(), [&](const HandleBlock* old, HandleBlock* block) {
     block->attachment = &a;
     block->handle = &h;
     block->policy_word = &a.control->policy;
-    block->lag_ns = plan.coarse_serves ? shm::kCoarseLagSteps * h.client->coarse_step_ns : 0;
-    return CopyPlan(plan, block);
+    if (old == nullptr || old->attachment != &a || old->count == 0 ||
+        !FollowNumbers(a, coarse_step_ns, *old, block)) {
+      Plan plan;
+      if (BuildPlan(a, coarse_step_ns, h.descriptors.get(), h.count, /*shapes=*/nullptr, &plan) !=
+              0 ||
+          !CopyPlan(plan, block)) {
+        return false;
+      }
+    }
+    block->lag_ns = block->coarse_serves ? shm::kCoarseLagSteps * coarse_step_ns : 0;
+    return true;
   });
 }
 

@@ -199,11 +199,9 @@ void ReadNames(const PolicyView& view, const sluice_descriptor_t* descriptors, s
   }
 }
 
-bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t policy,
-               uint64_t coarse_step_ns, const sluice_descriptor_t* descriptors, size_t count,
-               Shape* shape) {
-  shape->attachment = &attachment;
-  shape->policy = policy;
+// Matches the names: all of a shape but what the numbers decide.
+void MatchNames(const PolicyView& view, uint64_t coarse_step_ns,
+                const sluice_descriptor_t* descriptors, size_t count, Shape* shape) {
   shape->name_count = count;
   for (size_t i = 0; i < count; ++i) {
     shape->name_bytes[i] = descriptors[i].name_len;
@@ -212,7 +210,6 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
   shape->present = {};
   ReadNames(view, descriptors, count, &shape->present);
   shape->too_many = false;
-  shape->is_direct = shape->coarse_serves = true;
   shape->candidate_count = 0;
   uint32_t group_count;
   const GroupView* const groups = view.groups(&group_count);
@@ -220,17 +217,52 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
     if ((groups[g].needed & ~shape->present.mask) != 0) continue;
     if (shape->candidate_count == kMaxItems) {
       shape->too_many = true;
-      shape->is_direct = false;
-      break;
+      return;
     }
     const size_t n = shape->candidate_count++;
-    Candidate& made = shape->candidates[n];
-    MakeCandidate(view, g, shape->present, coarse_step_ns, &shape->rules[n], &made);
-    shape->is_direct = shape->is_direct && !made.asks_values && made.key_count == 1;
-    shape->coarse_serves = shape->coarse_serves && made.coarse_serves;
+    MakeCandidate(view, g, shape->present, coarse_step_ns, &shape->rules[n], &shape->candidates[n]);
   }
-  for (size_t i = 0; shape->is_direct && i < shape->candidate_count; ++i) {
+}
+
+// The same where only numbers changed since `old`: its match holds.
+void FollowNumbers(const PolicyView& view, uint64_t coarse_step_ns, const Shape& old,
+                   Shape* shape) {
+  shape->name_count = old.name_count;
+  std::copy_n(old.name_bytes, old.name_count, shape->name_bytes);
+  std::copy_n(old.names, old.name_count, shape->names);
+  shape->present = old.present;
+  shape->too_many = old.too_many;
+  shape->candidate_count = old.candidate_count;
+  for (size_t i = 0; i < old.candidate_count; ++i) {
+    Candidate& candidate = shape->candidates[i];
+    candidate = old.candidates[i];
+    if (candidate.rule == nullptr) continue;
+    shape->rules[i] = view.rule(candidate.rule->id).numbers;
+    candidate.rule = &shape->rules[i];
+    candidate.coarse_serves = shm::CoarseServes(candidate.rule->limit.tau_ns, coarse_step_ns);
+  }
+}
+
+// `old`: another block of the same place, or null.
+bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t policy,
+               uint64_t coarse_step_ns, const sluice_descriptor_t* descriptors, size_t count,
+               const Shape* old, Shape* shape) {
+  shape->attachment = &attachment;
+  shape->policy = policy;
+  shape->structure = view.header().structure_hash;
+  if (old != nullptr && old->structure == shape->structure &&
+      old->IsOf(attachment, old->policy, descriptors, count)) {
+    FollowNumbers(view, coarse_step_ns, *old, shape);
+  } else {
+    MatchNames(view, coarse_step_ns, descriptors, count, shape);
+  }
+  shape->is_direct = !shape->too_many;
+  shape->coarse_serves = true;
+  for (size_t i = 0; i < shape->candidate_count; ++i) {
     const Candidate& made = shape->candidates[i];
+    shape->coarse_serves = shape->coarse_serves && made.coarse_serves;
+    shape->is_direct = shape->is_direct && !made.asks_values && made.key_count == 1;
+    if (!shape->is_direct) continue;
     shape->direct[i] = {.hash_seed = made.hash_seed,
                         .cost_ns = made.rule->unit_ns,
                         .tau_ns = made.rule->limit.tau_ns,
@@ -252,8 +284,8 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
   for (size_t i = 0; i < count; ++i) {
     if (descriptors[i].name_len > kShapeNameBytes) return nullptr;
   }
-  return place.Rebuild(shm::MonotonicClock::CoarseNs(), [&](Shape* next) {
-    return MakeShape(attachment, view, policy, coarse_step_ns, descriptors, count, next);
+  return place.Rebuild(shm::MonotonicClock::CoarseNs(), [&](const Shape* old, Shape* next) {
+    return MakeShape(attachment, view, policy, coarse_step_ns, descriptors, count, old, next);
   });
 }
 
@@ -311,8 +343,10 @@ int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coa
     plan->arena_used = 0;
     plan->coarse_serves = true;
     if (policy == 0) return 0;
-    const int built = BuildFrom(attachment, ViewOf(attachment, policy), coarse_step_ns, descriptors,
-                                count, shape, place, plan);
+    const PolicyView view = ViewOf(attachment, policy);
+    plan->structure = view.header().structure_hash;
+    const int built =
+        BuildFrom(attachment, view, coarse_step_ns, descriptors, count, shape, place, plan);
     // The same word again: all that was read belonged together. The fence keeps the reads of the
     // buffer before this load; it pairs with the daemon's release store of the word.
     std::atomic_thread_fence(std::memory_order_acquire);
@@ -343,6 +377,7 @@ void BuildDirect(const Attachment& attachment, const Shape& shape,
     PrefetchItem(attachment, item);
   }
   plan->policy = shape.policy;
+  plan->structure = shape.structure;
   plan->count = plan->value_count = shape.candidate_count;
   plan->arena_used = kArenaBytes;
   plan->coarse_serves = shape.coarse_serves;
@@ -408,6 +443,7 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
     key->policy = attachment.control->policy.load(std::memory_order_acquire);
     if (key->policy == 0) return SLUICE_E_NO_RULE;
     const PolicyView view = ViewOf(attachment, key->policy);
+    key->structure = view.header().structure_hash;
     int result = SLUICE_E_NO_RULE;
     for (uint32_t id = 0; id < view.rule_count(); ++id) {
       const RuleView& candidate = view.rule(id);

@@ -2,6 +2,7 @@
 // copies of every number it needs, so that a policy change cannot tear a decision.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string_view>
 
@@ -43,7 +44,8 @@ struct Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  uint64_t policy;  // policy word it was built from
+  uint64_t policy;     // policy word it was built from
+  uint64_t structure;  // of that policy
   size_t count;
   size_t value_count;
   size_t arena_used;
@@ -60,13 +62,14 @@ class Shapes;
 
 // Matches descriptors against the policy in force. Returns 0, or SLUICE_E_RULES /
 // SLUICE_E_DESCRIPTORS. No policy published yet: a plan of 0 items. `shapes` may be null; else the
-// plan may point into one of them, which stands for kPolicyRestNs at least.
+// plan may point into one of them, which stands for kBlockRestNs at least.
 int BuildPlan(const Attachment& attachment, uint64_t coarse_step_ns,
               const sluice_descriptor_t* descriptors, size_t count, Shapes* shapes, Plan* plan);
 
 // One rule known by its label, with what is needed to name its buckets by a single value.
 struct RuleKey {
   uint64_t policy;
+  uint64_t structure;  // of that policy
   uint64_t hash_seed;
   size_t label_bytes;
   uint32_t value_count;  // 0 or 1
@@ -102,5 +105,33 @@ inline shm::PolicyView ViewOf(const Attachment& attachment, uint64_t policy) {
   const uint32_t buffer = shm::policy_word::Buffer(policy) % shm::kPolicyBuffers;
   return shm::PolicyView(attachment.policy_buffers + uint64_t{buffer} * shm::kPolicyBufferBytes);
 }
+
+// Reads the numbers of rules under the policy in force, for what was matched under another one of
+// the same structure.
+// Memory orders: the first load of the policy word pairs with the daemon's release store: the
+// buffer that it names is whole. The fence keeps the reads of the buffer before the second load.
+class NumbersReader {
+ public:
+  NumbersReader(const Attachment& a, uint64_t structure)
+      : word_(a.control->policy),
+        policy_(word_.load(std::memory_order_acquire)),
+        view_(ViewOf(a, policy_)),
+        is_same_(policy_ != 0 && view_.header().structure_hash == structure) {}
+
+  const Rule& Read(uint16_t id) const { return view_.rule(id).numbers; }
+  // After the last Read: true where the structure is the same, and all that was read belonged
+  // together.
+  bool IsWhole() const {
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return is_same_ && word_.load(std::memory_order_relaxed) == policy_;
+  }
+  uint64_t policy() const { return policy_; }
+
+ private:
+  const std::atomic<uint64_t>& word_;
+  const uint64_t policy_;
+  const shm::PolicyView view_;
+  const bool is_same_;
+};
 
 }  // namespace sluice::client

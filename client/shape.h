@@ -75,6 +75,7 @@ inline Text ValueAt(const sluice_descriptor_t* descriptors, size_t at) {
 struct Shape {
   const Attachment* attachment;
   uint64_t policy;
+  uint64_t structure;  // of that policy
   size_t name_count;
   size_t name_bytes[kShapeNames];
   NameWords names[kShapeNames];

@@ -31,7 +31,7 @@ namespace {
 constexpr int kFirstPassedFd = 3;  // SD_LISTEN_FDS_START
 constexpr size_t kMaxMessageBytes = 4096;
 constexpr int kMessagesPerWake = 64;
-constexpr uint64_t kWatchNs = 250'000'000;
+constexpr uint64_t kWatchNs = 500'000'000;
 
 uint64_t NowNs() { return shm::MonotonicClock::PreciseNs(); }
 

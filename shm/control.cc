@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -334,6 +335,9 @@ SegmentStatus ControlReader::Map(int fd, uint32_t owner_uid) {
   if (const SegmentStatus s = CheckControl(fd, owner_uid, &info); !s.ok()) return s;
   Mapping mapping;
   if (const SegmentStatus s = mapping.Map(fd, kControlBytes, false, 0); !s.ok()) return s;
+  // All pages now, so that the first check after a change of the rules meets no page fault. Older
+  // kernels do not know how; then it does.
+  madvise(mapping.data(), kControlBytes, MADV_POPULATE_READ);
   mapping_ = std::move(mapping);
   info_ = info;
   return Ok();

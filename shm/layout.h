@@ -44,7 +44,7 @@ inline constexpr uint64_t kMinCapacity = 64;          // one dirty word
 inline constexpr uint64_t kMaxCapacity = 1ull << 26;  // 64 M buckets: 11.5 GiB
 inline constexpr uint32_t kMaxShards = 4096;          // 12 bits in aux
 inline constexpr uint32_t kMaxRules = 4096;           // compiled rules (a tier counts as one)
-inline constexpr uint32_t kPolicyBuffers = 8;         // so a superseded one rests >= 10 s
+inline constexpr uint32_t kPolicyBuffers = 8;         // so a superseded one can rest
 inline constexpr uint32_t kPolicyBufferBytes = 256 * 1024;
 inline constexpr uint32_t kKeyTextBytes = 120;                       // longer texts: prefix + hash
 inline constexpr uint64_t kMaxSpanNs = 400ull * 86'400'000'000'000;  // tau, period: 400 days
@@ -297,7 +297,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   3 /* policy and header */};
+                            kKeyTextBytes,   4 /* policy and header */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

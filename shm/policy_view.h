@@ -2,9 +2,11 @@
 //
 // The daemon writes a whole policy into a buffer that was superseded at least kPolicyRestNs ago,
 // then release-stores the policy word {seq | buffer}. A reader loads the word (acquire), matches in
-// place, and loads the word again: equal means that all it read belonged together. A reader that
-// stood still for longer than the rest may read torn bytes, so every offset and count is masked to
-// a bound here, and nothing read in place is used as a pointer.
+// place, and loads the word again: equal means that all it read belonged together, since no seq is
+// ever used twice. A reader that stood still for longer than the rest may read torn bytes before it
+// finds the word changed, so every offset and count is masked to a bound here, and nothing read in
+// place is used as a pointer. The rest only makes that rare; five buffers that rest this long let
+// the limits change ten times a second.
 //
 //   buffer:  PolicyHeader | GroupView[group_count] | RuleView[rule_count] | ConditionView[] |
 //            KeyPartView[] | StringRef[] (one-of lists) | string bytes
@@ -12,7 +14,8 @@
 // A *group* is one rule of the configuration: its conditions and key. A *rule* is a group at one
 // tier: a limit. The group without tiers has one rule, its base. Rule ids index RuleView[] and are
 // valid within one policy only; across policies a rule is known by its label, "name" or
-// "name@tier".
+// "name@tier". Policies of equal structure_hash match alike and name alike: what was matched under
+// one holds under the other, at the same rule ids, and only RuleNumbers are to be read anew.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +29,7 @@
 namespace sluice::shm {
 
 inline constexpr uint32_t kPolicyMagic = 0x59434c50;  // "PLCY"
-inline constexpr uint64_t kPolicyRestNs = 10'000'000'000;
+inline constexpr uint64_t kPolicyRestNs = 400'000'000;
 inline constexpr uint32_t kMaxGroups = 1024;
 inline constexpr uint32_t kMaxNames = 64;           // distinct descriptor names, one mask bit each
 inline constexpr uint32_t kNameSlots = 128;         // open-addressed index of names
@@ -54,10 +57,11 @@ struct PolicyHeader {
   uint32_t rule_count;
   uint32_t rules_offset;
   uint64_t version_hash;           // of the configuration's text: equal on hosts with equal limits
+  uint64_t structure_hash;         // of all but the limits' numbers, see below
   uint8_t name_slots[kNameSlots];  // NameSlot() -> name id, kNoName: empty; linear probing
   StringRef names[kMaxNames];
 };
-static_assert(sizeof(PolicyHeader) == 48 + kNameSlots + kMaxNames * 8);
+static_assert(sizeof(PolicyHeader) == 56 + kNameSlots + kMaxNames * 8);
 
 enum class MatchOp : uint8_t { kExact = 0, kPrefix = 1, kGlob = 2, kOneOf = 3 };
 

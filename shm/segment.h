@@ -41,7 +41,7 @@ struct SegmentInfo {
 };
 
 // How old a heartbeat may be before the daemon counts as gone: ten missed beats.
-inline constexpr uint64_t kHeartbeatNs = 100'000'000;
+inline constexpr uint64_t kHeartbeatNs = 200'000'000;
 inline constexpr uint64_t kHeartbeatFreshNs = 1'000'000'000;
 
 // Owns one mapping. Empty after a failure. Movable.

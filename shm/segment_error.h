@@ -70,7 +70,7 @@ inline constexpr ErrorText kErrorTexts[] = {
     {"PolicyTooLarge",
      "the compiled rules exceed 262080 bytes: use fewer rules, tiers or listed values"},
     {"PoliciesResting",
-     "the rules changed more than 5 times in 10 s: the change waits for at most 10 s"},
+     "the rules change faster than ten times a second: the change waits for at most 0.4 s"},
     {"NoEarlierPolicy", "there are no earlier rules to go back to"},
 };
 inline constexpr size_t kErrorTextCount = sizeof kErrorTexts / sizeof kErrorTexts[0];

@@ -20,6 +20,15 @@ inline uint64_t TakeDirty(Cell& bits) {
   return bits.exchange(0, std::memory_order_seq_cst);
 }
 
+// True where one of the `count` words holds a bit. Orders nothing: what it misses is found by the
+// next harvest.
+template <class Cell>
+inline bool IsAnyDirty(const Cell* bits, uint64_t count) {
+  uint64_t any = 0;
+  for (uint64_t i = 0; i < count; ++i) any |= bits[i].load(std::memory_order_relaxed);
+  return any != 0;
+}
+
 // Clears the slot's dirty flag. The bitmap's bit must have been cleared before.
 template <class Cell>
 inline void ClearDirty(BasicSlot<Cell>& slot) {

@@ -19,7 +19,7 @@ constexpr int kBacklog = 512;
 constexpr int kAcceptsPerWake = 64;  // then the others have their turn
 // After EMFILE: nobody can be accepted until somebody leaves.
 constexpr uint64_t kAcceptPauseNs = 100'000'000;
-constexpr uint64_t kSweepNs = 250'000'000;
+constexpr uint64_t kSweepNs = 1'000'000'000;
 
 std::string PrintableLabel(const char (&label)[shm::kLabelBytes]) {
   std::string text;

@@ -172,6 +172,13 @@ void Append(const std::vector<T>& items, std::string* bytes) {
   }
 }
 
+// 64-bit FNV-1a (Fowler, Noll, Vo).
+uint64_t Fnv1a(std::string_view bytes) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : bytes) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  return hash;
+}
+
 absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   std::vector<StringRef> name_refs;
   for (const std::string& name : names_) name_refs.push_back(Text(name));
@@ -232,14 +239,18 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
     Append(refs_, &bytes);
     return bytes + strings_;
   };
-  // The version must not depend on this host's salt or on how often it has reloaded.
-  std::vector<uint64_t> seeds;
-  for (RuleView& rule : rules_) seeds.push_back(std::exchange(rule.hash_seed, 0));
-  uint64_t version = 0xcbf29ce484222325;
-  for (const char c : assemble()) version = (version ^ static_cast<uint8_t>(c)) * 0x100000001b3;
-  for (size_t i = 0; i < rules_.size(); ++i) rules_[i].hash_seed = seeds[i];
+  // Neither must depend on this host's salt or on how often it has reloaded.
+  const std::vector<RuleView> rules = rules_;
+  for (RuleView& rule : rules_) rule.hash_seed = 0;
+  const uint64_t version = Fnv1a(assemble());
+  for (RuleView& rule : rules_) {
+    rule.numbers = {.id = rule.numbers.id, .group = rule.numbers.group};
+  }
+  const uint64_t structure = Fnv1a(assemble());
+  rules_ = rules;
 
   header.version_hash = version;
+  header.structure_hash = structure;
   header.seq = seq;
   std::string bytes = assemble();
   header.crc32 = Crc32(std::string_view(bytes).substr(sizeof(PolicyHeader)));

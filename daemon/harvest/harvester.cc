@@ -15,6 +15,7 @@ constexpr size_t kMaxTextBytes = 3 * shm::kKeyTextBytes + shm::kMaxLabelBytes + 
 constexpr uint64_t kSecondNs = 1'000'000'000;
 // What is asked for ahead fits the first cache: some five lines for each.
 constexpr size_t kTakenTogether = 64;
+constexpr uint64_t kLineWords = 8;
 
 // The most that a bucket can have admitted in `elapsed_ns`, debt included; never less than 1.
 int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
@@ -53,7 +54,13 @@ size_t Harvester::Harvest(uint64_t now_ns, Sink& sink) {
   uint32_t slots[kTakenTogether];
   size_t n = 0;
   size_t taken = 0;
-  for (uint64_t w = 0; w < buckets_->dirty_words(); ++w) {
+  const uint64_t words = buckets_->dirty_words();
+  for (uint64_t w = 0; w < words; ++w) {
+    // At rest nearly all is clean: a line of the bitmap at a time.
+    if (w % kLineWords == 0 && w + kLineWords <= words && !shm::IsAnyDirty(&dirty[w], kLineWords)) {
+      w += kLineWords - 1;
+      continue;
+    }
     for (uint64_t bits = shm::TakeDirty(dirty[w]); bits != 0; bits &= bits - 1) {
       slots[n] = static_cast<uint32_t>(w * 64 + static_cast<uint64_t>(std::countr_zero(bits)));
       Ask(slots[n]);
@@ -110,6 +117,7 @@ void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
     denied = std::min(denied, kMaxOpenTokensPerSecond * (elapsed_ns / kSecondNs + 1));
   }
   if (tokens == 0 && denied == 0) return;
+  was_used_ = is_used_ = true;
   known.taken_ns = now_ns;
   sink.OnUse(known.bucket, tokens, denied);
 }
@@ -137,8 +145,9 @@ bool Harvester::Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink
   // What a tenancy met for the first time may have admitted: at the start all that came while no
   // daemon ran, later what came since the last whole sweep.
   if (known.taken_ns == 0) {
-    known.taken_ns = now_ns - std::min(now_ns, sweep_ns_);
-    if (now_ns < started_ns_ + sweep_ns_) known.taken_ns = std::min(known.taken_ns, use_since_ns_);
+    const uint64_t longest_ns = kIdleSweeps * sweep_ns_;
+    known.taken_ns = now_ns - std::min(now_ns, longest_ns);
+    if (now_ns < started_ns_ + longest_ns) known.taken_ns = std::min(known.taken_ns, use_since_ns_);
   }
   known.rule = rule->id;
   known.bucket = sink.OnBucket({slot, key}, std::move(named));
@@ -151,10 +160,11 @@ void Harvester::Sweep(uint64_t now_ns, const shm::SlotTable<std::atomic<uint64_t
   if (rules_ == nullptr) return;
   const uint64_t capacity = buckets_->capacity();
   if (swept_ns_ == 0) swept_ns_ = now_ns;
-  const uint64_t elapsed_ns = std::min(now_ns - std::min(now_ns, swept_ns_), sweep_ns_);
+  const uint64_t sweep_ns = was_used_ ? sweep_ns_ : kIdleSweeps * sweep_ns_;
+  const uint64_t elapsed_ns = std::min(now_ns - std::min(now_ns, swept_ns_), sweep_ns);
   uint64_t due =
       static_cast<uint64_t>(static_cast<double>(capacity) * static_cast<double>(elapsed_ns) /
-                            static_cast<double>(sweep_ns_));
+                            static_cast<double>(sweep_ns));
   if (due == 0) return;
   swept_ns_ = now_ns;
   for (; due > 0; --due) {
@@ -162,6 +172,7 @@ void Harvester::Sweep(uint64_t now_ns, const shm::SlotTable<std::atomic<uint64_t
     if (++sweep_at_ < capacity) continue;
     sweep_at_ = 0;
     live_buckets_ = std::exchange(live_seen_, 0);
+    was_used_ = std::exchange(is_used_, false);
     SweepOverflow(sink);
   }
 }

@@ -50,10 +50,13 @@ class Sink {
 };
 
 // A whole sweep takes the shorter time, over more than kSweepSlots in proportion up to the longer:
-// a large table at rest is to cost little.
+// a large table at rest is to cost little. It takes so many times as long after one that met no
+// use, as long as none comes: then only a client that is killed in the middle of a check leaves
+// any.
 inline constexpr uint64_t kSweepNs = 5'000'000'000;
 inline constexpr uint64_t kLongestSweepNs = 30'000'000'000;
 inline constexpr uint64_t kSweepSlots = 1 << 18;
+inline constexpr uint64_t kIdleSweeps = 4;
 // A dead word is settled by the sweep when its claimer had this long to go on.
 inline constexpr uint64_t kStalledClaimNs = 1'000'000'000;
 // A rule that fails open admits without a bound by time; this many tokens a second are believed.
@@ -112,7 +115,9 @@ class Harvester {
   std::shared_ptr<const config::CompiledRules> rules_;
   std::vector<Known> known_;  // by slot
   uint64_t use_since_ns_;
-  uint64_t sweep_ns_;        // a whole sweep takes
+  uint64_t sweep_ns_;        // a whole sweep takes, where there is use
+  bool was_used_ = true;     // in the last whole sweep or since
+  bool is_used_ = true;      // since the last whole sweep
   uint64_t started_ns_ = 0;  // of the first harvest
   uint64_t swept_ns_ = 0;
   uint64_t sweep_at_ = 0;

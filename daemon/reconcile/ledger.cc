@@ -144,6 +144,7 @@ void Ledger::Forget(uint64_t now_ns, harvest::Harvester& harvester) {
   const auto by_time = static_cast<size_t>(static_cast<double>(buckets_.size()) *
                                            static_cast<double>(elapsed_ns) / kForgetTurnNs);
   if (forgot_ns_ == 0 || by_time != 0) forgot_ns_ = now_ns;
+  if (free_.size() == buckets_.size()) return;
   const size_t due = by_time + kForgetPerNew * std::exchange(new_since_forget_, 0);
   for (size_t i = 0; i < std::min(due, buckets_.size()); ++i) {
     if (forget_at_ >= buckets_.size()) forget_at_ = 0;

@@ -27,7 +27,7 @@ namespace sluice::reconcile {
 inline constexpr uint64_t kTickNs = 10'000'000;
 // The same while nothing has been used for a second: the first use after that waits so long to be
 // seen, as a flush would let it wait anyway.
-inline constexpr uint64_t kQuietTickNs = 50'000'000;
+inline constexpr uint64_t kQuietTickNs = 100'000'000;
 inline constexpr uint64_t kQuietNs = 1'000'000'000;
 // A shard is stale beyond this age of unreconciled use, and in emergency beyond the next.
 inline constexpr uint64_t kStaleIntervals = 3;

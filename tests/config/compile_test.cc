@@ -188,13 +188,34 @@ TEST(CompileTest, GivesTheSameVersionToHostsWithTheSameLimits) {
   EXPECT_NE(version("rules: [{name: aa, match: {r: a}, key: [u], limit: 1/s}]", kKey, 1), base);
 }
 
+TEST(CompileTest, TheStructureChangesWithAllButNumbers) {
+  const auto structure = [](const std::string& rules, const shm::HashKey& key = kKey) {
+    const auto bytes = Compile(Parsed("rules: [" + rules + "]"), key, 1);
+    return PolicyView(bytes.value().data()).header().structure_hash;
+  };
+  const uint64_t base = structure("{name: aa, key: [u], limit: 1/s}");
+  EXPECT_EQ(structure("{name: aa, key: [u], limit: 1/s}", shm::HashKey{}), base);
+  EXPECT_EQ(structure("{name: aa, key: [u], limit: 7 per 1h, burst: 9, cost: 2, shadow: true, "
+                      "when_degraded: {mode: degrade, factor: 0.5}}"),
+            base);
+  EXPECT_NE(structure("{name: ab, key: [u], limit: 1/s}"), base);
+  EXPECT_NE(structure("{name: aa, key: [v], limit: 1/s}"), base);
+  EXPECT_NE(structure("{name: aa, key: [u, v], limit: 1/s}"), base);
+  EXPECT_NE(structure("{name: aa, match: {r: a}, key: [u], limit: 1/s}"), base);
+  EXPECT_NE(structure("{name: aa, key: [u], limit: 1/s, tier_by: t, tiers: {p: {limit: 2/s}}}"),
+            base);
+  const std::string bb = "{name: bb, key: [u], limit: 1/s}";
+  EXPECT_NE(structure("{name: aa, key: [u], limit: 1/s}, " + bb),
+            structure(bb + ", {name: aa, key: [u], limit: 1/s}"));
+}
+
 TEST(CompileTest, LooksRulesUpByLabelFromTheSameBytes) {
   const std::string bytes = Compiled(kRules, 5);
   const auto rules = CompiledRules::Load(bytes);
   ASSERT_TRUE(rules.ok()) << rules.status();
   EXPECT_EQ(rules->seq(), 5u);
   ASSERT_EQ(rules->rules().size(), std::size(kExpected));
-  for (uint16_t id = 0; id < std::size(kExpected); ++id) {
+  for (size_t id = 0; id < std::size(kExpected); ++id) {
     const CompiledRule* rule = rules->Find(kExpected[id].label);
     ASSERT_NE(rule, nullptr) << kExpected[id].label;
     EXPECT_EQ(rule->id, id);

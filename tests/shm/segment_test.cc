@@ -314,7 +314,7 @@ TEST_F(ControlTest, RefusesAPolicyThatIsDamagedOrTooLarge) {
   EXPECT_EQ(writer_.policy_seq(), 1u);
 }
 
-TEST_F(ControlTest, KeepsASupersededPolicyForTenSeconds) {
+TEST_F(ControlTest, KeepsASupersededPolicyForItsRest) {
   // One in force, two pinned: five more buffers, then none has rested.
   uint64_t wait_ns = 0;
   for (uint64_t tag = 2; tag <= 8; ++tag) {
