@@ -142,7 +142,7 @@ std::vector<std::string> MakeBatches(const std::string& sha, uint64_t round) {
     redis::AppendBulk(&command, sha);
     redis::AppendBulk(&command, "1");
     redis::AppendBulk(&command, "raw:{" + std::to_string(shard) + "}");
-    batches.push_back(command + reconcile::ArgsOf(batch, 2));
+    batches.push_back(command + reconcile::ArgsOf(batch, /*known_seq=*/-1, 2));
   }
   return batches;
 }

@@ -1,26 +1,30 @@
 -- fold: adds one batch of use to the buckets of one shard, atomically, and answers their state.
 --
 -- KEYS[1]  the shard's hash: one field a bucket, and
---            h:<instance>  "seq before time_us"  the last batch of that daemon applied here, and
---                          the seq that was known then (-1: none)
+--            h:<instance>  "seq time_us"  the last batch of that daemon applied here
 --            s:            tokens ever counted in this hash (the books' other side)
 --          a bucket's field: "tat_us tokens gen d0 d1 n0 n1"
 --            tat_us        global theoretical arrival time, may stand in debt
 --            tokens        tokens counted since the field was made
 --            gen d0 d1 n0 n1   demand (milli-tokens/s) and hosts of this and the last generation
 -- ARGV     1 late_us     how long ago the rest was frozen, when it is sent again; else 0
---          2 instance    random, made at each daemon start
---          3 seq         of the batch, rising by one for (instance, shard)
---          4 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
---          5 gen_us      length of a generation
---          6 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s)
+--          2 known       the last seq that the daemon takes this hash to know; -1: whatever it knows
+--          3 instance    random, made at each daemon start
+--          4 seq         of the batch, rising by one for (instance, shard)
+--          5 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
+--          6 gen_us      length of a generation
+--          7 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s)
 --          then for each bucket 8: field rule(1..R) cost_us tokens age_us d dprev gen
 --            cost_us     use as time, tokens the same as a count; negative: refunds
 --            age_us      how old the oldest of it was when frozen, 0 in normal operation
 --            d, dprev    the host's demand now, and what it said in its generation `gen` (-1: none)
--- Reply    applied (1, or 0: seq was known, nothing was written), seq known before this batch came
---          for the first time (-1: none), now_us, gen, then for each bucket 3: debt_us, demand of
---          all (milli-tokens/s), hosts
+-- Reply    outcome (1: applied; 0: seq was known; 2: batches before it are missing here; nothing was
+--          written but for 1), seq known before (-1: none), now_us, gen, then for each bucket 3:
+--          debt_us, demand of all (milli-tokens/s), hosts
+--
+-- A batch is refused where an earlier one that the daemon still has is missing: after a failover it
+-- sends all of them again in order, under their old numbers. So a seq that is known stands for all
+-- before it, and no copy of this hash, of however many that failovers make, counts one twice.
 --
 -- Everything is parsed and computed before the first write, then ONE HSET holds all fields and the
 -- sequence number: a script that fails half-way keeps what it wrote, and state and sequence are to
@@ -33,12 +37,13 @@ local KEEP_MS = 600000           -- of the whole hash after its last batch, at l
 
 local key = KEYS[1]
 local late = tonumber(ARGV[1])
-local instance = 'h:' .. ARGV[2]
-local seq = tonumber(ARGV[3])
-local now = tonumber(ARGV[4])
-local gen_us = tonumber(ARGV[5])
-local rules = tonumber(ARGV[6])
-local first = 7 + 3 * rules
+local known = tonumber(ARGV[2])
+local instance = 'h:' .. ARGV[3]
+local seq = tonumber(ARGV[4])
+local now = tonumber(ARGV[5])
+local gen_us = tonumber(ARGV[6])
+local rules = tonumber(ARGV[7])
+local first = 8 + 3 * rules
 local count = (#ARGV - first + 1) / 8
 
 if now == 0 then
@@ -57,16 +62,12 @@ local last = -1
 if stored[1] then
   last = tonumber(string.match(stored[1], '^%d+'))
 end
-local apply = seq > last
--- Where the first reply was lost, this one must tell of the batches that are missing here.
-local before = last
-if seq == last then
-  before = tonumber(string.match(stored[1], '^%d+ (%-?%d+) %d+$') or last)
-end
+local outcome = seq <= last and 0 or (last < known and 2 or 1)
+local apply = outcome == 1
 
 local floor, max, min, format, match = math.floor, math.max, math.min, string.format, string.match
-local reply = {apply and 1 or 0, before, now, gen}
-local fields = {instance, format('%.0f %.0f %.0f', seq, last, now)}
+local reply = {outcome, last, now, gen}
+local fields = {instance, format('%.0f %.0f', seq, now)}
 local at = #fields
 local sum = tonumber(stored[2] or '0')
 local created = 0
@@ -74,7 +75,7 @@ local longest = 0
 
 for i = 1, count do
   local a = first + 8 * (i - 1)
-  local r = 7 + 3 * (tonumber(ARGV[a + 1]) - 1)
+  local r = 8 + 3 * (tonumber(ARGV[a + 1]) - 1)
   local ceiling = tonumber(ARGV[r]) + tonumber(ARGV[r + 1])
   local tat, tokens, g, d0, d1, n0, n1
   if stored[i + 2] then

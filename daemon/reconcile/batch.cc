@@ -9,6 +9,10 @@
 namespace sluice::reconcile {
 namespace {
 
+// Outcomes in a reply; 0: the batch was known.
+constexpr int64_t kApplied = 1;
+constexpr int64_t kRefused = 2;
+
 // What a batch's arguments take beside the texts, about: asked for at once.
 constexpr size_t kHeadBytes = 256;
 constexpr size_t kBucketBytes = 80;
@@ -52,9 +56,9 @@ class LimitTable {
   std::vector<shm::Limit> limits_;
 };
 
-}  // namespace
-
-Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view instance, uint64_t seq,
+// A new batch takes the attempts since the last report into the demands.
+template <bool kIsNew>
+Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view instance, uint64_t seq,
              uint64_t time_us, uint64_t now_ns, uint64_t interval_ns) {
   LimitTable table;
   size_t text_bytes = 0;
@@ -67,7 +71,7 @@ Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
   }
   Batch batch;
   batch.seq = seq;
-  batch.frozen_ns = now_ns;
+  batch.frozen_ns = batch.first_ns = now_ns;
   std::string& args = batch.frozen_args;
   args.reserve(kHeadBytes + text_bytes + kBucketBytes * items.size());
   redis::AppendBulk(&args, instance);
@@ -82,9 +86,11 @@ Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
   }
   for (BatchItem& item : items) {
     Bucket& b = ledger.bucket(item.bucket);
-    b.demand.Update(b.attempts, now_ns, interval_ns);
-    b.attempts = 0;
-    b.reported_ns = now_ns;
+    if constexpr (kIsNew) {
+      b.demand.Update(b.attempts, now_ns, interval_ns);
+      b.attempts = 0;
+      b.reported_ns = now_ns;
+    }
     item.said_milli = static_cast<int64_t>(b.demand.rate() * kMilli);
     const uint64_t age_ns =
         item.since_ns != 0 && now_ns > item.since_ns ? now_ns - item.since_ns : 0;
@@ -98,15 +104,32 @@ Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
     redis::AppendBulkInt(&args, b.said_milli);
     redis::AppendBulkInt(&args, b.said_gen);
   }
-  batch.arg_count = static_cast<uint32_t>(6 + 3 * table.limits().size() + 8 * items.size());
+  batch.arg_count = static_cast<uint32_t>(7 + 3 * table.limits().size() + 8 * items.size());
   batch.items = std::move(items);
   return batch;
 }
 
-std::string ArgsOf(const Batch& batch, uint64_t now_ns) {
+}  // namespace
+
+Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view instance, uint64_t seq,
+             uint64_t time_us, uint64_t now_ns, uint64_t interval_ns) {
+  return Encode<true>(ledger, std::move(items), instance, seq, time_us, now_ns, interval_ns);
+}
+
+Batch FreezeAgain(Ledger& ledger, JournalEntry&& entry, std::string_view instance, uint64_t time_us,
+                  uint64_t now_ns, uint64_t interval_ns) {
+  Batch batch = Encode<false>(ledger, std::move(entry.items), instance, entry.seq, time_us, now_ns,
+                              interval_ns);
+  batch.first_ns = entry.first_ns;
+  batch.oldest_ns = entry.use_ns;
+  return batch;
+}
+
+std::string ArgsOf(const Batch& batch, int64_t known_seq, uint64_t now_ns) {
   const bool again = batch.sends > 0 && now_ns > batch.frozen_ns;
   std::string args;
   redis::AppendBulkInt(&args, again ? static_cast<int64_t>((now_ns - batch.frozen_ns) / 1000) : 0);
+  redis::AppendBulkInt(&args, known_seq);
   return args + batch.frozen_args;
 }
 
@@ -123,7 +146,8 @@ absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply, size_t count
   }
   const auto at = [&reply](size_t i) { return reply.elements[i].integer; };
   FoldReply fold;
-  fold.applied = at(0) != 0;
+  fold.applied = at(0) == kApplied;
+  fold.refused = at(0) == kRefused;
   fold.last_seq = at(1);
   fold.now_us = static_cast<uint64_t>(std::max<int64_t>(at(2), 0));
   fold.gen = at(3);

@@ -22,9 +22,15 @@ inline constexpr uint64_t kFreshIntervals = 3;
 Batch Freeze(Ledger& ledger, std::vector<BatchItem> items, std::string_view instance, uint64_t seq,
              uint64_t time_us, uint64_t now_ns, uint64_t interval_ns);
 
+// The same for a batch that Redis has forgotten: its number and tokens stay, demands are not
+// updated, nothing new having been asked for.
+Batch FreezeAgain(Ledger& ledger, JournalEntry&& entry, std::string_view instance, uint64_t time_us,
+                  uint64_t now_ns, uint64_t interval_ns);
+
 // The arguments as sent at `now_ns`: a batch that is sent again says how long ago it was frozen, so
-// that its use counts where it happened, however long an outage kept it.
-std::string ArgsOf(const Batch& batch, uint64_t now_ns);
+// that its use counts where it happened, however long an outage kept it. `known_seq`: what Redis
+// must know, or refuse; -1: nothing.
+std::string ArgsOf(const Batch& batch, int64_t known_seq, uint64_t now_ns);
 
 struct BucketState {
   uint64_t debt_us = 0;
@@ -34,6 +40,7 @@ struct BucketState {
 
 struct FoldReply {
   bool applied = false;
+  bool refused = false;  // earlier batches are missing there
   int64_t last_seq = -1;
   uint64_t now_us = 0;
   int64_t gen = 0;

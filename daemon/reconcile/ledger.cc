@@ -80,6 +80,65 @@ std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
   return items;
 }
 
+void Ledger::Acknowledge(uint32_t shard, Batch&& batch, uint64_t now_ns) {
+  Shard& s = shards_[shard];
+  s.known_seq = static_cast<int64_t>(batch.seq);
+  s.journal.push_back({.seq = batch.seq,
+                       .first_ns = batch.first_ns,
+                       .acked_ns = now_ns,
+                       .use_ns = batch.oldest_ns,
+                       .items = std::move(batch.items)});
+}
+
+size_t Ledger::Rewind(uint32_t shard, int64_t last_seq, Batch&& refused) {
+  Shard& s = shards_[shard];
+  s.known_seq = last_seq;
+  for (const BatchItem& item : refused.items) {
+    Bucket& b = buckets_[item.bucket];
+    b.in_flight = false;
+    ++b.journal_pins;
+    b.again += item.tokens;
+  }
+  s.again.push_front({.seq = refused.seq,
+                      .first_ns = refused.first_ns,
+                      .use_ns = refused.oldest_ns,
+                      .items = std::move(refused.items)});
+  size_t n = 0;
+  for (; !s.journal.empty() && static_cast<int64_t>(s.journal.back().seq) > last_seq; ++n) {
+    for (const BatchItem& item : s.journal.back().items) {
+      buckets_[item.bucket].again += item.tokens;
+    }
+    s.again.push_front(std::move(s.journal.back()));
+    s.journal.pop_back();
+  }
+  return n;
+}
+
+JournalEntry Ledger::TakeAgain(uint32_t shard) {
+  Shard& s = shards_[shard];
+  JournalEntry entry = std::move(s.again.front());
+  s.again.pop_front();
+  for (const BatchItem& item : entry.items) {
+    Bucket& b = buckets_[item.bucket];
+    b.again -= item.tokens;
+    --b.journal_pins;
+    b.in_flight = true;
+  }
+  return entry;
+}
+
+void Ledger::TrimJournal(uint32_t shard, uint64_t now_ns) {
+  std::deque<JournalEntry>& journal = shards_[shard].journal;
+  while (!journal.empty() && now_ns > journal.front().acked_ns + kJournalNs) {
+    const std::vector<BatchItem>& items = journal.front().items;
+    for (size_t i = 0; i < items.size(); ++i) {
+      if (i + kAhead < items.size()) Prefetch(items[i + kAhead].bucket);
+      --buckets_[items[i].bucket].journal_pins;
+    }
+    journal.pop_front();
+  }
+}
+
 void Ledger::Forget(uint64_t now_ns, harvest::Harvester& harvester) {
   const uint64_t elapsed_ns = std::min(now_ns - std::min(now_ns, forgot_ns_), kForgetTurnNs);
   const auto by_time = static_cast<size_t>(static_cast<double>(buckets_.size()) *
@@ -113,6 +172,10 @@ void Ledger::Rebind(const config::CompiledRules& rules) {
 
 uint64_t Ledger::OldestUseNs(const Shard& shard) const {
   uint64_t oldest = shard.batch && shard.batch->oldest_ns != 0 ? shard.batch->oldest_ns : 0;
+  if (!shard.again.empty() && shard.again.front().use_ns != 0) {
+    const uint64_t since = shard.again.front().use_ns;
+    oldest = oldest == 0 ? since : std::min(oldest, since);
+  }
   if (!shard.queue.empty()) {
     // Queued in order of arrival: the head is among the oldest.
     const uint64_t since = buckets_[shard.queue.front()].pending_since_ns;
@@ -123,7 +186,10 @@ uint64_t Ledger::OldestUseNs(const Shard& shard) const {
 
 size_t Ledger::pending_buckets() const {
   size_t n = 0;
-  for (const Shard& s : shards_) n += s.queue.size() + (s.batch ? s.batch->items.size() : 0);
+  for (const Shard& s : shards_) {
+    n += s.queue.size() + (s.batch ? s.batch->items.size() : 0);
+    for (const JournalEntry& entry : s.again) n += entry.items.size();
+  }
   return n;
 }
 

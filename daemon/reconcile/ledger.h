@@ -6,8 +6,10 @@
 //    from one to the next whole.
 // B2 What a frozen batch reports never changes and nothing is merged into it; it is resent, telling
 //    how late, until it is answered. At most one is in flight per shard.
-// B3 What was acknowledged stays in the journal for kJournalNs; when a reply shows that Redis has
-//    forgotten it (a failover, a flush), it becomes pending again, under a new sequence number.
+// B3 What was acknowledged stays in the journal for kJournalNs. When Redis refuses a batch because
+//    it has forgotten earlier ones (a failover, a flush), those are sent again first, in order and
+//    each under its own number: the forgetful copy may yet be forgotten itself, and the one that
+//    remembers must know them again.
 //
 // Single-threaded.
 #pragma once
@@ -50,6 +52,7 @@ struct alignas(64) Bucket {
   bool share_expired = false;  // inv_share is what a quiet host keeps
   bool forced = false;         // in emergency by an operator's word
   uint32_t inv_share = 0;
+  int64_t again = 0;  // tokens in batches that are to be sent again
 
   shm::Limit limit;          // of the rule when it was last known
   harvest::Place place;      // key 0: not in the segment any more
@@ -80,13 +83,15 @@ struct Batch {
   std::vector<BatchItem> items;
   uint64_t oldest_ns = 0;  // of the use in it; 0: denials only
   uint64_t frozen_ns = 0;
-  uint64_t sent_ns = 0;  // last send
+  uint64_t first_ns = 0;  // frozen under this number for the first time
+  uint64_t sent_ns = 0;   // last send
   uint32_t sends = 0;
   bool waiting = false;  // sent and not answered
 };
 
 struct JournalEntry {
   uint64_t seq = 0;
+  uint64_t first_ns = 0;  // as the batch's
   uint64_t acked_ns = 0;
   uint64_t use_ns = 0;  // when the oldest of it was used
   std::vector<BatchItem> items;
@@ -97,10 +102,11 @@ struct Shard {
   uint64_t queued_since_ns = 0;
   bool urgent = false;
   std::optional<Batch> batch;
-  std::deque<JournalEntry> journal;
+  std::deque<JournalEntry> journal;  // rising in seq, and below `again`, which is below the batch
+  std::deque<JournalEntry> again;    // forgotten by Redis: goes before anything newer
   uint64_t next_seq = 1;
-  int64_t acked_seq = -1;
-  uint64_t retry_ns = 0;  // not before
+  int64_t known_seq = -1;  // the last that Redis is taken to know
+  uint64_t retry_ns = 0;   // not before
   uint64_t backoff_ns = 0;
   shm::ShardMode mode = shm::ShardMode::kStale;
   uint64_t mode_since_ns = 0;
@@ -149,6 +155,16 @@ class Ledger {
 
   // Takes up to kMaxBatchBuckets from the queue into items; pending becomes the batch's (B1).
   std::vector<BatchItem> TakeQueue(uint32_t shard, uint64_t* oldest_ns);
+
+  // The batch was answered: into the journal.
+  void Acknowledge(uint32_t shard, Batch&& batch, uint64_t now_ns);
+  // Redis refused the batch because it knows nothing after `last_seq`: the batch and what the
+  // journal holds after that are to be sent again. Returns how many of the journal.
+  size_t Rewind(uint32_t shard, int64_t last_seq, Batch&& refused);
+  // The first of those, to be frozen anew.
+  JournalEntry TakeAgain(uint32_t shard);
+  // Drops what is older than kJournalNs.
+  void TrimJournal(uint32_t shard, uint64_t now_ns);
 
   // Frees buckets that nobody speaks of, after telling the harvester to resolve them anew; looks at
   // a bounded part of them per call.

@@ -88,7 +88,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   uint64_t oldest_ns = 0;
   for (uint32_t i = 0; i < options_.shard_count; ++i) {
     FlushDue(i, now_ns, /*at_once=*/false);
-    TrimJournal(ledger_.shard(i), now_ns);
+    ledger_.TrimJournal(i, now_ns);
     Judge(i, now_ns);
     const uint64_t use_ns = ledger_.OldestUseNs(ledger_.shard(i));
     if (use_ns != 0) oldest_ns = oldest_ns == 0 ? use_ns : std::min(oldest_ns, use_ns);
@@ -174,16 +174,14 @@ void Reconciler::FlushDue(uint32_t index, uint64_t now_ns, bool at_once) {
     if (!s.batch->waiting && now_ns >= s.retry_ns) Send(index, now_ns);
     return;
   }
+  if (!s.again.empty()) {
+    if (now_ns >= s.retry_ns && MaySend(index, now_ns)) SendAgain(index, now_ns);
+    return;
+  }
   if (s.queue.empty()) return;
   const bool due = at_once || s.urgent || s.queue.size() >= kFlushBuckets ||
                    now_ns >= s.queued_since_ns + stats_.interval_ns;
-  if (!due || now_ns < s.retry_ns) return;
-  const uint32_t primary = transport_->PrimaryOf(index);
-  // While the breaker is open use stays pending, where it can still be merged and aged. A half-open
-  // one lets a single batch through.
-  if (primary == kNoPrimary || PrimaryAt(primary).breaker.state() != Breaker::State::kClosed) {
-    if (primary == kNoPrimary || !PrimaryAt(primary).breaker.WantsTrial(now_ns)) return;
-  }
+  if (!due || now_ns < s.retry_ns || !MaySend(index, now_ns)) return;
   uint64_t oldest_ns = 0;
   std::vector<BatchItem> items = ledger_.TakeQueue(index, &oldest_ns);
   s.batch = Freeze(ledger_, std::move(items), options_.instance, s.next_seq++, /*time_us=*/0,
@@ -196,10 +194,19 @@ void Reconciler::FlushDue(uint32_t index, uint64_t now_ns, bool at_once) {
   Send(index, now_ns);
 }
 
+// While the breaker is open use stays pending, where it can still be merged and aged. A half-open
+// one lets a single batch through.
+bool Reconciler::MaySend(uint32_t index, uint64_t now_ns) {
+  const uint32_t primary = transport_->PrimaryOf(index);
+  if (primary == kNoPrimary) return false;
+  const Breaker& breaker = PrimaryAt(primary).breaker;
+  return breaker.state() == Breaker::State::kClosed || breaker.WantsTrial(now_ns);
+}
+
 void Reconciler::Send(uint32_t index, uint64_t now_ns) {
   Shard& s = ledger_.shard(index);
   Batch& batch = *s.batch;
-  if (now_ns > batch.frozen_ns + kGiveUpNs) {
+  if (now_ns > batch.first_ns + kGiveUpNs) {
     ++stats_.given_up;
     for (const BatchItem& item : batch.items) ledger_.bucket(item.bucket).in_flight = false;
     s.batch.reset();
@@ -210,7 +217,8 @@ void Reconciler::Send(uint32_t index, uint64_t now_ns) {
     s.retry_ns = now_ns + kResendMinNs;
     return;
   }
-  const std::string args = ArgsOf(batch, now_ns);
+  // Nothing is left to send again: then whatever it knows will do.
+  const std::string args = ArgsOf(batch, s.journal.empty() ? -1 : s.known_seq, now_ns);
   if (batch.sends++ > 0) ++stats_.resends;
   batch.waiting = true;
   batch.sent_ns = now_ns;
@@ -261,7 +269,8 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items.size());
-  if (!fold.ok()) {
+  // A refusal that names no batch as missing would be repeated for ever.
+  if (!fold.ok() || (fold->refused && fold->last_seq >= s.known_seq)) {
     ++stats_.bad_replies;
     OnFailure(shard, token, CallOutcome::kHard, primary, now_ns);
     return;
@@ -269,11 +278,9 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
   if (primary != kNoPrimary) {
     PrimaryAt(primary).breaker.OnSuccess(now_ns, now_ns - std::min(s.batch->sent_ns, now_ns));
   }
-  Batch batch = std::move(*s.batch);
-  s.batch.reset();
   s.backoff_ns = s.retry_ns = 0;
-  RequeueLost(s, fold->last_seq, now_ns);
-  s.acked_seq = static_cast<int64_t>(batch.seq);
+  if (fold->refused) return OnRefusal(shard, fold->last_seq, now_ns);
+  Batch batch = *std::exchange(s.batch, std::nullopt);
   for (size_t i = 0; i < batch.items.size(); ++i) {
     const BatchItem& item = batch.items[i];
     // First the books, then the slot, whose place they tell.
@@ -298,41 +305,23 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
     b.debt_ns = state.debt_us * 1000;
     FoldBack(b, now_ns);
   }
-  s.journal.push_back({.seq = batch.seq,
-                       .acked_ns = now_ns,
-                       .use_ns = batch.oldest_ns,
-                       .items = std::move(batch.items)});
+  ledger_.Acknowledge(shard, std::move(batch), now_ns);
+  if (!s.again.empty()) SendAgain(shard, now_ns);
 }
 
-// Redis knows less than it acknowledged: a failover or a flush lost batches. They are counted again
-// under new numbers, aged to when they were used (B3).
-void Reconciler::RequeueLost(Shard& shard, int64_t last_seq, uint64_t now_ns) {
-  if (last_seq >= shard.acked_seq) return;
-  for (JournalEntry& entry : shard.journal) {
-    if (static_cast<int64_t>(entry.seq) <= last_seq) continue;
-    for (const BatchItem& item : entry.items) {
-      Bucket& b = ledger_.bucket(item.bucket);
-      --b.journal_pins;
-      if (item.tokens == 0) continue;
-      ledger_.AddUse(item.bucket, item.tokens, 0, entry.use_ns != 0 ? entry.use_ns : now_ns,
-                     now_ns);
-    }
-    ++stats_.requeues;
-  }
-  std::erase_if(shard.journal, [last_seq](const JournalEntry& entry) {
-    return static_cast<int64_t>(entry.seq) > last_seq;
-  });
+// Redis knows less than it acknowledged: a failover or a flush lost batches (B3).
+void Reconciler::OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns) {
+  Shard& s = ledger_.shard(index);
+  Batch batch = *std::exchange(s.batch, std::nullopt);
+  stats_.requeues += ledger_.Rewind(index, last_seq, std::move(batch));
+  SendAgain(index, now_ns);
 }
 
-void Reconciler::TrimJournal(Shard& shard, uint64_t now_ns) {
-  while (!shard.journal.empty() && now_ns > shard.journal.front().acked_ns + kJournalNs) {
-    const std::vector<BatchItem>& items = shard.journal.front().items;
-    for (size_t i = 0; i < items.size(); ++i) {
-      if (i + kAhead < items.size()) ledger_.Prefetch(items[i + kAhead].bucket);
-      --ledger_.bucket(items[i].bucket).journal_pins;
-    }
-    shard.journal.pop_front();
-  }
+void Reconciler::SendAgain(uint32_t index, uint64_t now_ns) {
+  Shard& s = ledger_.shard(index);
+  s.batch = FreezeAgain(ledger_, ledger_.TakeAgain(index), options_.instance, /*time_us=*/0, now_ns,
+                        stats_.interval_ns);
+  Send(index, now_ns);
 }
 
 // Global state into the word: what Redis holds, and what this host used and has not reported.
@@ -349,7 +338,7 @@ void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
   const bool ages = b.debt_ns == 0 && b.pending > 0 && b.pending_since_ns != 0;
   const uint64_t base_ns = ages ? std::min(b.pending_since_ns, now_ns) : now_ns + b.debt_ns;
   shm::FoldWord(
-      buckets_->slots()[b.place.slot], b.place.key, now_ns, base_ns, b.pending,
+      buckets_->slots()[b.place.slot], b.place.key, now_ns, base_ns, b.pending + b.again,
       b.limit.tau_ns + b.limit.debt_max_ns, [unit](uint64_t n) {
         const unsigned __int128 cost = static_cast<unsigned __int128>(n) * unit;
         return static_cast<uint64_t>(std::min<unsigned __int128>(cost >> 16, shm::kMaxSpanNs));

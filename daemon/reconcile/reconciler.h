@@ -133,14 +133,15 @@ class Reconciler : public harvest::Sink {
   void Probe(uint64_t now_ns);
   void Judge(uint32_t index, uint64_t now_ns);
   void SetMode(uint32_t index, shm::ShardMode mode, uint64_t now_ns);
-  void RequeueLost(Shard& shard, int64_t last_seq, uint64_t now_ns);
+  void SendAgain(uint32_t index, uint64_t now_ns);
+  bool MaySend(uint32_t index, uint64_t now_ns);
+  void OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns);
   void FoldBack(Bucket& b, uint64_t now_ns);
   bool PublishShare(Bucket& b);
   bool IsForced(uint32_t shard) const;
   bool IsForced(const Bucket& b) const;
   void ShowShard(Bucket& b);
   void ExpireShares(uint64_t now_ns);
-  void TrimJournal(Shard& shard, uint64_t now_ns);
   bool IsJump(const Bucket& b, uint64_t now_ns) const;
   uint64_t IntervalNs() const;
 

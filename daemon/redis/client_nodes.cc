@@ -32,13 +32,15 @@ int64_t ClusterClient::Impl::Jitter(int64_t full_ns) {
 }
 
 void ClusterClient::Impl::FitNodesToMap() {
+  std::vector<bool> serves(map_.size());
+  for (uint32_t shard = 0; shard < options_.shards; ++shard) {
+    if (PrimaryOf(shard) != kNoPrimary) serves[PrimaryOf(shard)] = true;
+  }
   for (PrimaryIndex i = 0; i < map_.size(); ++i) {
-    const ClusterMap::Node& known = map_.node(i);
     if (i == nodes_.size()) nodes_.push_back(std::make_unique<Node>(this, i));
-    if (!known.in_map) {
-      Clear(&nodes_[i]->start_alarm);
-      Clear(&nodes_[i]->call_alarm);
-    }
+    if (!map_.node(i).in_map) Clear(&nodes_[i]->start_alarm);
+    // A node that no call goes to any more would never show that it is mended.
+    if (!serves[i]) Clear(&nodes_[i]->call_alarm);
   }
   topology_changed_ = true;
   std::lock_guard lock(stats_mutex_);

@@ -25,6 +25,7 @@ struct Use {
 std::vector<std::string> Batch(uint64_t seq, const std::vector<Use>& uses,
                                uint64_t tau_us = kSecondUs, uint64_t time_us = 0) {
   std::vector<std::string> argv = {"0",
+                                   "-1",
                                    std::string(32, 'a'),
                                    std::to_string(seq),
                                    std::to_string(time_us),
@@ -64,26 +65,29 @@ TEST(FoldTest, LargeNumbersKeepEveryDigit) {
           .is_error());
   const LuaRedis::Hash& hash = redis.data[kKey];
   EXPECT_EQ(hash.at("a").substr(0, 33), "4000000000000004 900719925474099 ");
-  EXPECT_EQ(hash.at("h:" + std::string(32, 'a')), "9007199254740991 -1 4000000000000001");
+  EXPECT_EQ(hash.at("h:" + std::string(32, 'a')), "9007199254740991 4000000000000001");
   EXPECT_EQ(hash.at("s:"), "900719925474099");
 }
 
-// The reply that would have told of lost batches may itself be lost: the same batch again must
-// tell.
-TEST(FoldTest, ABatchThatComesAgainStillTellsWhatWasKnownBeforeIt) {
+// Batches that the daemon still has go before it, under their own numbers: else the hash would know
+// a number and not what stands below it.
+TEST(FoldTest, ABatchIsRefusedWhereEarlierOnesAreMissing) {
   LuaRedis redis;
-  const auto known_before = [&redis](uint64_t seq) {
-    return redis.Eval(lua::kFold, kKey, Batch(seq, {{"a", "100"}})).elements[1].integer;
+  const auto outcome = [&redis](uint64_t seq, const std::string& known) {
+    std::vector<std::string> argv = Batch(seq, {{"a", "100"}});
+    argv[1] = known;
+    const redis::Reply reply = redis.Eval(lua::kFold, kKey, argv);
+    return std::pair(reply.elements[0].integer, reply.elements[1].integer);
   };
-  EXPECT_EQ(known_before(7), -1);
-  EXPECT_EQ(known_before(7), -1);
-  EXPECT_EQ(known_before(12), 7);
-  EXPECT_EQ(known_before(12), 7);
-  EXPECT_EQ(known_before(12), 7) << "reading changes nothing";
-  // As an earlier version wrote it.
-  redis.data[kKey]["h:" + std::string(32, 'a')] = "12 1700000000000000";
-  EXPECT_EQ(known_before(12), 12);
-  EXPECT_EQ(known_before(13), 12);
+  EXPECT_EQ(outcome(7, "-1"), std::pair(int64_t{1}, int64_t{-1}));
+  const LuaRedis::Data before = redis.data;
+  EXPECT_EQ(outcome(10, "9"), std::pair(int64_t{2}, int64_t{7}));
+  EXPECT_EQ(redis.data, before);
+  EXPECT_EQ(outcome(8, "7"), std::pair(int64_t{1}, int64_t{7}));
+  EXPECT_EQ(outcome(8, "7"), std::pair(int64_t{0}, int64_t{8})) << "known: only read";
+  EXPECT_EQ(outcome(7, "12"), std::pair(int64_t{0}, int64_t{8})) << "known, whatever is missing";
+  EXPECT_EQ(outcome(10, "8"), std::pair(int64_t{1}, int64_t{8})) << "a number may be left out";
+  EXPECT_EQ(redis.data[kKey].at("s:"), "3");
 }
 
 // A sample of fixed size leaves ever more buckets behind that nobody asks for again.

@@ -136,6 +136,31 @@ TEST(ReconcilerTest, AFailoverIsMadeUpThoughTheFirstReplyAfterItIsLost) {
   EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
 }
 
+// A failover may be followed by the return of the copy that knew more: a primary that was cut off,
+// and a slot that is mended. What was counted again in the one must not count twice in the other.
+TEST(ReconcilerTest, ACopyThatForgotAndIsForgottenItselfCountsNothingTwice) {
+  Fleet fleet(2, OneRule(5000, kSecond, 1000));
+  Demand a(fleet.host(0), 1000);
+  Demand b(fleet.host(1), 300);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(5 * kSecond, step);
+  for (int turn = 0; turn < 4; ++turn) {
+    const LuaRedis::Data forgetful = fleet.redis.data;
+    fleet.Run(kSecond, step);
+    const LuaRedis::Data remembers = fleet.redis.data;
+    fleet.redis.data = forgetful;
+    fleet.Run(300 * kMs, step);
+    fleet.redis.data = remembers;
+    fleet.Run(700 * kMs, step);
+  }
+  fleet.Run(3 * kSecond);
+  EXPECT_GT(fleet.host(0).reconciler().stats().requeues, 0u);
+  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+}
+
 TEST(ReconcilerTest, AFlushOfRedisLosesOnlyWhatIsOlderThanTheJournal) {
   Fleet fleet(1, OneRule(5000, kSecond, 1000));
   Demand a(fleet.host(0), 1000);

@@ -21,11 +21,13 @@ std::vector<std::string> Books::Check(bool closing) {
   totals_ = {};
   owners_.clear();
   in_chain_.clear();
+  all_.clear();
   for (size_t i = 0; i < hosts_->size(); ++i) {
     for (const Life& life : (*hosts_)[i]->lives()) owners_[life.instance] = {i, &life};
   }
   Lines lines(hosts_->size());
   AddCounted(&lines, &wrong);
+  AddReported(&lines);
   if (closing) AddForgotten(&lines);
   for (size_t i = 0; i < hosts_->size(); ++i) {
     const Host& host = *(*hosts_)[i];
@@ -41,6 +43,10 @@ std::vector<std::string> Books::Check(bool closing) {
       if (missing < 0) {
         wrong.push_back(absl::StrCat("counted twice: host ", i, " admitted ", tokens, " of ", text,
                                      ", Redis has counted ", line.counted));
+      }
+      if (line.reported > tokens) {
+        wrong.push_back(absl::StrCat("counted twice: host ", i, " admitted ", tokens, " of ", text,
+                                     ", its batches told of ", line.reported));
       }
       if (closing &&
           missing > line.may_be_missing + host.AbandonedTokens() + host.UnnamedTokens()) {
@@ -75,16 +81,23 @@ void Books::AddCounted(Lines* lines, std::vector<std::string>* wrong) {
   }
 }
 
+void Books::AddReported(Lines* lines) {
+  for (const Applied& entry : cluster_->lineage().applied) {
+    const auto owner = owners_.find(entry.instance);
+    if (owner == owners_.end()) continue;
+    std::vector<const Applied*>& copies = all_[{owner->second.life, entry.shard}][entry.seq];
+    copies.push_back(&entry);
+    if (copies.size() > 1) continue;
+    for (const auto& [text, tokens] : entry.tokens) {
+      (*lines)[owner->second.host][text].reported += tokens;
+    }
+  }
+}
+
 // What Redis acknowledged and does not hold any more. It is to be counted again where the daemon
 // lived on and was told, by the reply to a later batch, within the journal's time.
 void Books::AddForgotten(Lines* lines) {
-  // A batch's copies: it may have been counted in several lineages.
-  std::map<std::pair<const Life*, uint32_t>, std::map<int64_t, std::vector<const Applied*>>> all;
-  for (const Applied& entry : cluster_->lineage().applied) {
-    const auto owner = owners_.find(entry.instance);
-    if (owner != owners_.end()) all[{owner->second.life, entry.shard}][entry.seq].push_back(&entry);
-  }
-  for (const auto& [whose, batches] : all) {
+  for (const auto& [whose, batches] : all_) {
     const auto& [life, shard] = whose;
     const std::map<int64_t, bool>& counted = in_chain_[whose];
     for (auto batch = batches.begin(); batch != batches.end(); ++batch) {

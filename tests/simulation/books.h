@@ -1,8 +1,10 @@
 // The books of a run: what hosts admitted against what the owners of the shards have counted.
 //
 // For each host and bucket, with `counted` from the owner's lineage:
-//   counted <= admitted                                    always: nothing is counted twice
+//   counted <= reported <= admitted                        always: nothing is counted twice
 //   admitted = counted + lost by kills + lost by Redis     at the end, when all is reported
+// Reported is what batches of different numbers have ever told any node. A copy of a hash counts a
+// number once, so where this holds no copy, also of those that were forgotten, counts a use twice.
 // Lost by kills is at most what killed daemons had taken and Redis had not answered for. Lost by
 // Redis is at most what it acknowledged and forgot before the daemon could hear of it within the
 // journal's time. All else that is missing is a violation.
@@ -41,11 +43,13 @@ class Books {
  private:
   struct Line {
     int64_t counted = 0;
+    int64_t reported = 0;
     int64_t may_be_missing = 0;
   };
   using Lines = std::vector<std::map<std::string, Line>>;  // by host
 
   void AddCounted(Lines* lines, std::vector<std::string>* wrong);
+  void AddReported(Lines* lines);
   void AddForgotten(Lines* lines);
 
   const Cluster* cluster_;
@@ -55,8 +59,12 @@ class Books {
     size_t host = 0;
     const Life* life = nullptr;
   };
-  std::map<std::string, Owner> owners_;                                           // by instance
-  std::map<std::pair<const Life*, uint32_t>, std::map<int64_t, bool>> in_chain_;  // by seq
+  std::map<std::string, Owner> owners_;  // by instance
+  // By daemon and shard, then by seq.
+  using Whose = std::pair<const Life*, uint32_t>;
+  std::map<Whose, std::map<int64_t, bool>> in_chain_;
+  // A batch's copies: it may have been counted in several lineages.
+  std::map<Whose, std::map<int64_t, std::vector<const Applied*>>> all_;
 };
 
 }  // namespace sluice::simulation

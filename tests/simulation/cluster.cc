@@ -264,6 +264,14 @@ void Cluster::StallReplication(int n, uint64_t until_ns) {
   health_[At(n)].stalled_until_ns = until_ns;
 }
 
+void Cluster::Misdirect(uint32_t shard, int other) {
+  const int owner = config_.slot_owner[shard];
+  if (owner == other || migrations_[shard].under_way || migrations_[shard].mend_ns != 0) return;
+  trace_->Note("misdirect", shard, static_cast<uint64_t>(owner), static_cast<uint64_t>(other));
+  node(owner).config.slot_owner[shard] = other;
+  node(owner).config.version = 0;
+}
+
 void Cluster::Flush(int n) {
   trace_->Note("flush", static_cast<uint64_t>(n));
   for (const std::string& key : shards_.keys) {

@@ -52,6 +52,9 @@ class Cluster final : public Servers {
   void StallReplication(int node, uint64_t until_ns);
   // Moves the slot of the shard's hash; takes up to `pause_ns` between its steps.
   void Migrate(uint32_t shard, int to, uint64_t pause_ns);
+  // Until it hears the news again, the owner of the shard's slot takes `other` for it, which sends
+  // everybody back.
+  void Misdirect(uint32_t shard, int other);
   // FLUSHALL.
   void Flush(int node);
   // CLUSTER FAILOVER: the replica takes over, nothing is lost.

@@ -19,6 +19,7 @@ const std::vector<FaultPlan::Kind>& FaultPlan::Kinds() {
       {"half close", kSecond, 6 * kSecond, &FaultPlan::HalfClose},
       {"swallow", kSecond, 6 * kSecond, &FaultPlan::Swallow},
       {"drip", kSecond, 5 * kSecond, &FaultPlan::Drip},
+      {"reset", kSecond, 8 * kSecond, &FaultPlan::Reset},
       {"kill node", kSecond / 5, 10 * kSecond, &FaultPlan::KillNode},
       {"pause node", kSecond / 5, 10 * kSecond, &FaultPlan::PauseNode},
       {"slow node", kSecond, 6 * kSecond, &FaultPlan::SlowNode},
@@ -29,9 +30,11 @@ const std::vector<FaultPlan::Kind>& FaultPlan::Kinds() {
       {"flush scripts", 1, 1, &FaultPlan::FlushScripts},
       {"flush data", 1, 1, &FaultPlan::FlushData},
       {"migrate", kSecond / 10, 4 * kSecond, &FaultPlan::Migrate},
+      {"misdirect", 1, 1, &FaultPlan::Misdirect},
       {"planned failover", 1, 1, &FaultPlan::PlannedFailover},
       {"pause host", kSecond / 2, 30 * kSecond, &FaultPlan::PauseHost},
       {"kill daemon", kSecond / 20, 6 * kSecond, &FaultPlan::KillDaemon},
+      {"restart daemon", kSecond, 4 * kSecond, &FaultPlan::RestartDaemon},
       {"kill clients", 2 * kSecond, 10 * kSecond, &FaultPlan::KillClients},
   };
   return kinds;
@@ -141,6 +144,19 @@ void FaultPlan::Drip(uint64_t for_ns) {
       [](Link& link) { link.drip_ns = 0; });
 }
 
+// Again and again: each makes daemons ask for the map anew, and the nodes may not be of one mind.
+void FaultPlan::Reset(uint64_t for_ns) {
+  const uint64_t gap_ns = random_.Between(100 * kMs, kSecond);
+  for (uint64_t at_ns = 0; at_ns < for_ns; at_ns += gap_ns) {
+    world_.timeline->After(at_ns, [this] {
+      const int host = static_cast<int>(random_.Below(world_.hosts->size()));
+      for (int node = 0; node < Nodes(); ++node) {
+        if (random_.Chance(0.5)) world_.network->Reset(host, node);
+      }
+    });
+  }
+}
+
 void FaultPlan::KillNode(uint64_t for_ns) {
   const int node = random_.Chance(0.7) ? AnyPrimary() : AnyNode();
   if (!world_.cluster->node(node).alive()) return;
@@ -221,6 +237,11 @@ void FaultPlan::Migrate(uint64_t for_ns) {
   world_.cluster->Migrate(shard, AnyPrimary(), std::max<uint64_t>(for_ns / 3, 1));
 }
 
+void FaultPlan::Misdirect(uint64_t) {
+  const auto shard = static_cast<uint32_t>(random_.Below(world_.cluster->shards().keys.size()));
+  world_.cluster->Misdirect(shard, AnyPrimary());
+}
+
 void FaultPlan::PlannedFailover(uint64_t) { world_.cluster->PlannedFailover(AnyPrimary()); }
 
 void FaultPlan::PauseHost(uint64_t for_ns) { AnyHost().Pause(world_.timeline->now_ns() + for_ns); }
@@ -229,6 +250,17 @@ void FaultPlan::KillDaemon(uint64_t for_ns) {
   Host& host = AnyHost();
   host.KillDaemon();
   world_.timeline->After(for_ns, [&host] { host.StartDaemon(); });
+}
+
+// As an upgrade does it: the new one starts when the old one is done, or its time is over.
+void FaultPlan::RestartDaemon(uint64_t for_ns) {
+  Host& host = AnyHost();
+  const uint64_t until_ns = world_.timeline->now_ns() + for_ns / 2;
+  host.StopDaemon(until_ns);
+  world_.timeline->After(for_ns, [&host] {
+    host.KillDaemon();
+    host.StartDaemon();
+  });
 }
 
 void FaultPlan::KillClients(uint64_t for_ns) {

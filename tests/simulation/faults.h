@@ -38,6 +38,7 @@ class FaultPlan {
   void HalfClose(uint64_t for_ns);
   void Swallow(uint64_t for_ns);
   void Drip(uint64_t for_ns);
+  void Reset(uint64_t for_ns);
   // Of nodes.
   void KillNode(uint64_t for_ns);
   void PauseNode(uint64_t for_ns);
@@ -49,10 +50,12 @@ class FaultPlan {
   void FlushScripts(uint64_t for_ns);
   void FlushData(uint64_t for_ns);
   void Migrate(uint64_t for_ns);
+  void Misdirect(uint64_t for_ns);
   void PlannedFailover(uint64_t for_ns);
   // Of hosts.
   void PauseHost(uint64_t for_ns);
   void KillDaemon(uint64_t for_ns);
+  void RestartDaemon(uint64_t for_ns);
   void KillClients(uint64_t for_ns);
 
   // Some links: one, all of a host, all of a node, or all. `heal`: what stood still goes on.

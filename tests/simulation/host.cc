@@ -18,8 +18,9 @@ namespace {
 constexpr uint64_t kCapacity = 256;
 constexpr uint64_t kGraceNs = 2 * kSecond;
 constexpr uint64_t kMaxDebtNs = 10 * kSecond;
-constexpr size_t kTurnsMost = 5000;         // between two looks at the bounds
-constexpr uint64_t kWakeMostNs = 60 * kUs;  // of a thread that something is ready for
+constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
+constexpr uint64_t kTurnLateNs = 100 * kMs;  // a daemon that runs comes around so often
+constexpr uint64_t kWakeMostNs = 60 * kUs;   // of a thread that something is ready for
 
 struct Clock {
   static inline uint64_t now_ns = 0;
@@ -76,6 +77,7 @@ void Host::StartDaemon() {
                            NowNs()));
   }
   Life life;
+  life.begin_ns = timeline_->now_ns();
   for (int i = 0; i < 2; ++i)
     life.instance += absl::StrCat(absl::Hex(random_.Next(), absl::kZeroPad16));
   ring_ = std::make_unique<SimRing>(network_, options_.number, [this] {
@@ -96,28 +98,44 @@ void Host::StartDaemon() {
   worker_->SetRules(rules_);
   trace_->Note("daemon starts", static_cast<uint64_t>(options_.number), lives_.size());
   lives_.push_back(std::move(life));
-  acked_seq_.assign(options_.config.redis->shards, -1);
+  known_seq_.assign(options_.config.redis->shards, -1);
+  late_looks_.assign(options_.config.redis->shards, 0);
   WakeAt(timeline_->now_ns());
 }
 
-// SIGKILL: what it had taken from the slots and Redis has not answered for goes with it.
 void Host::KillDaemon() {
   if (worker_ == nullptr) return;
   trace_->Note("daemon killed", static_cast<uint64_t>(options_.number));
+  EndDaemon();
+}
+
+void Host::StopDaemon(uint64_t until_ns) {
+  if (worker_ == nullptr) return;
+  trace_->Note("daemon stops", static_cast<uint64_t>(options_.number));
+  stop_until_ns_ = until_ns;
+  WakeAt(timeline_->now_ns());
+}
+
+// What it has taken from the slots and Redis has not answered for goes with it.
+void Host::EndDaemon() {
   const reconcile::Ledger& ledger = worker_->reconciler().ledger();
   for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
     const reconcile::Shard& shard = ledger.shard(i);
     for (const reconcile::BucketId id : shard.queue) {
       lost_by_kills_[ledger.bucket(id).text] += ledger.bucket(id).pending;
     }
-    if (!shard.batch) continue;
-    for (const reconcile::BatchItem& item : shard.batch->items) {
-      lost_by_kills_[ledger.bucket(item.bucket).text] += item.tokens;
-    }
+    const auto lose = [&](const std::vector<reconcile::BatchItem>& items) {
+      for (const reconcile::BatchItem& item : items) {
+        lost_by_kills_[ledger.bucket(item.bucket).text] += item.tokens;
+      }
+    };
+    for (const reconcile::JournalEntry& entry : shard.again) lose(entry.items);
+    if (shard.batch) lose(shard.batch->items);
   }
   lives_.back().end_ns = timeline_->now_ns();
   worker_.reset();
   ring_.reset();
+  stop_until_ns_ = 0;
   wake_at_ns_ = UINT64_MAX;
   ++wakes_;
 }
@@ -144,7 +162,14 @@ void Host::Turn() {
   ++turns_;
   control_.Beat(now_ns);
   worker_->Wait(now_ns);
+  if (stop_until_ns_ != 0) {
+    const bool is_settled = worker_->Flush();
+    NoteAcks();
+    if (is_settled || timeline_->now_ns() >= stop_until_ns_) return EndDaemon();
+    return WakeAt(timeline_->now_ns() + reconcile::kTickNs);
+  }
   const uint64_t until_ns = worker_->Tick();
+  turned_ns_ = timeline_->now_ns();
   NoteAcks();
   WakeAt(ring_->has_ready() ? timeline_->now_ns() : until_ns - options_.base_ns);
 }
@@ -152,9 +177,9 @@ void Host::Turn() {
 void Host::NoteAcks() {
   const reconcile::Ledger& ledger = worker_->reconciler().ledger();
   for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
-    const int64_t seq = ledger.shard(i).acked_seq;
-    if (seq == acked_seq_[i]) continue;
-    acked_seq_[i] = seq;
+    const int64_t seq = ledger.shard(i).known_seq;
+    const int64_t before = std::exchange(known_seq_[i], seq);
+    if (seq <= before) continue;  // forgotten, or nothing new
     lives_.back().acked[{i, seq}] = {timeline_->now_ns()};
     trace_->Note("acked", static_cast<uint64_t>(options_.number), i, static_cast<uint64_t>(seq));
   }
@@ -241,6 +266,9 @@ int64_t Host::UnreportedTokens() const {
   for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
     const reconcile::Shard& shard = ledger.shard(i);
     for (const reconcile::BucketId id : shard.queue) tokens += ledger.bucket(id).pending;
+    for (const reconcile::JournalEntry& entry : shard.again) {
+      for (const reconcile::BatchItem& item : entry.items) tokens += item.tokens;
+    }
     if (!shard.batch) continue;
     for (const reconcile::BatchItem& item : shard.batch->items) tokens += item.tokens;
   }
@@ -259,6 +287,11 @@ std::vector<std::string> Host::BeyondBounds(size_t nodes) {
   const redis::ClusterClient& client = *worker_->client();
   // Ticks, and what the network brings: more is a loop that does not wait.
   hold("turns", std::exchange(turns_, 0), kTurnsMost);
+  // Each call follows so many redirects and fails at one more; a probe follows none.
+  const redis::ClientCounters counters = client.Counters();
+  const uint64_t age_ns = timeline_->now_ns() - lives_.back().begin_ns;
+  hold("redirects", counters.moved + counters.asked,
+       (redis::kMaxRedirects + 1) * counters.calls + nodes * (age_ns / reconcile::kProbeNs + 1));
   // A batch for each shard, a probe for each primary, and one question after the map.
   hold("calls without an answer", client.outstanding(), ledger.shard_count() + nodes + 1);
   hold("connections", ring_->channel_count(), nodes + 1);
@@ -266,10 +299,32 @@ std::vector<std::string> Host::BeyondBounds(size_t nodes) {
   for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
     hold("buckets that wait", ledger.shard(i).queue.size(), buckets);
     // A batch is sent in a tick only, and leaves the journal in one.
-    hold("batches in the journal", ledger.shard(i).journal.size(),
-         reconcile::kJournalNs / reconcile::kTickNs + 1);
+    hold("batches in the journal and to be sent again",
+         ledger.shard(i).journal.size() + ledger.shard(i).again.size(),
+         reconcile::kJournalNs / reconcile::kTickNs + 2);
   }
+  CheckModes(&beyond);
   return beyond;
+}
+
+// Use that Redis has not heard of for long must show in the word that clients read; at the next
+// tick, where a failover has just brought it back.
+void Host::CheckModes(std::vector<std::string>* beyond) {
+  if (is_paused() || stop_until_ns_ != 0 || timeline_->now_ns() > turned_ns_ + kTurnLateNs) return;
+  const reconcile::Reconciler& reconciler = worker_->reconciler();
+  const uint64_t bound_ns =
+      std::max(reconcile::kEmergencyMinNs,
+               reconcile::kEmergencyIntervals * reconciler.stats().interval_ns) +
+      kTurnLateNs;
+  for (uint32_t i = 0; i < reconciler.ledger().shard_count(); ++i) {
+    const uint64_t use_ns = reconciler.ledger().OldestUseNs(reconciler.ledger().shard(i));
+    const bool late = use_ns != 0 && NowNs() > use_ns + bound_ns &&
+                      shm::shard_state::Mode(control_.shard(i)) != shm::ShardMode::kEmergency;
+    late_looks_[i] = late ? late_looks_[i] + 1 : 0;
+    if (late_looks_[i] < 2) continue;
+    beyond->push_back(absl::StrCat("host ", options_.number, ": shard ", i, " has use of ",
+                                   (NowNs() - use_ns) / kMs, " ms ago and no emergency"));
+  }
 }
 
 int64_t Host::AbandonedTokens() const {
@@ -296,10 +351,11 @@ bool Host::IsSettled() const {
 
 std::string Host::Unsettled() const {
   if (worker_ == nullptr) return "no daemon";
+  std::string alarms;
+  for (const Alarm& alarm : worker_->Snapshot().alarms) absl::StrAppend(&alarms, "; ", alarm.text);
   return absl::StrCat("host ", options_.number, ": ", worker_->reconciler().emergencies(),
                       " shards in emergency, ", UnreportedTokens(), " tokens unreported, ",
-                      TokensInSlots(), " of them in slots, ", worker_->Snapshot().alarms.size(),
-                      " alarms");
+                      TokensInSlots(), " of them in slots", alarms);
 }
 
 }  // namespace sluice::simulation

@@ -35,6 +35,7 @@ struct Acked {
 // One daemon's life.
 struct Life {
   std::string instance;
+  uint64_t begin_ns = 0;
   uint64_t end_ns = 0;  // 0: lives
   // By shard and seq.
   std::map<std::pair<uint32_t, int64_t>, Acked> acked;
@@ -50,6 +51,8 @@ class Host {
   // What happens to it.
   void StartDaemon();
   void KillDaemon();
+  // SIGTERM: flushes until all is reported or the time is over.
+  void StopDaemon(uint64_t until_ns);
   void Pause(uint64_t until_ns);  // of the timeline: neither clients nor daemon run
   void StopClients() { checking_ = false; }
   void set_kill_chance(double chance) { kill_chance_ = chance; }
@@ -90,6 +93,8 @@ class Host {
   void Turn();
   void WakeAt(uint64_t at_ns);
   void NoteAcks();
+  void EndDaemon();
+  void CheckModes(std::vector<std::string>* beyond);
   void CheckLater(int client);
   void Check();
   void StoreName(uint32_t slot, const std::string& label, const std::string& value);
@@ -106,11 +111,14 @@ class Host {
   std::unique_ptr<SimRing> ring_;
   std::unique_ptr<reconcile::Worker> worker_;
   std::vector<Life> lives_;
-  std::vector<int64_t> acked_seq_;  // by shard, last seen in the ledger
+  std::vector<int64_t> known_seq_;  // by shard, last seen in the ledger
+  std::vector<int> late_looks_;     // by shard, in which use was too old for its mode
   uint64_t wake_at_ns_ = UINT64_MAX;
   uint64_t wakes_ = 0;  // the newest appointment
   uint64_t turns_ = 0;  // since the last look at the bounds
   uint64_t paused_until_ns_ = 0;
+  uint64_t stop_until_ns_ = 0;  // 0: not asked to stop
+  uint64_t turned_ns_ = 0;      // the last turn
   bool checking_ = true;
   double kill_chance_ = 0;
   Tokens admitted_;

@@ -24,6 +24,7 @@ struct Options {
   uint64_t seeds = 1;
   int jobs = 1;
   bool trace = false;
+  bool fail_fast = false;
 };
 
 // What a process adds up, in memory that outlives it.
@@ -101,6 +102,8 @@ int RunAll(const Options& options) {
     for (uint64_t i = static_cast<uint64_t>(job); i < options.seeds;
          i += static_cast<uint64_t>(options.jobs)) {
       RunOne(options.first + i, options.trace, &sums[job]);
+      const auto has_failed = [](const Sum& sum) { return sum.failed != 0; };
+      if (options.fail_fast && std::any_of(sums, sums + options.jobs, has_failed)) break;
     }
     if (options.jobs > 1) _exit(0);
   }
@@ -140,8 +143,8 @@ int Main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
     const uint64_t value = i + 1 < argc ? strtoull(argv[i + 1], nullptr, 10) : 0;
-    if (name == "--trace") {
-      options.trace = true;
+    if (name == "--trace" || name == "--fail-fast") {
+      (name == "--trace" ? options.trace : options.fail_fast) = true;
       continue;
     }
     if (value == 0) return 2;

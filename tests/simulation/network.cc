@@ -100,6 +100,14 @@ void Network::ReplyInPieces(WireId id, std::string_view bytes, uint64_t gap_ns, 
   }
 }
 
+void Network::Reset(int host, int node) {
+  for (auto& [id, wire] : wires_) {
+    if (wire.host != host || wire.node != node || !wire.served) continue;
+    servers_->OnHangUp(node, id);
+    HangUp(id);
+  }
+}
+
 void Network::HangUp(WireId id) {
   const auto found = wires_.find(id);
   if (found == wires_.end()) return;

@@ -63,6 +63,9 @@ class Network {
   // After a change of cut_out or cut_back: what stood still goes on its way.
   void Heal(int host, int node);
 
+  // Every connection between the two ends at once.
+  void Reset(int host, int node);
+
   // The nodes' side.
   void Reply(WireId wire, std::string bytes);
   // The node is gone; its peers hear of it, unless `silent`.

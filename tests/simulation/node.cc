@@ -320,12 +320,12 @@ void Node::Record(uint32_t shard, const Words& argv, const redis::Reply& reply, 
   if (applied) {
     Applied entry{.before = copy.head,
                   .shard = shard,
-                  .instance = argv[1],
-                  .seq = number(2),
+                  .instance = argv[2],
+                  .seq = number(3),
                   .at_ns = parts_.timeline->now_ns(),
                   .node = index_,
                   .sum = copy.head != nullptr ? copy.head->sum : 0};
-    const auto first = static_cast<size_t>(6 + 3 * number(5));
+    const auto first = static_cast<size_t>(7 + 3 * number(6));
     for (size_t at = first; at + 8 <= argv.size(); at += 8) {
       entry.tokens.emplace_back(argv[at], number(at + 3));
       entry.sum += number(at + 3);
@@ -333,9 +333,9 @@ void Node::Record(uint32_t shard, const Words& argv, const redis::Reply& reply, 
     parts_.lineage->applied.push_back(std::move(entry));
     copy.head = &parts_.lineage->applied.back();
     parts_.trace->Note("applied", static_cast<uint64_t>(index_), shard,
-                       static_cast<uint64_t>(number(2)), static_cast<uint64_t>(copy.head->sum));
+                       static_cast<uint64_t>(number(3)), static_cast<uint64_t>(copy.head->sum));
   }
-  parts_.lineage->asked.push_back({shard, argv[1], parts_.timeline->now_ns(), copy.head});
+  parts_.lineage->asked.push_back({shard, argv[2], parts_.timeline->now_ns(), copy.head});
 }
 
 }  // namespace sluice::simulation

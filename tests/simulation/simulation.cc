@@ -73,7 +73,7 @@ class Simulation {
     options.shards = static_cast<uint32_t>(random_.Between(3, 6));
     options.node_timeout_ns = random_.Between(1, 3) * kSecond;
     if (random_.Chance(0.3)) options.learn_most_ns = 4 * kSecond;
-    if (random_.Chance(0.3)) options.late_most_ns = 4 * kSecond;
+    if (random_.Chance(0.3)) options.late_most_ns = 8 * kSecond;
     if (random_.Chance(0.3)) options.password = "open sesame";
     return options;
   }
