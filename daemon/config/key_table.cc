@@ -93,6 +93,39 @@ constexpr KeySpec kKeys[] = {
      .doc = "Absolute path of a file whose first line is the password. Read at start: restart the "
             "daemon for a new one, which keeps all buckets.",
      .example = "/etc/sluice/redis.password"},
+    {.path = "redis.tls",
+     .type = KeyType::kSection,
+     .doc = "Written, even empty: every connection to Redis is under TLS 1.2 or newer, and the "
+            "server's certificate is checked; see [TLS](redis.md#tls). The files are read again "
+            "when they change."},
+    {.path = "redis.tls.ca_file",
+     .type = KeyType::kText,
+     .min = 2,
+     .max = 4096,
+     .doc = "Absolute path of the certificates of the authorities that may sign a server's. Left "
+            "out: those that this machine trusts.",
+     .example = "/etc/sluice/redis-ca.pem"},
+    {.path = "redis.tls.certificate_file",
+     .type = KeyType::kText,
+     .min = 2,
+     .max = 4096,
+     .doc = "Absolute path of the daemon's own certificate and those that lead to its authority, "
+            "for servers that ask for one. Only with key_file.",
+     .example = "/etc/sluice/redis-client.pem"},
+    {.path = "redis.tls.key_file",
+     .type = KeyType::kText,
+     .min = 2,
+     .max = 4096,
+     .doc = "Absolute path of the private key of that certificate, without a passphrase, readable "
+            "by the daemon's user only.",
+     .example = "/etc/sluice/redis-client.key"},
+    {.path = "redis.tls.server_name",
+     .type = KeyType::kText,
+     .min = 1,
+     .max = 253,
+     .doc = "The name that every server's certificate must have. Left out: each node's own, as it "
+            "is written in addresses or announced by the cluster.",
+     .example = "redis.example.net"},
     {.path = "redis.prefix",
      .type = KeyType::kText,
      .fallback = "rl",

@@ -203,6 +203,10 @@ absl::Status WorkingEngine::Open() {
         config.mode == config::RedisMode::kSingle ? redis::Mode::kSingle : redis::Mode::kCluster;
     options.user = config.username;
     options.password = *std::move(password);
+    if (config.tls) {
+      options.tls = {config.tls->ca_file, config.tls->certificate_file, config.tls->key_file,
+                     config.tls->server_name};
+    }
     options.client_name = absl::StrCat("sluice-", HostName(config));
     options.prefix = config.prefix;
     options.shards = config.shards;
@@ -247,6 +251,7 @@ void WorkingEngine::TakeRules() {
     next_rules_ = nullptr;
   }
   if (next == nullptr) return;
+  if (client_ != nullptr) client_->ReadFilesAnew();
   rules_ = next;
   reconciler_->SetRules(std::move(next));
 }

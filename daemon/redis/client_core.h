@@ -39,6 +39,8 @@ class ClusterClient::Impl final : private ConnectionObserver {
   bool Ready() const;
   size_t outstanding() const { return requests_.size() + failed_.size(); }
   void RequestRefresh() { refresh_wanted_ = true; }
+  // Before each connect: certificates may have been renewed.
+  void RefreshTls();
   void Poll();
   int64_t NextDeadlineNs() const;
   std::vector<PrimaryStats> Stats() const;
@@ -108,6 +110,9 @@ class ClusterClient::Impl final : private ConnectionObserver {
   void OnDown(Connection* connection, const ConnectionEnd& end) override;
   void PollNode(PrimaryIndex index, int64_t now_ns);
   void Connect(PrimaryIndex index, int64_t now_ns);
+  Connection::Ground Ground() {
+    return {environment_.ring, &resolver_, tls_.get(), &environment_.now_ns};
+  }
   void ReleaseWaiting(Node* node);
   // Raises an alarm in place of the one remembered in `standing`.
   void RaiseFor(PrimaryIndex index, AlarmKind kind, const Failure& failure, Standing* standing);
@@ -127,6 +132,8 @@ class ClusterClient::Impl final : private ConnectionObserver {
   void SourceFailed(const Failure& failure, std::optional<AlarmKind> alarm);
   void FinishRefresh(bool taken, int64_t now_ns);
   void ScoutDown(const ConnectionEnd& end);
+  // Of all that SourceFailed may have raised for it.
+  void ClearSeedAlarms(const std::string& address);
 
   const ClientOptions options_;
   const std::vector<Endpoint> seeds_;
@@ -137,6 +144,7 @@ class ClusterClient::Impl final : private ConnectionObserver {
   std::vector<uint32_t> shard_slots_;
 
   Resolver resolver_;
+  const std::unique_ptr<TlsContext> tls_;  // null: no TLS
   ClusterMap map_;
   std::vector<std::unique_ptr<Node>> nodes_;  // by PrimaryIndex, like the map's
   bool topology_changed_ = false;

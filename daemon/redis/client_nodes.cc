@@ -20,8 +20,7 @@ constexpr int64_t kUnownedIdleNs = 10'000'000'000;
 }  // namespace
 
 ClusterClient::Impl::Node::Node(Impl* client, PrimaryIndex index)
-    : connection(client->environment_.ring, &client->resolver_, &client->greeting_,
-                 &client->environment_.now_ns, client, index) {
+    : connection(client->Ground(), &client->greeting_, client, index) {
   connection.set_request_timeout_ns(client->options_.request_timeout_max_ns);
 }
 
@@ -53,7 +52,20 @@ void ClusterClient::Impl::TellTopology() {
 }
 
 void ClusterClient::Impl::Connect(PrimaryIndex index, int64_t now_ns) {
-  nodes_[index]->connection.Start(map_.node(index).endpoint, now_ns, options_.connect_timeout_ns);
+  RefreshTls();
+  const ClusterMap::Node& node = map_.node(index);
+  nodes_[index]->connection.Start(node.endpoint, node.hostname, now_ns,
+                                  options_.connect_timeout_ns);
+}
+
+void ClusterClient::Impl::RefreshTls() {
+  if (tls_ == nullptr) return;
+  const absl::Status status = tls_->Refresh();
+  if (status.ok()) return alarms_.Clear(AlarmKind::kTlsFiles, "redis");
+  const std::string text(status.message());
+  const size_t mend = std::min(text.find("; "), text.size());
+  alarms_.Raise(AlarmKind::kTlsFiles, "redis", text.substr(0, mend),
+                mend < text.size() ? text.substr(mend + 2) : "");
 }
 
 void ClusterClient::Impl::OnReady(Connection* connection) {
@@ -63,6 +75,8 @@ void ClusterClient::Impl::OnReady(Connection* connection) {
   node.pause_ns = 0;
   Clear(&node.start_alarm);
   alarms_.Clear(AlarmKind::kNoSeedReachable, "redis");
+  // What was wrong with it as a seed is mended, too; nobody may ask it as a seed any more.
+  ClearSeedAlarms(AddressOf(connection->tag()));
   ReleaseWaiting(&node);
 }
 
@@ -96,11 +110,17 @@ void ClusterClient::Impl::OnDown(Connection* connection, const ConnectionEnd& en
                   : node.pause_ns == 0 ? kFirstPauseNs
                                        : std::min(2 * node.pause_ns, kLongestPauseNs);
   node.retry_at_ns = Now() + Jitter(node.pause_ns);
-  if (end.alarm) {
+  // A node that only a redirect told of has no name yet that its certificate could have: the map
+  // that was asked for brings it.
+  const bool nameless = options_.mode == Mode::kCluster && map_.node(index).node_id.empty() &&
+                        end.alarm == AlarmKind::kTlsFailed;
+  if (end.alarm && !nameless) {
     RaiseFor(index, *end.alarm, end.failure, &node.start_alarm);
   } else if (options_.mode == Mode::kSingle && end.failure.kind == FailureKind::kUnavailable) {
     alarms_.Raise(AlarmKind::kNoSeedReachable, "redis", end.failure.message,
-                  "check redis.addresses, the network, and that the server runs");
+                  end.failure.mend.empty()
+                      ? "check redis.addresses, the network, and that the server runs"
+                      : end.failure.mend);
   }
   for (uint64_t id : std::exchange(node.waiting, {})) FailRequest(id, end.failure);
   shunned_ = index;

@@ -56,7 +56,8 @@ void ClusterClient::Impl::TryNextSource(int64_t now_ns) {
     sources_.pop_back();
     if (source_.is_seed) {
       scout_.Close();
-      return scout_.Start(seeds_[source_.index], now_ns, options_.connect_timeout_ns);
+      RefreshTls();
+      return scout_.Start(seeds_[source_.index], "", now_ns, options_.connect_timeout_ns);
     }
     Connection& connection = nodes_[source_.index]->connection;
     if (connection.ready()) return AskForSlots(&connection);
@@ -94,10 +95,7 @@ void ClusterClient::Impl::TakeSlots(const Reply& reply) {
                     empty ? "put the cluster together (redis-cli --cluster create)" : ""};
     return SourceFailed(failure, empty ? std::nullopt : std::optional(AlarmKind::kGarbage));
   }
-  for (AlarmKind kind : {AlarmKind::kWrongMode, AlarmKind::kWrongPassword, AlarmKind::kGarbage,
-                         AlarmKind::kWrongAddress, AlarmKind::kUnsupported}) {
-    if (source_.is_seed) alarms_.Clear(kind, subject);
-  }
+  if (source_.is_seed) ClearSeedAlarms(subject);
   if (map_.Apply(*slots)) FitNodesToMap();
   FinishRefresh(/*taken=*/true, Now());
 }
@@ -113,6 +111,14 @@ void ClusterClient::Impl::SourceFailed(const Failure& failure, std::optional<Ala
   if (!unreachable || only_unreachable_) no_map_ = failure;
   only_unreachable_ = only_unreachable_ && unreachable && !alarm;
   TryNextSource(Now());
+}
+
+void ClusterClient::Impl::ClearSeedAlarms(const std::string& address) {
+  for (AlarmKind kind :
+       {AlarmKind::kWrongMode, AlarmKind::kWrongPassword, AlarmKind::kGarbage,
+        AlarmKind::kWrongAddress, AlarmKind::kUnsupported, AlarmKind::kTlsFailed}) {
+    alarms_.Clear(kind, address);
+  }
 }
 
 void ClusterClient::Impl::ScoutDown(const ConnectionEnd& end) {
@@ -139,7 +145,9 @@ void ClusterClient::Impl::FinishRefresh(bool taken, int64_t now_ns) {
         std::any_of(nodes_.begin(), nodes_.end(),
                     [](const std::unique_ptr<Node>& node) { return node->connection.ready(); });
     if (only_unreachable_ && !any_ready) {
-      no_map_.mend = "check redis.addresses, the network, and that the servers run";
+      if (no_map_.mend.empty()) {
+        no_map_.mend = "check redis.addresses, the network, and that the servers run";
+      }
       alarms_.Raise(
           AlarmKind::kNoSeedReachable, "redis",
           absl::StrCat("no seed and no known node answers; the last one: ", no_map_.message),

@@ -33,6 +33,9 @@ absl::Status CheckOptions(const ClientOptions& options) {
   if (!options.user.empty() && options.password.empty()) {
     return wrong("user: a password is needed with it");
   }
+  if (options.tls && options.tls->certificate_file.empty() != options.tls->key_file.empty()) {
+    return wrong("tls: a certificate and its key come together");
+  }
   if (options.scripts.size() > kMaxScripts) return wrong("scripts: more than ", kMaxScripts);
   if (options.probe_script && *options.probe_script >= options.scripts.size()) {
     return wrong("probe_script: there is no script ", *options.probe_script);
@@ -91,6 +94,10 @@ std::string_view AlarmName(AlarmKind kind) {
       return "refuses_writes";
     case AlarmKind::kUnsupported:
       return "unsupported";
+    case AlarmKind::kTlsFailed:
+      return "tls_failed";
+    case AlarmKind::kTlsFiles:
+      return "tls_files";
   }
   return "?";
 }
@@ -102,8 +109,8 @@ ClusterClient::Impl::Impl(ClientOptions options, std::vector<Endpoint> seeds,
       environment_(std::move(environment)),
       shard_keys_(ShardKeys(options_.prefix, options_.shards)),
       resolver_([ring = environment_.ring] { ring->Wake(); }),
-      scout_(environment_.ring, &resolver_, &scout_greeting_, &environment_.now_ns, this,
-             kNoPrimary) {
+      tls_(options_.tls ? std::make_unique<TlsContext>(*options_.tls) : nullptr),
+      scout_(Ground(), &scout_greeting_, this, kNoPrimary) {
   for (const std::string& key : shard_keys_) shard_slots_.push_back(KeySlot(key));
   scout_greeting_ = {options_.user, options_.password, CleanClientName(options_.client_name), {}};
   greeting_ = scout_greeting_;
@@ -138,6 +145,10 @@ absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Create(ClientOptio
       return absl::InvalidArgumentError(
           absl::StrCat("seeds: \"", text, "\": ", seed.status().message()));
     }
+    if (seed->is_unix() && options.tls) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("seeds: \"", text, "\": there is no TLS over a unix socket"));
+    }
     seeds.push_back(*std::move(seed));
   }
   return std::unique_ptr<ClusterClient>(new ClusterClient(
@@ -159,6 +170,7 @@ const std::string& ClusterClient::ShardKey(uint32_t shard) const { return impl_-
 bool ClusterClient::Ready() const { return impl_->Ready(); }
 size_t ClusterClient::outstanding() const { return impl_->outstanding(); }
 void ClusterClient::RequestRefresh() { impl_->RequestRefresh(); }
+void ClusterClient::ReadFilesAnew() { impl_->RefreshTls(); }
 void ClusterClient::Poll() { impl_->Poll(); }
 int64_t ClusterClient::NextDeadlineNs() const { return impl_->NextDeadlineNs(); }
 std::vector<PrimaryStats> ClusterClient::Stats() const { return impl_->Stats(); }

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "daemon/redis/latency.h"
 #include "daemon/redis/reply.h"
+#include "daemon/redis/tls_context.h"
 #include "daemon/ring/ring.h"
 
 namespace sluice::redis {
@@ -64,6 +65,7 @@ struct ClientOptions {
   Mode mode = Mode::kCluster;
   std::string user;                    // empty: the default user
   std::string password;                // empty: no AUTH is sent
+  std::optional<TlsOptions> tls;       // none: plain TCP
   std::string client_name = "sluice";  // shown by CLIENT LIST; bytes outside ! to ~ become '-'
   std::string prefix = "rl";           // head of every key
   uint32_t shards = 64;                // 1 to 4096; part of every key, never changed in place
@@ -71,7 +73,7 @@ struct ClientOptions {
   // What Ping runs, with the key of a shard of that primary and no arguments. It must not write.
   // Without it Ping sends PING, which does not notice a cluster that is down.
   std::optional<ScriptId> probe_script;
-  // From the first SYN to the last answer of the handshake.
+  // From the first SYN to the last answer of the handshake, that of TLS included.
   int64_t connect_timeout_ns = 1'000'000'000;
   // A request's time-out is 4 x the primary's 99th percentile, held between these two.
   int64_t request_timeout_min_ns = 25'000'000;
@@ -103,6 +105,8 @@ enum class AlarmKind : uint8_t {
   kNoSeedReachable,    // no node at all answers
   kRefusesWrites,      // OOM, MISCONF
   kUnsupported,        // the server is too old, or the script is broken there
+  kTlsFailed,          // certificate, name or version; or the server does not speak TLS
+  kTlsFiles,           // our own certificate, key or authorities cannot be read
 };
 std::string_view AlarmName(AlarmKind kind);
 
@@ -216,6 +220,9 @@ class ClusterClient {
 
   // Asks for a fresh map soon (single-flight, at least 1 s apart).
   void RequestRefresh();
+
+  // Certificates and keys are looked at anew now, and not only at the next connect.
+  void ReadFilesAnew();
 
   // Drives time-outs, reconnects, refreshes and queued failures. Call it after each Ring::Wait.
   void Poll();

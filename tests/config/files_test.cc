@@ -206,6 +206,11 @@ TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
     } else if (section == "redis") {
       text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
              "}\nrules: []";
+    } else if (section == "redis.tls") {
+      const std::string also = key == "certificate_file" ? ", key_file: /k"
+                               : key == "key_file"       ? ", certificate_file: /c"
+                                                         : "";
+      text = "redis: {addresses: \"h:1\", tls: {" + pair + also + "}}\nrules: []";
     } else if (section == "rules[]" && (key == "name" || key == "key")) {
       text = "rules:\n  - " + pair + "\n    limit: 1/s\n    " +
              (key == "name" ? "key: [u]" : "name: aa");

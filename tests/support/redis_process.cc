@@ -114,6 +114,7 @@ redis::Reply RedisCommand(uint16_t port, const std::vector<std::string>& argumen
 RedisProcess::RedisProcess(Options options) : options_(std::move(options)) {
   for (int i = 0; i < kStarts && !running(); ++i) {
     port_ = options_.port != 0 ? options_.port : FreePort();
+    tls_port_ = options_.tls ? FreePort() : 0;
     bus_port_ = FreePort();
     Spawn();
   }
@@ -122,6 +123,8 @@ RedisProcess::RedisProcess(Options options) : options_(std::move(options)) {
 RedisProcess::~RedisProcess() { Kill(); }
 
 std::string RedisProcess::address() const { return "127.0.0.1:" + std::to_string(port_); }
+
+std::string RedisProcess::tls_address() const { return "127.0.0.1:" + std::to_string(tls_port_); }
 
 std::string RedisProcess::log() const {
   std::ifstream file(dir_.path() + "/log");
@@ -132,6 +135,8 @@ bool RedisProcess::Spawn() {
   std::vector<std::string> words = {
       "redis-server", "--port", std::to_string(port_), "--bind", "127.0.0.1", "--dir", dir_.path(),
       "--save",       "",       "--appendonly",        "no"};
+  if (options_.tls) words.insert(words.end(), {"--tls-port", std::to_string(tls_port_)});
+  if (options_.cluster && options_.tls) words.insert(words.end(), {"--tls-cluster", "yes"});
   if (options_.cluster) {
     words.insert(words.end(), {"--cluster-enabled", "yes", "--cluster-port",
                                std::to_string(bus_port_), "--cluster-node-timeout", "2000"});
@@ -190,9 +195,9 @@ bool RedisProcess::Restart() {
   return Spawn();
 }
 
-RedisCluster::RedisCluster(std::vector<std::string> arguments) {
+RedisCluster::RedisCluster(std::vector<std::string> arguments, bool tls) : tls_(tls) {
   for (std::unique_ptr<RedisProcess>& node : nodes_) {
-    node = std::make_unique<RedisProcess>(RedisProcess::Options{true, arguments, 0});
+    node = std::make_unique<RedisProcess>(RedisProcess::Options{true, arguments, 0, tls});
     if (!node->running()) return;
   }
   healthy_ = Form() && Eventually([&] { return Agree(); });
@@ -211,9 +216,9 @@ bool RedisCluster::Form() {
   for (size_t i = 1; i < kNodes; ++i) {
     const redis::Reply config = nodes_[i]->Command({"CONFIG", "GET", "cluster-port"});
     if (config.elements.size() != 2) return false;
-    const redis::Reply met =
-        nodes_[0]->Command({"CLUSTER", "MEET", "127.0.0.1", std::to_string(nodes_[i]->port()),
-                            config.elements[1].text});
+    const uint16_t port = tls_ ? nodes_[i]->tls_port() : nodes_[i]->port();
+    const redis::Reply met = nodes_[0]->Command(
+        {"CLUSTER", "MEET", "127.0.0.1", std::to_string(port), config.elements[1].text});
     if (met.is_error()) return false;
   }
   return true;
@@ -231,7 +236,9 @@ bool RedisCluster::Agree() const {
 
 std::vector<std::string> RedisCluster::addresses() const {
   std::vector<std::string> all;
-  for (const std::unique_ptr<RedisProcess>& node : nodes_) all.push_back(node->address());
+  for (const std::unique_ptr<RedisProcess>& node : nodes_) {
+    all.push_back(tls_ ? node->tls_address() : node->address());
+  }
   return all;
 }
 
@@ -249,9 +256,9 @@ void RedisCluster::BeginMigration(uint32_t slot, size_t from, size_t to) {
 void RedisCluster::FinishMigration(uint32_t slot, size_t from, size_t to) {
   const std::string number = std::to_string(slot);
   const redis::Reply keys = nodes_[from]->Command({"CLUSTER", "GETKEYSINSLOT", number, "100"});
+  const uint16_t port = tls_ ? nodes_[to]->tls_port() : nodes_[to]->port();
   for (const redis::Reply& key : keys.elements) {
-    nodes_[from]->Command(
-        {"MIGRATE", "127.0.0.1", std::to_string(nodes_[to]->port()), key.text, "0", "5000"});
+    nodes_[from]->Command({"MIGRATE", "127.0.0.1", std::to_string(port), key.text, "0", "5000"});
   }
   nodes_[to]->Command({"CLUSTER", "SETSLOT", number, "NODE", ids_[to]});
   nodes_[from]->Command({"CLUSTER", "SETSLOT", number, "NODE", ids_[to]});

@@ -42,6 +42,7 @@ class RedisProcess {
     bool cluster = false;
     std::vector<std::string> arguments;  // further ones, "--name", "value"
     uint16_t port = 0;                   // 0: a free one
+    bool tls = false;                    // a port under TLS too; `arguments` name certificates
   };
   explicit RedisProcess(Options options);
   ~RedisProcess();
@@ -52,6 +53,8 @@ class RedisProcess {
   pid_t pid() const { return pid_; }
   uint16_t port() const { return port_; }
   std::string address() const;
+  uint16_t tls_port() const { return tls_port_; }  // 0: none
+  std::string tls_address() const;
   std::string log() const;
 
   redis::Reply Command(const std::vector<std::string>& arguments) const {
@@ -71,6 +74,7 @@ class RedisProcess {
   Options options_;
   TempDir dir_;
   uint16_t port_ = 0;
+  uint16_t tls_port_ = 0;
   uint16_t bus_port_ = 0;
   pid_t pid_ = -1;
 };
@@ -81,12 +85,13 @@ class RedisCluster {
  public:
   static constexpr size_t kNodes = 3;
 
-  explicit RedisCluster(std::vector<std::string> arguments = {});
+  // Under TLS the nodes talk to each other and to clients so; tests still reach their plain ports.
+  explicit RedisCluster(std::vector<std::string> arguments = {}, bool tls = false);
 
   bool healthy() const { return healthy_; }
   RedisProcess& node(size_t i) { return *nodes_[i]; }
   const std::string& id(size_t i) const { return ids_[i]; }
-  std::vector<std::string> addresses() const;
+  std::vector<std::string> addresses() const;  // under TLS: of the ports under TLS
   // Which node owned the slot at the start.
   static size_t FirstOwner(uint32_t slot);
 
@@ -101,6 +106,7 @@ class RedisCluster {
 
   std::array<std::unique_ptr<RedisProcess>, kNodes> nodes_;
   std::array<std::string, kNodes> ids_;
+  const bool tls_;
   bool healthy_ = false;
 };
 
