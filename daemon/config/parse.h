@@ -51,5 +51,7 @@ ParseResult ParseConfigFile(const std::string& path);
 // The password to use: the configured one, or the first line of password_file, read anew at each
 // call. Empty when neither is configured. Errors name the file and the mend.
 absl::StatusOr<std::string> ReadPassword(const RedisConfig& redis);
+// The same for the sentinels.
+absl::StatusOr<std::string> ReadPassword(const SentinelConfig& sentinel);
 
 }  // namespace sluice::config

@@ -67,16 +67,37 @@ void ReadPath(Section* section, std::string_view name, std::string* path,
   }
 }
 
-void ParseLogin(Section* section, RedisConfig* redis) {
-  section->Read("username", &redis->username);
-  section->Read("password", &redis->password);
-  ReadPath(section, "password_file", &redis->password_file, "/etc/sluice/redis.password");
+// What redis and redis.sentinel both have.
+template <class HasLogin>
+void ParseLogin(Section* section, HasLogin* login, std::string_view example) {
+  section->Read("username", &login->username);
+  section->Read("password", &login->password);
+  ReadPath(section, "password_file", &login->password_file, example);
   if (section->Has("password") && section->Has("password_file")) {
     section->Problem("password_file", "there is a password as well", "keep one of the two");
   }
   if (section->Has("username") && !section->Has("password") && !section->Has("password_file")) {
     section->Warning("username", "is not sent without a password", "write `password_file`");
   }
+}
+
+void ParseSentinel(Section* redis_section, RedisConfig* redis, Findings* findings) {
+  const bool wanted = redis->mode == RedisMode::kSentinel;
+  if (!redis_section->Has("sentinel")) {
+    if (!wanted) return;
+    redis_section->Problem("mode", "sentinel needs the name of the primary",
+                           "write `sentinel: {master: NAME}` under redis");
+    return;
+  }
+  if (!wanted) {
+    redis_section->Problem("sentinel", "has no effect in this mode",
+                           "write `mode: sentinel`, or take it out");
+  }
+  Section section(redis_section->Value("sentinel"), redis_section->MarkOf("sentinel"),
+                  "redis.sentinel", "redis.sentinel", findings);
+  SentinelConfig& sentinel = redis->sentinel.emplace();
+  section.Read("master", &sentinel.master);
+  ParseLogin(&section, &sentinel, "/etc/sluice/sentinel.password");
 }
 
 void ParseTls(Section* redis_section, RedisConfig* redis, Findings* findings) {
@@ -111,7 +132,8 @@ void ParseRedis(Section* top, Config* config, Findings* findings) {
   RedisConfig& redis = config->redis.emplace();
   if (size_t mode = 0; section.ReadChoice("mode", &mode)) redis.mode = static_cast<RedisMode>(mode);
   ParseAddresses(&section, &redis, findings);
-  ParseLogin(&section, &redis);
+  ParseLogin(&section, &redis, "/etc/sluice/redis.password");
+  ParseSentinel(&section, &redis, findings);
   ParseTls(&section, &redis, findings);
   if (section.Read("prefix", &redis.prefix) && !HasOnly(redis.prefix, "_.-")) {
     section.Problem("prefix", Cat(Shown(redis.prefix), " is no prefix of keys"),

@@ -199,8 +199,14 @@ absl::Status WorkingEngine::Open() {
     log::Info("transport: %s (%s)", transport_name_, opened->why);
     redis::ClientOptions options;
     options.seeds = config.addresses;
-    options.mode =
-        config.mode == config::RedisMode::kSingle ? redis::Mode::kSingle : redis::Mode::kCluster;
+    options.mode = config.mode == config::RedisMode::kSingle     ? redis::Mode::kSingle
+                   : config.mode == config::RedisMode::kSentinel ? redis::Mode::kSentinel
+                                                                 : redis::Mode::kCluster;
+    if (config.sentinel) {
+      absl::StatusOr<std::string> theirs = config::ReadPassword(*config.sentinel);
+      if (!theirs.ok()) return theirs.status();
+      options.sentinel = {config.sentinel->master, config.sentinel->username, *std::move(theirs)};
+    }
     options.user = config.username;
     options.password = *std::move(password);
     if (config.tls) {

@@ -74,7 +74,8 @@ void ClusterClient::Impl::OnReady(Connection* connection) {
   Node& node = *nodes_[connection->tag()];
   node.pause_ns = 0;
   Clear(&node.start_alarm);
-  alarms_.Clear(AlarmKind::kNoSeedReachable, "redis");
+  // That the primary answers says nothing of the sentinels.
+  if (options_.mode != Mode::kSentinel) alarms_.Clear(AlarmKind::kNoSeedReachable, "redis");
   // What was wrong with it as a seed is mended, too; nobody may ask it as a seed any more.
   ClearSeedAlarms(AddressOf(connection->tag()));
   ReleaseWaiting(&node);

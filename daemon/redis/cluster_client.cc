@@ -33,6 +33,12 @@ absl::Status CheckOptions(const ClientOptions& options) {
   if (!options.user.empty() && options.password.empty()) {
     return wrong("user: a password is needed with it");
   }
+  if (options.mode == Mode::kSentinel && options.sentinel.master.empty()) {
+    return wrong("sentinel: the name of the primary is needed");
+  }
+  if (!options.sentinel.user.empty() && options.sentinel.password.empty()) {
+    return wrong("sentinel: a password is needed with the user");
+  }
   if (options.tls && options.tls->certificate_file.empty() != options.tls->key_file.empty()) {
     return wrong("tls: a certificate and its key come together");
   }
@@ -96,6 +102,8 @@ std::string_view AlarmName(AlarmKind kind) {
       return "unsupported";
     case AlarmKind::kTlsFailed:
       return "tls_failed";
+    case AlarmKind::kNoMaster:
+      return "no_master";
     case AlarmKind::kTlsFiles:
       return "tls_files";
   }
@@ -116,6 +124,10 @@ ClusterClient::Impl::Impl(ClientOptions options, std::vector<Endpoint> seeds,
   greeting_ = scout_greeting_;
   for (const Script& script : options_.scripts) {
     greeting_.scripts.push_back({script.text, Sha1Hex(script.text)});
+  }
+  if (options_.mode == Mode::kSentinel) {
+    scout_greeting_.user = options_.sentinel.user;
+    scout_greeting_.password = options_.sentinel.password;
   }
   scout_.set_request_timeout_ns(options_.request_timeout_max_ns);
   if (options_.mode == Mode::kSingle) {

@@ -52,6 +52,15 @@ inline constexpr uint32_t kMaxRedirects = 4;
 enum class Mode {
   kCluster,  // the map comes from CLUSTER SLOTS
   kSingle,   // every shard lives on the first seed; no CLUSTER command is ever sent
+  // Every shard lives on the primary that the seeds, sentinels, name; a cluster of one.
+  kSentinel,
+};
+
+// How to ask sentinels (kSentinel). They have users of their own.
+struct SentinelOptions {
+  std::string master;    // the name under which they watch the primary
+  std::string user;      // empty: the default user
+  std::string password;  // empty: no AUTH is sent to them
 };
 
 struct Script {
@@ -60,9 +69,11 @@ struct Script {
 };
 
 struct ClientOptions {
-  // "host:port", "[v6]:port" or "unix:/path"; names are resolved on a thread apart.
+  // "host:port", "[v6]:port" or "unix:/path"; names are resolved on a thread apart. In kSentinel
+  // the sentinels.
   std::vector<std::string> seeds;
   Mode mode = Mode::kCluster;
+  SentinelOptions sentinel;
   std::string user;                    // empty: the default user
   std::string password;                // empty: no AUTH is sent
   std::optional<TlsOptions> tls;       // none: plain TCP
@@ -102,10 +113,11 @@ enum class AlarmKind : uint8_t {
   kWrongMode,          // mode is cluster and the server is not one, or the reverse
   kWrongAddress,       // a seed cannot be resolved or parsed
   kGarbage,            // the peer does not speak Redis
-  kNoSeedReachable,    // no node at all answers
+  kNoSeedReachable,    // no node (no sentinel) at all answers
   kRefusesWrites,      // OOM, MISCONF
   kUnsupported,        // the server is too old, or the script is broken there
   kTlsFailed,          // certificate, name or version; or the server does not speak TLS
+  kNoMaster,           // no sentinel knows a primary of that name
   kTlsFiles,           // our own certificate, key or authorities cannot be read
 };
 std::string_view AlarmName(AlarmKind kind);

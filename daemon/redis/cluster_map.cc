@@ -189,6 +189,15 @@ PrimaryIndex ClusterMap::Patch(uint32_t slot, const Endpoint& endpoint) {
   return index;
 }
 
+bool ClusterMap::SetOwner(const Endpoint& endpoint) {
+  const PrimaryIndex index = FindOrAdd(endpoint);
+  if (index == kNoPrimary || (known_ && owners_[0] == index)) return false;
+  owners_.fill(index);
+  known_ = true;
+  MarkOwners();
+  return true;
+}
+
 void ClusterMap::SetSingle(const Endpoint& endpoint) {
   nodes_ = {{endpoint, "", true, ""}};
   owners_.fill(0);

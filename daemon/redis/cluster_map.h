@@ -63,6 +63,10 @@ class ClusterMap {
   // Single mode: the node owns all slots.
   void SetSingle(const Endpoint& endpoint);
 
+  // Sentinel mode: the node at that address, added if it is new, owns all slots. True when anything
+  // changed.
+  bool SetOwner(const Endpoint& endpoint);
+
   PrimaryIndex Owner(uint32_t slot) const { return owners_[slot]; }
   size_t size() const { return nodes_.size(); }
   const Node& node(PrimaryIndex index) const { return nodes_[index]; }

@@ -206,6 +206,9 @@ TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
     } else if (section == "redis") {
       text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
              "}\nrules: []";
+    } else if (section == "redis.sentinel") {
+      text = "redis: {addresses: \"h:1\", mode: sentinel, sentinel: {" +
+             (key == "master" ? "" : std::string("master: m, ")) + pair + "}}\nrules: []";
     } else if (section == "redis.tls") {
       const std::string also = key == "certificate_file" ? ", key_file: /k"
                                : key == "key_file"       ? ", certificate_file: /c"

@@ -36,6 +36,15 @@ TEST(RedisSectionTest, TlsIsOffUnlessItsSectionStandsThereEvenEmpty) {
   EXPECT_EQ(config.redis->tls, (TlsConfig{"/ca", "/c", "/k", "n.example"}));
 }
 
+TEST(RedisSectionTest, SentinelsHaveAUserAndAPasswordOfTheirOwn) {
+  const Config config = Good(
+      "redis: {addresses: [\"s:26379\"], mode: sentinel, username: u, password: p, sentinel: "
+      "{master: mymaster, username: su, password_file: /sp}}\nrules: []");
+  ASSERT_TRUE(config.redis->sentinel.has_value());
+  EXPECT_EQ(config.redis->sentinel, (SentinelConfig{"mymaster", "su", "", "/sp"}));
+  EXPECT_EQ(config.redis->password, "p");
+}
+
 struct BadFile {
   const char* yaml;
   const char* said;
@@ -69,6 +78,12 @@ INSTANTIATE_TEST_SUITE_P(
         BadFile{"redis: {addresses: \"h:1\", password: a, password_file: /b}\nrules: []",
                 "keep one of the two"},
         BadFile{"redis: {addresses: \"h:1\", password_file: etc/b}\nrules: []", "no absolute path"},
+        BadFile{"redis: {addresses: \"h:1\", mode: sentinel}\nrules: []",
+                "write `sentinel: {master: NAME}`"},
+        BadFile{"redis: {addresses: \"h:1\", mode: sentinel, sentinel: {}}\nrules: []",
+                "redis.sentinel.master: is missing"},
+        BadFile{"redis: {addresses: \"h:1\", sentinel: {master: m}}\nrules: []",
+                "write `mode: sentinel`"},
         BadFile{"redis: {addresses: \"h:1\", tls: {ca_file: ca.pem}}\nrules: []",
                 "no absolute path"},
         BadFile{"redis: {addresses: \"h:1\", tls: {key_file: /k}}\nrules: []",

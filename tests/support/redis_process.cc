@@ -131,10 +131,21 @@ std::string RedisProcess::log() const {
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
-bool RedisProcess::Spawn() {
+std::vector<std::string> RedisProcess::Words() const {
   std::vector<std::string> words = {
-      "redis-server", "--port", std::to_string(port_), "--bind", "127.0.0.1", "--dir", dir_.path(),
-      "--save",       "",       "--appendonly",        "no"};
+      "redis-server", "--port", std::to_string(port_), "--bind", "127.0.0.1", "--dir", dir_.path()};
+  if (!options_.sentinel.empty()) {
+    // A sentinel keeps what it learns in its file: a restart finds it there.
+    const std::string file = dir_.path() + "/sentinel.conf";
+    if (!std::filesystem::exists(file)) {
+      std::ofstream out(file);
+      for (const std::string& line : options_.sentinel) out << line << "\n";
+    }
+    words.insert(words.begin() + 1, file);
+    words.push_back("--sentinel");
+  } else {
+    words.insert(words.end(), {"--save", "", "--appendonly", "no"});
+  }
   if (options_.tls) words.insert(words.end(), {"--tls-port", std::to_string(tls_port_)});
   if (options_.cluster && options_.tls) words.insert(words.end(), {"--tls-cluster", "yes"});
   if (options_.cluster) {
@@ -142,6 +153,11 @@ bool RedisProcess::Spawn() {
                                std::to_string(bus_port_), "--cluster-node-timeout", "2000"});
   }
   words.insert(words.end(), options_.arguments.begin(), options_.arguments.end());
+  return words;
+}
+
+bool RedisProcess::Spawn() {
+  std::vector<std::string> words = Words();
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);

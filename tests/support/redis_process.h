@@ -33,9 +33,9 @@ uint16_t FreePort();
 // an error reply that starts with "TEST ".
 redis::Reply RedisCommand(uint16_t port, const std::vector<std::string>& arguments);
 
-// One redis-server on 127.0.0.1, with a directory of its own and nothing persisted. Killed by its
-// pid when the object goes, and by the kernel when the test dies first. Check `running()` after
-// construction: `log()` says why not.
+// One redis-server (or sentinel) on 127.0.0.1, with a directory of its own and nothing persisted.
+// Killed by its pid when the object goes, and by the kernel when the test dies first. Check
+// `running()` after construction: `log()` says why not.
 class RedisProcess {
  public:
   struct Options {
@@ -43,6 +43,7 @@ class RedisProcess {
     std::vector<std::string> arguments;  // further ones, "--name", "value"
     uint16_t port = 0;                   // 0: a free one
     bool tls = false;                    // a port under TLS too; `arguments` name certificates
+    std::vector<std::string> sentinel;   // not empty: a sentinel, with these lines in its file
   };
   explicit RedisProcess(Options options);
   ~RedisProcess();
@@ -68,6 +69,7 @@ class RedisProcess {
   bool Restart();
 
  private:
+  std::vector<std::string> Words() const;
   bool Spawn();
   bool WaitUntilItAnswers();
 
