@@ -40,7 +40,7 @@ class SentinelTest : public ClientFixture {
                                                : client_->Primary(client_->PrimaryOf(0)).address;
   }
   bool Follows(const RedisProcess& server) {
-    const std::string address = sentinels_->AddressOf(server);
+    const std::string address = server.client_address();
     return Turn([&] { return Owner() == address && Finish(Call(0, kEcho)).ok; });
   }
 

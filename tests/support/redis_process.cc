@@ -67,6 +67,17 @@ TempDir::~TempDir() {
   if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
 }
 
+bool HasIpv6Loopback() {
+  const int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  address.sin6_addr = in6addr_loopback;
+  const bool bound =
+      fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+  if (fd >= 0) close(fd);
+  return bound;
+}
+
 uint16_t FreePort() {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address = Loopback(0);
@@ -122,9 +133,13 @@ RedisProcess::RedisProcess(Options options) : options_(std::move(options)) {
 
 RedisProcess::~RedisProcess() { Kill(); }
 
-std::string RedisProcess::address() const { return "127.0.0.1:" + std::to_string(port_); }
+std::string RedisProcess::address() const {
+  return (options_.ipv6 ? "[::1]:" : "127.0.0.1:") + std::to_string(port_);
+}
 
-std::string RedisProcess::tls_address() const { return "127.0.0.1:" + std::to_string(tls_port_); }
+std::string RedisProcess::tls_address() const {
+  return (options_.ipv6 ? "[::1]:" : "127.0.0.1:") + std::to_string(tls_port_);
+}
 
 std::string RedisProcess::log() const {
   std::ifstream file(dir_.path() + "/log");
@@ -133,7 +148,8 @@ std::string RedisProcess::log() const {
 
 std::vector<std::string> RedisProcess::Words() const {
   std::vector<std::string> words = {
-      "redis-server", "--port", std::to_string(port_), "--bind", "127.0.0.1", "--dir", dir_.path()};
+      "redis-server", "--port", std::to_string(port_), "--dir", dir_.path(), "--bind", "127.0.0.1"};
+  if (options_.ipv6) words.emplace_back("::1");
   if (!options_.sentinel.empty()) {
     // A sentinel keeps what it learns in its file: a restart finds it there.
     const std::string file = dir_.path() + "/sentinel.conf";
@@ -211,9 +227,10 @@ bool RedisProcess::Restart() {
   return Spawn();
 }
 
-RedisCluster::RedisCluster(std::vector<std::string> arguments, bool tls) : tls_(tls) {
+RedisCluster::RedisCluster(std::vector<std::string> arguments, bool tls, bool ipv6) : ipv6_(ipv6) {
   for (std::unique_ptr<RedisProcess>& node : nodes_) {
-    node = std::make_unique<RedisProcess>(RedisProcess::Options{true, arguments, 0, tls});
+    node = std::make_unique<RedisProcess>(
+        RedisProcess::Options{.cluster = true, .arguments = arguments, .tls = tls, .ipv6 = ipv6});
     if (!node->running()) return;
   }
   healthy_ = Form() && Eventually([&] { return Agree(); });
@@ -232,9 +249,9 @@ bool RedisCluster::Form() {
   for (size_t i = 1; i < kNodes; ++i) {
     const redis::Reply config = nodes_[i]->Command({"CONFIG", "GET", "cluster-port"});
     if (config.elements.size() != 2) return false;
-    const uint16_t port = tls_ ? nodes_[i]->tls_port() : nodes_[i]->port();
-    const redis::Reply met = nodes_[0]->Command(
-        {"CLUSTER", "MEET", "127.0.0.1", std::to_string(port), config.elements[1].text});
+    const std::string port = std::to_string(nodes_[i]->client_port());
+    const redis::Reply met =
+        nodes_[0]->Command({"CLUSTER", "MEET", LoopbackHost(ipv6_), port, config.elements[1].text});
     if (met.is_error()) return false;
   }
   return true;
@@ -253,7 +270,7 @@ bool RedisCluster::Agree() const {
 std::vector<std::string> RedisCluster::addresses() const {
   std::vector<std::string> all;
   for (const std::unique_ptr<RedisProcess>& node : nodes_) {
-    all.push_back(tls_ ? node->tls_address() : node->address());
+    all.push_back(node->client_address());
   }
   return all;
 }
@@ -272,9 +289,9 @@ void RedisCluster::BeginMigration(uint32_t slot, size_t from, size_t to) {
 void RedisCluster::FinishMigration(uint32_t slot, size_t from, size_t to) {
   const std::string number = std::to_string(slot);
   const redis::Reply keys = nodes_[from]->Command({"CLUSTER", "GETKEYSINSLOT", number, "100"});
-  const uint16_t port = tls_ ? nodes_[to]->tls_port() : nodes_[to]->port();
+  const std::string port = std::to_string(nodes_[to]->client_port());
   for (const redis::Reply& key : keys.elements) {
-    nodes_[from]->Command({"MIGRATE", "127.0.0.1", std::to_string(port), key.text, "0", "5000"});
+    nodes_[from]->Command({"MIGRATE", LoopbackHost(ipv6_), port, key.text, "0", "5000"});
   }
   nodes_[to]->Command({"CLUSTER", "SETSLOT", number, "NODE", ids_[to]});
   nodes_[from]->Command({"CLUSTER", "SETSLOT", number, "NODE", ids_[to]});

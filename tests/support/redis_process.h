@@ -26,12 +26,18 @@ class TempDir {
   std::string path_;
 };
 
+// Whether this machine has ::1.
+bool HasIpv6Loopback();
+
 // A TCP port of 127.0.0.1 that was free a moment ago.
 uint16_t FreePort();
 
 // Sends one command over a connection of its own and reads its reply, 5 s at most. A failure gives
 // an error reply that starts with "TEST ".
 redis::Reply RedisCommand(uint16_t port, const std::vector<std::string>& arguments);
+
+// "127.0.0.1" or "::1".
+inline const char* LoopbackHost(bool ipv6) { return ipv6 ? "::1" : "127.0.0.1"; }
 
 // One redis-server (or sentinel) on 127.0.0.1, with a directory of its own and nothing persisted.
 // Killed by its pid when the object goes, and by the kernel when the test dies first. Check
@@ -44,6 +50,7 @@ class RedisProcess {
     uint16_t port = 0;                   // 0: a free one
     bool tls = false;                    // a port under TLS too; `arguments` name certificates
     std::vector<std::string> sentinel;   // not empty: a sentinel, with these lines in its file
+    bool ipv6 = false;                   // on ::1 too, which its addresses name then
   };
   explicit RedisProcess(Options options);
   ~RedisProcess();
@@ -56,6 +63,9 @@ class RedisProcess {
   std::string address() const;
   uint16_t tls_port() const { return tls_port_; }  // 0: none
   std::string tls_address() const;
+  // Where clients are to go: under TLS if it has a port for that.
+  std::string client_address() const { return tls_port_ != 0 ? tls_address() : address(); }
+  uint16_t client_port() const { return tls_port_ != 0 ? tls_port_ : port_; }
   std::string log() const;
 
   redis::Reply Command(const std::vector<std::string>& arguments) const {
@@ -88,7 +98,9 @@ class RedisCluster {
   static constexpr size_t kNodes = 3;
 
   // Under TLS the nodes talk to each other and to clients so; tests still reach their plain ports.
-  explicit RedisCluster(std::vector<std::string> arguments = {}, bool tls = false);
+  // With `ipv6` they know each other as ::1.
+  explicit RedisCluster(std::vector<std::string> arguments = {}, bool tls = false,
+                        bool ipv6 = false);
 
   bool healthy() const { return healthy_; }
   RedisProcess& node(size_t i) { return *nodes_[i]; }
@@ -108,7 +120,7 @@ class RedisCluster {
 
   std::array<std::unique_ptr<RedisProcess>, kNodes> nodes_;
   std::array<std::string, kNodes> ids_;
-  const bool tls_;
+  const bool ipv6_;
   bool healthy_ = false;
 };
 

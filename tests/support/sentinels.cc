@@ -26,35 +26,28 @@ Sentinels::Sentinels(Options options) : options_(std::move(options)) {
     std::vector<std::string> arguments = options_.server;
     if (options_.tls) arguments.insert(arguments.end(), {"--tls-replication", "yes"});
     server = std::make_unique<RedisProcess>(
-        RedisProcess::Options{.arguments = arguments, .tls = options_.tls});
+        RedisProcess::Options{.arguments = arguments, .tls = options_.tls, .ipv6 = options_.ipv6});
     if (!server->running()) return;
   }
-  const std::string port = std::to_string(PortOf(primary()));
-  if (replica().Command({"REPLICAOF", "127.0.0.1", port}).text != "OK") return;
+  const std::string host = LoopbackHost(options_.ipv6);
+  const std::string port = std::to_string(primary().client_port());
+  if (replica().Command({"REPLICAOF", host, port}).text != "OK") return;
   const std::string name = kMaster;
-  std::vector<std::string> lines = {"sentinel monitor " + name + " 127.0.0.1 " + port + " 2",
+  std::vector<std::string> lines = {"sentinel monitor " + name + " " + host + " " + port + " 2",
                                     "sentinel down-after-milliseconds " + name + " 500",
                                     "sentinel failover-timeout " + name + " 3000"};
   lines.insert(lines.end(), options_.sentinel_file.begin(), options_.sentinel_file.end());
   for (std::unique_ptr<RedisProcess>& sentinel : sentinels_) {
     std::vector<std::string> arguments = options_.sentinel;
     if (options_.tls) arguments.insert(arguments.end(), {"--tls-replication", "yes"});
-    sentinel = std::make_unique<RedisProcess>(
-        RedisProcess::Options{.arguments = arguments, .tls = options_.tls, .sentinel = lines});
+    sentinel = std::make_unique<RedisProcess>(RedisProcess::Options{
+        .arguments = arguments, .tls = options_.tls, .sentinel = lines, .ipv6 = options_.ipv6});
     if (!sentinel->running()) return;
   }
   for (int i = 0; i < kLooks && !healthy_; ++i) {
     healthy_ = Agree();
     if (!healthy_) std::this_thread::sleep_for(kBetweenLooks);
   }
-}
-
-uint16_t Sentinels::PortOf(const RedisProcess& process) const {
-  return options_.tls ? process.tls_port() : process.port();
-}
-
-std::string Sentinels::AddressOf(const RedisProcess& process) const {
-  return options_.tls ? process.tls_address() : process.address();
 }
 
 bool Sentinels::Agree() const {
@@ -79,7 +72,7 @@ std::string Sentinels::logs() const {
 std::vector<std::string> Sentinels::addresses() const {
   std::vector<std::string> all;
   for (const std::unique_ptr<RedisProcess>& sentinel : sentinels_) {
-    all.push_back(AddressOf(*sentinel));
+    all.push_back(sentinel->client_address());
   }
   return all;
 }

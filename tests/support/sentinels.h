@@ -21,6 +21,7 @@ class Sentinels {
     std::vector<std::string> sentinel;       // further ones of the sentinels
     std::vector<std::string> sentinel_file;  // further lines of their files
     bool tls = false;                        // all of them talk TLS to each other and to clients
+    bool ipv6 = false;                       // over ::1
   };
   Sentinels() : Sentinels(Options{}) {}
   explicit Sentinels(Options options);
@@ -32,10 +33,8 @@ class Sentinels {
   RedisProcess& sentinel(size_t i) { return *sentinels_[i]; }
   std::vector<std::string> addresses() const;  // of the sentinels
   std::string logs() const;                    // of all that were started
-  std::string AddressOf(const RedisProcess& process) const;
 
  private:
-  uint16_t PortOf(const RedisProcess& process) const;
   bool Agree() const;
 
   const Options options_;
