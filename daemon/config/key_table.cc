@@ -91,8 +91,9 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kText,
      .min = 2,
      .max = 4096,
-     .doc = "Absolute path of a file whose first line is the password. Read at start: restart the "
-            "daemon for a new one, which keeps all buckets.",
+     .doc = "Absolute path of a file whose first line is the password, or credential:NAME of "
+            "systemd's LoadCredential=. Read again at each connect: a new password needs no "
+            "restart.",
      .example = "/etc/sluice/redis.password"},
     {.path = "redis.sentinel",
      .type = KeyType::kSection,
@@ -122,7 +123,7 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kText,
      .min = 2,
      .max = 4096,
-     .doc = "Absolute path of a file whose first line is the password for the sentinels.",
+     .doc = "The same for the sentinels: absolute path, or credential:NAME.",
      .example = "/etc/sluice/sentinel.password"},
     {.path = "redis.tls",
      .type = KeyType::kSection,
@@ -147,8 +148,8 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kText,
      .min = 2,
      .max = 4096,
-     .doc = "Absolute path of the private key of that certificate, without a passphrase, readable "
-            "by the daemon's user only.",
+     .doc = "Absolute path (or credential:NAME) of the private key of that certificate, without a "
+            "passphrase, readable by the daemon's user only.",
      .example = "/etc/sluice/redis-client.key"},
     {.path = "redis.tls.server_name",
      .type = KeyType::kText,

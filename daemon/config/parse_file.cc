@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 
@@ -51,11 +52,14 @@ absl::StatusOr<FileText> ReadFile(const std::string& path, size_t max_bytes) {
 absl::StatusOr<std::string> PasswordOf(std::string_view key, const std::string& password,
                                        const std::string& path) {
   if (path.empty()) return password;
-  const auto file = ReadFile(path, kMaxPasswordBytes);
+  const auto file = ReadFile(FileOf(path), kMaxPasswordBytes);
   if (!file.ok()) {
-    return absl::Status(file.status().code(),
-                        ToAbsl(Cat(key, " ", path, " ", std::string(file.status().message()),
-                                   "; name a file that the daemon's user can read")));
+    const std::string_view mend = path.starts_with(kCredentialPrefix)
+                                      ? "add LoadCredential=NAME:FILE to the service's [Service]"
+                                      : "name a file that the daemon's user can read";
+    return absl::Status(
+        file.status().code(),
+        ToAbsl(Cat(key, " ", path, " ", std::string(file.status().message()), "; ", mend)));
   }
   std::string line = file->text.substr(0, file->text.find('\n'));
   if (!line.empty() && line.back() == '\r') line.pop_back();
@@ -89,6 +93,12 @@ ParseResult ParseConfigFile(const std::string& path) {
                                .mend = "write `password_file`, or take the right away: chmod o-r"});
   }
   return result;
+}
+
+std::string FileOf(const std::string& path) {
+  const char* const directory = std::getenv("CREDENTIALS_DIRECTORY");
+  if (directory == nullptr || !path.starts_with(kCredentialPrefix)) return path;
+  return Cat(directory, "/", path.substr(kCredentialPrefix.size()));
 }
 
 absl::StatusOr<std::string> ReadPassword(const RedisConfig& redis) {

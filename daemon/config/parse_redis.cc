@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/config/parse.h"
 #include "daemon/config/text.h"
 #include "daemon/config/units.h"
 
@@ -58,13 +59,19 @@ void ParseAddresses(Section* section, RedisConfig* redis, Findings* findings) {
   }
 }
 
-// Reads a path; anything but an absolute one is a problem.
+// Reads where a secret or a certificate is: an absolute path, or one of systemd's credentials.
 void ReadPath(Section* section, std::string_view name, std::string* path,
               std::string_view example) {
-  if (section->Read(name, path) && path->front() != '/') {
-    section->Problem(name, Cat(Shown(*path), " is no absolute path"),
-                     Cat("write it from the root, as in ", example));
+  if (!section->Read(name, path) || path->front() == '/') return;
+  if (path->starts_with(kCredentialPrefix)) {
+    const std::string_view credential = std::string_view(*path).substr(kCredentialPrefix.size());
+    if (!credential.empty() && HasOnly(credential, "_-.") && credential.front() != '.') return;
+    section->Problem(name, Cat(Shown(*path), " is no name of a credential"),
+                     "write credential:NAME as LoadCredential= names it");
+    return;
   }
+  section->Problem(name, Cat(Shown(*path), " is no absolute path"),
+                   Cat("write it from the root, as in ", example, ", or credential:NAME"));
 }
 
 // What redis and redis.sentinel both have.

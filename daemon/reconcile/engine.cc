@@ -205,13 +205,16 @@ absl::Status WorkingEngine::Open() {
     if (config.sentinel) {
       absl::StatusOr<std::string> theirs = config::ReadPassword(*config.sentinel);
       if (!theirs.ok()) return theirs.status();
-      options.sentinel = {config.sentinel->master, config.sentinel->username, *std::move(theirs)};
+      options.sentinel = {config.sentinel->master, config.sentinel->username, *std::move(theirs),
+                          [sentinel = *config.sentinel] { return config::ReadPassword(sentinel); }};
     }
     options.user = config.username;
     options.password = *std::move(password);
+    options.read_password = [config] { return config::ReadPassword(config); };
     if (config.tls) {
-      options.tls = {config.tls->ca_file, config.tls->certificate_file, config.tls->key_file,
-                     config.tls->server_name};
+      options.tls = {config::FileOf(config.tls->ca_file),
+                     config::FileOf(config.tls->certificate_file),
+                     config::FileOf(config.tls->key_file), config.tls->server_name};
     }
     options.client_name = absl::StrCat("sluice-", HostName(config));
     options.prefix = config.prefix;

@@ -43,8 +43,8 @@ class ClusterClient::Impl final : private ConnectionObserver {
   bool Ready() const;
   size_t outstanding() const { return requests_.size() + failed_.size(); }
   void RequestRefresh() { refresh_wanted_ = true; }
-  // Before each connect: certificates may have been renewed.
-  void RefreshTls();
+  // Before each connect: certificates may have been renewed, passwords changed.
+  void ReadFilesAnew();
   void Poll();
   int64_t NextDeadlineNs() const;
   std::vector<PrimaryStats> Stats() const;
@@ -118,6 +118,9 @@ class ClusterClient::Impl final : private ConnectionObserver {
     return {environment_.ring, &resolver_, tls_.get(), &environment_.now_ns};
   }
   void ReleaseWaiting(Node* node);
+  // Raises or clears an alarm about our own files.
+  void FilesAlarm(AlarmKind kind, const std::string& subject, const absl::Status& status);
+  void ReadAnew(const ReadPassword& read, const std::string& subject, std::string* password);
   // Raises an alarm in place of the one remembered in `standing`.
   void RaiseFor(PrimaryIndex index, AlarmKind kind, const Failure& failure, Standing* standing);
   void Clear(Standing* standing);

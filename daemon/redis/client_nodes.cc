@@ -52,20 +52,37 @@ void ClusterClient::Impl::TellTopology() {
 }
 
 void ClusterClient::Impl::Connect(PrimaryIndex index, int64_t now_ns) {
-  RefreshTls();
+  ReadFilesAnew();
   const ClusterMap::Node& node = map_.node(index);
   nodes_[index]->connection.Start(node.endpoint, node.hostname, now_ns,
                                   options_.connect_timeout_ns);
 }
 
-void ClusterClient::Impl::RefreshTls() {
-  if (tls_ == nullptr) return;
-  const absl::Status status = tls_->Refresh();
-  if (status.ok()) return alarms_.Clear(AlarmKind::kTlsFiles, "redis");
+void ClusterClient::Impl::FilesAlarm(AlarmKind kind, const std::string& subject,
+                                     const absl::Status& status) {
+  if (status.ok()) return alarms_.Clear(kind, subject);
   const std::string text(status.message());
   const size_t mend = std::min(text.find("; "), text.size());
-  alarms_.Raise(AlarmKind::kTlsFiles, "redis", text.substr(0, mend),
+  alarms_.Raise(kind, subject, text.substr(0, mend),
                 mend < text.size() ? text.substr(mend + 2) : "");
+}
+
+void ClusterClient::Impl::ReadAnew(const ReadPassword& read, const std::string& subject,
+                                   std::string* password) {
+  if (!read) return;
+  absl::StatusOr<std::string> fresh = read();
+  if (fresh.ok() && !fresh->empty()) *password = *fresh;
+  FilesAlarm(AlarmKind::kPasswordFile, subject, fresh.status());
+}
+
+void ClusterClient::Impl::ReadFilesAnew() {
+  ReadAnew(options_.read_password, "redis", &greeting_.password);
+  if (options_.mode == Mode::kSentinel) {
+    ReadAnew(options_.sentinel.read_password, "sentinel", &scout_greeting_.password);
+  } else {
+    scout_greeting_.password = greeting_.password;
+  }
+  if (tls_ != nullptr) FilesAlarm(AlarmKind::kTlsFiles, "redis", tls_->Refresh());
 }
 
 void ClusterClient::Impl::OnReady(Connection* connection) {

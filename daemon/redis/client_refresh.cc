@@ -65,7 +65,7 @@ void ClusterClient::Impl::TryNextSource(int64_t now_ns) {
     sources_.pop_back();
     if (source_.is_seed) {
       scout_.Close();
-      RefreshTls();
+      ReadFilesAnew();
       other_sentinel_at_ns_ = now_ns + kSameSentinelNs;
       return scout_.Start(seeds_[source_.index], "", now_ns, options_.connect_timeout_ns);
     }

@@ -106,6 +106,8 @@ std::string_view AlarmName(AlarmKind kind) {
       return "no_master";
     case AlarmKind::kTlsFiles:
       return "tls_files";
+    case AlarmKind::kPasswordFile:
+      return "password_file";
   }
   return "?";
 }
@@ -182,7 +184,7 @@ const std::string& ClusterClient::ShardKey(uint32_t shard) const { return impl_-
 bool ClusterClient::Ready() const { return impl_->Ready(); }
 size_t ClusterClient::outstanding() const { return impl_->outstanding(); }
 void ClusterClient::RequestRefresh() { impl_->RequestRefresh(); }
-void ClusterClient::ReadFilesAnew() { impl_->RefreshTls(); }
+void ClusterClient::ReadFilesAnew() { impl_->ReadFilesAnew(); }
 void ClusterClient::Poll() { impl_->Poll(); }
 int64_t ClusterClient::NextDeadlineNs() const { return impl_->NextDeadlineNs(); }
 std::vector<PrimaryStats> ClusterClient::Stats() const { return impl_->Stats(); }

@@ -56,11 +56,16 @@ enum class Mode {
   kSentinel,
 };
 
+// Gives the password of now, before each connect, so that a new one needs no restart. Where it
+// fails the former stays, with an alarm. Null: the first one for good.
+using ReadPassword = std::function<absl::StatusOr<std::string>()>;
+
 // How to ask sentinels (kSentinel). They have users of their own.
 struct SentinelOptions {
   std::string master;    // the name under which they watch the primary
   std::string user;      // empty: the default user
   std::string password;  // empty: no AUTH is sent to them
+  ReadPassword read_password;
 };
 
 struct Script {
@@ -74,8 +79,9 @@ struct ClientOptions {
   std::vector<std::string> seeds;
   Mode mode = Mode::kCluster;
   SentinelOptions sentinel;
-  std::string user;                    // empty: the default user
-  std::string password;                // empty: no AUTH is sent
+  std::string user;      // empty: the default user
+  std::string password;  // empty: no AUTH is sent
+  ReadPassword read_password;
   std::optional<TlsOptions> tls;       // none: plain TCP
   std::string client_name = "sluice";  // shown by CLIENT LIST; bytes outside ! to ~ become '-'
   std::string prefix = "rl";           // head of every key
@@ -119,6 +125,7 @@ enum class AlarmKind : uint8_t {
   kTlsFailed,          // certificate, name or version; or the server does not speak TLS
   kNoMaster,           // no sentinel knows a primary of that name
   kTlsFiles,           // our own certificate, key or authorities cannot be read
+  kPasswordFile,       // the password cannot be read
 };
 std::string_view AlarmName(AlarmKind kind);
 
@@ -233,7 +240,7 @@ class ClusterClient {
   // Asks for a fresh map soon (single-flight, at least 1 s apart).
   void RequestRefresh();
 
-  // Certificates and keys are looked at anew now, and not only at the next connect.
+  // Passwords, certificates and keys are looked at anew now, and not only at the next connect.
   void ReadFilesAnew();
 
   // Drives time-outs, reconnects, refreshes and queued failures. Call it after each Ring::Wait.

@@ -99,6 +99,14 @@ TEST_F(FilesTest, TakesThePasswordFromItsFileAnewEachTime) {
             absl::string_view::npos);
   Write("password", std::string(kMaxPasswordBytes + 1, 'x'));
   EXPECT_FALSE(ReadPassword(redis).ok());
+  Write("redis.pass", "of systemd\n");
+  redis.password_file = "credential:redis.pass";
+  unsetenv("CREDENTIALS_DIRECTORY");
+  EXPECT_NE(ReadPassword(redis).status().message().find("LoadCredential="),
+            absl::string_view::npos);
+  setenv("CREDENTIALS_DIRECTORY", directory_.c_str(), 1);
+  EXPECT_EQ(ReadPassword(redis).value(), "of systemd");
+  unsetenv("CREDENTIALS_DIRECTORY");
   redis.password_file = directory_ + "/none";
   EXPECT_NE(ReadPassword(redis).status().message().find("No such file"), absl::string_view::npos);
 }
