@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "acl_lines.h"
 #include "daemon/redis/client_core.h"
 
 namespace sluice::redis {
@@ -54,8 +55,8 @@ void ClusterClient::Impl::ForSentinels(Failure* failure, std::optional<AlarmKind
     failure->mend =
         "correct redis.sentinel.username and its password: sentinels have users of their own";
   } else if (*alarm == AlarmKind::kMissingPermission) {
-    failure->mend =
-        absl::StrCat("give the user its rights on sentinels: ", std::string(kSentinelAclLine));
+    failure->mend = absl::StrCat("give the user its rights on sentinels: ACL SETUSER ",
+                                 std::string(kSentinelAcl));
   } else if (*alarm == AlarmKind::kUnsupported) {
     *alarm = AlarmKind::kWrongMode;
     failure->mend =

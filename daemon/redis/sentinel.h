@@ -9,10 +9,6 @@
 
 namespace sluice::redis {
 
-// The rights that a daemon's user needs on sentinels.
-inline constexpr std::string_view kSentinelAclLine =
-    "ACL SETUSER sluice on >PASSWORD -@all +hello +auth +client|setname +sentinel|master";
-
 // What a sentinel knows of a primary.
 struct SentinelReply {
   Endpoint primary;

@@ -1,6 +1,7 @@
 // The client and three real sentinels: the primary is found, and followed over failovers.
 
 #include "daemon/redis/sentinel.h"
+#include "acl_lines.h"
 #include "tests/redis/client_fixture.h"
 #include "tests/support/certificates.h"
 #include "tests/support/sentinels.h"
@@ -10,17 +11,6 @@ namespace {
 
 using test::RedisProcess;
 using test::Sentinels;
-
-std::vector<std::string> WordsOf(std::string_view line, std::string_view password) {
-  std::vector<std::string> words;
-  for (size_t at = 0; at < line.size();) {
-    const size_t space = std::min(line.find(' ', at), line.size());
-    words.emplace_back(line.substr(at, space - at));
-    if (words.back() == ">PASSWORD") words.back() = ">" + std::string(password);
-    at = space + 1;
-  }
-  return words;
-}
 
 class SentinelTest : public ClientFixture {
  protected:
@@ -159,13 +149,14 @@ TEST_P(SentinelTest, ASentinelThatKnowsOfNoFailoverIsNotBelieved) {
 }
 
 TEST_P(SentinelTest, SentinelsHaveAUserOfTheirOwnWithFewRights) {
-  StartSentinels({.server = {"--user", "sluice", "on", ">data", "~*", "+@all"}});
+  StartSentinels();
   for (size_t i = 0; i < Sentinels::kCount; ++i) {
-    ASSERT_EQ("OK", sentinels_->sentinel(i).Command(WordsOf(kSentinelAclLine, "watch")).text);
+    std::vector<std::string> command = test::AclWords(kSentinelAcl);
+    command.insert(command.begin(), {"ACL", "SETUSER"});
+    ASSERT_EQ("OK", sentinels_->sentinel(i).Command(command).text);
+    sentinels_->sentinel(i).Command({"ACL", "SETUSER", "sluice", "resetpass", ">watch"});
   }
   ClientOptions options = AllSentinels();
-  options.user = "sluice";
-  options.password = "data";
   options.sentinel.user = "sluice";
   options.sentinel.password = "watch";
   Create(options);

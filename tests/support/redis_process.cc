@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -18,6 +19,7 @@
 #include <optional>
 #include <thread>
 
+#include "acl_lines.h"
 #include "daemon/redis/codec.h"
 
 namespace sluice::test {
@@ -65,6 +67,18 @@ TempDir::TempDir() {
 TempDir::~TempDir() {
   std::error_code ignored;
   if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+}
+
+std::vector<std::string> AclWords(std::string_view line) {
+  std::vector<std::string> words;
+  for (size_t at = 0; at < line.size();) {
+    const size_t space = std::min(line.find(' ', at), line.size());
+    words.emplace_back(line.substr(at, space - at));
+    if (words.back() == ">PASSWORD") words.back() = std::string(">") + kPassword;
+    if (words.back() == "~PREFIX:*") words.back() = "~rl:*";
+    at = space + 1;
+  }
+  return words;
 }
 
 bool HasIpv6Loopback() {
@@ -160,7 +174,9 @@ std::vector<std::string> RedisProcess::Words() const {
     words.insert(words.begin() + 1, file);
     words.push_back("--sentinel");
   } else {
-    words.insert(words.end(), {"--save", "", "--appendonly", "no"});
+    words.insert(words.end(), {"--save", "", "--appendonly", "no", "--user"});
+    const std::vector<std::string> rights = AclWords(redis::kUserAcl);
+    words.insert(words.end(), rights.begin(), rights.end());
   }
   if (options_.tls) words.insert(words.end(), {"--tls-port", std::to_string(tls_port_)});
   if (options_.cluster && options_.tls) words.insert(words.end(), {"--tls-cluster", "yes"});

@@ -39,6 +39,13 @@ redis::Reply RedisCommand(uint16_t port, const std::vector<std::string>& argumen
 // "127.0.0.1" or "::1".
 inline const char* LoopbackHost(bool ipv6) { return ipv6 ? "::1" : "127.0.0.1"; }
 
+// The user that every server has: with the rights that ship (daemon/redis/user.acl) and no more,
+// for the prefix "rl".
+inline constexpr const char* kUser = "sluice";
+inline constexpr const char* kPassword = "of-the-tests";
+// The words of an ACL line that ships, those that stand for the operator's own filled in.
+std::vector<std::string> AclWords(std::string_view line);
+
 // One redis-server (or sentinel) on 127.0.0.1, with a directory of its own and nothing persisted.
 // Killed by its pid when the object goes, and by the kernel when the test dies first. Check
 // `running()` after construction: `log()` says why not.
