@@ -221,8 +221,9 @@ bool RedisProcess::WaitUntilItAnswers() {
       return true;  // it ended: nothing to wait for
     }
     const redis::Reply reply = Command({"PING"});
-    // NOAUTH counts: it is there.
-    answers = reply.text == "PONG" || reply.text.starts_with("NOAUTH");
+    // NOAUTH and LOADING count: it is there.
+    answers = reply.text == "PONG" || reply.text.starts_with("NOAUTH") ||
+              reply.text.starts_with("LOADING");
     return answers;
   });
   return answers;
