@@ -27,19 +27,7 @@ std::string NeedsRestart(const config::Config& now, const config::Config& fresh)
   if (now.daemon.runtime_dir != fresh.daemon.runtime_dir) keys.push_back("daemon.runtime_dir");
   if (now.daemon.group != fresh.daemon.group) keys.push_back("daemon.group");
   if (now.daemon.buckets != fresh.daemon.buckets) keys.push_back("daemon.buckets");
-  const bool same_redis = [&] {
-    if (now.redis.has_value() != fresh.redis.has_value()) return false;
-    if (!now.redis.has_value()) return true;
-    const config::RedisConfig& a = *now.redis;
-    const config::RedisConfig& b = *fresh.redis;
-    return a.addresses == b.addresses && a.mode == b.mode && a.username == b.username &&
-           a.password == b.password && a.password_file == b.password_file && a.prefix == b.prefix &&
-           a.shards == b.shards && a.flush_interval_ns == b.flush_interval_ns &&
-           a.connect_timeout_ns == b.connect_timeout_ns &&
-           a.request_timeout_ns == b.request_timeout_ns && a.transport == b.transport &&
-           a.host_name == b.host_name;
-  }();
-  if (!same_redis) keys.push_back("redis");
+  if (now.redis != fresh.redis) keys.push_back("redis");
   return absl::StrJoin(keys, ", ");
 }
 

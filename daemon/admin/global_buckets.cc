@@ -267,8 +267,13 @@ absl::StatusOr<ordered_json> GlobalBuckets(const BucketQuery& query,
                                            const config::RedisConfig& redis,
                                            const std::vector<std::string>& primaries,
                                            const config::CompiledRules& rules) {
+  if (redis.tls)
+    return absl::UnimplementedError("the list of Redis' buckets is not to be had under TLS");
   std::vector<std::string> seeds = primaries;
-  seeds.insert(seeds.end(), redis.addresses.begin(), redis.addresses.end());
+  // Sentinels hold no buckets.
+  if (redis.mode != config::RedisMode::kSentinel) {
+    seeds.insert(seeds.end(), redis.addresses.begin(), redis.addresses.end());
+  }
   return Lister(query, redis, rules).Run(seeds);
 }
 

@@ -17,7 +17,15 @@ std::string_view LogLevelName(LogLevel level) {
 }
 
 std::string_view RedisModeName(RedisMode mode) {
-  return mode == RedisMode::kSingle ? "single" : "cluster";
+  switch (mode) {
+    case RedisMode::kCluster:
+      return "cluster";
+    case RedisMode::kSingle:
+      return "single";
+    case RedisMode::kSentinel:
+      return "sentinel";
+  }
+  return "cluster";
 }
 
 std::string_view TransportName(Transport transport) {

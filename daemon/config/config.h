@@ -36,10 +36,27 @@ struct DaemonConfig {
   std::string AdminSocketPath() const { return runtime_dir + "/admin.sock"; }
 };
 
-enum class RedisMode : uint8_t { kCluster, kSingle };
+enum class RedisMode : uint8_t { kCluster, kSingle, kSentinel };
 enum class Transport : uint8_t { kAuto, kIoUring, kEpoll };
-std::string_view RedisModeName(RedisMode mode);       // "cluster", "single"
+std::string_view RedisModeName(RedisMode mode);       // "cluster", "single", "sentinel"
 std::string_view TransportName(Transport transport);  // "auto", "io_uring", "epoll"
+
+// All paths are absolute; certificate_file and key_file are both set or both empty.
+struct TlsConfig {
+  std::string ca_file;  // empty: the authorities that this machine trusts
+  std::string certificate_file;
+  std::string key_file;
+  std::string server_name;  // empty: each node's own
+  friend bool operator==(const TlsConfig&, const TlsConfig&) = default;
+};
+
+struct SentinelConfig {
+  std::string master;         // the name under which sentinels watch the primary
+  std::string username;       // empty: the default user
+  std::string password;       // at most one of password and password_file is set
+  std::string password_file;  // absolute; see ReadPassword in parse.h
+  friend bool operator==(const SentinelConfig&, const SentinelConfig&) = default;
+};
 
 struct RedisConfig {
   std::vector<std::string> addresses;  // 1..64 of "host:port", "[v6]:port", "unix:/path"
@@ -47,6 +64,8 @@ struct RedisConfig {
   std::string username;                         // empty: the default user
   std::string password;                         // at most one of password and password_file is set
   std::string password_file;                    // absolute; see ReadPassword in parse.h
+  std::optional<SentinelConfig> sentinel;       // set if and only if mode is kSentinel
+  std::optional<TlsConfig> tls;                 // absent: plain TCP; no address is a unix socket's
   std::string prefix = "rl";                    // [A-Za-z0-9_.-]{1,64}
   uint32_t shards = 64;                         // 1..kMaxShards
   uint64_t flush_interval_ns = 100'000'000;     // 10 ms..10 s
@@ -54,6 +73,7 @@ struct RedisConfig {
   uint64_t request_timeout_ns = 250'000'000;    // the most a request may take; 25 ms..10 s
   Transport transport = Transport::kAuto;
   std::string host_name;  // empty: the machine's own (gethostname)
+  friend bool operator==(const RedisConfig&, const RedisConfig&) = default;
 };
 
 // One condition of a rule. kExact and kPrefix and kGlob have one value; kOneOf has 1..kMaxOneOf.

@@ -13,19 +13,13 @@
 #include "absl/strings/ascii.h"
 #include "daemon/config/compile.h"
 #include "daemon/config/keys.h"
+#include "daemon/config/parse_redis.h"
 #include "daemon/config/parse_rules.h"
 #include "daemon/config/section.h"
 #include "daemon/config/text.h"
 
 namespace sluice::config {
 namespace {
-
-bool HasOnly(std::string_view text, std::string_view punctuation) {
-  return std::all_of(text.begin(), text.end(), [&](char c) {
-    return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
-           punctuation.find(c) != std::string_view::npos;
-  });
-}
 
 // Bytes of the UTF-8 character at the head of `text`; 0 when it is none, or a control character
 // that YAML forbids (yaml-cpp would take some of them for the end of the file).
@@ -182,89 +176,6 @@ void ParseDaemon(Section* top, DaemonConfig* daemon, Texts* chaos_rules, Finding
     daemon->log_level = static_cast<LogLevel>(level);
   }
   ParseChaos(&section, &daemon->chaos, chaos_rules, findings);
-}
-
-// What is wrong with an address, or "".
-std::string AddressFault(std::string_view address) {
-  if (address.find("://") != std::string_view::npos) {
-    return "write host:port alone; user and password have keys of their own";
-  }
-  if (address.substr(0, 5) == "unix:") {
-    const std::string_view path = address.substr(5);
-    if (path.empty() || path.front() != '/') return "write an absolute path, as in unix:/run/redis";
-    return path.size() > 107 ? "a socket's path has at most 107 bytes" : "";
-  }
-  const size_t colon = address.rfind(':');
-  const bool in_brackets = address.substr(0, 1) == "[";
-  if (in_brackets && (colon == std::string_view::npos || colon < 1 || address[colon - 1] != ']')) {
-    return Cat("write the port behind it, as in ", address.back() == ']' ? address : "[::1]",
-               ":6379");
-  }
-  if (colon == std::string_view::npos) return Cat("write the port too, as in ", address, ":6379");
-  const std::string_view host = address.substr(0, colon);
-  if (!in_brackets && host.find(':') != std::string_view::npos) {
-    return Cat("put an IPv6 address in brackets, as in \"[", host, "]:6379\"");
-  }
-  const auto port = ParseWhole(address.substr(colon + 1));
-  if (!port.ok() || *port == 0 || *port > 65535) return "write a port from 1 to 65535";
-  if (host.empty() || host.size() > 255) return "write the host's name or address first";
-  return HasOnly(host, "._-:[]%") ? "" : "write the host's name or address and its port";
-}
-
-void ParseAddresses(Section* section, RedisConfig* redis, Findings* findings) {
-  Texts addresses;
-  if (!section->ReadTexts("addresses", &addresses)) return;
-  for (auto& [address, mark] : addresses) {
-    const std::string fault = AddressFault(address);
-    if (!fault.empty()) {
-      findings->Problem(mark, section->PathOf("addresses"),
-                        Cat(Shown(address), " is no address of a node"), fault);
-    } else if (std::find(redis->addresses.begin(), redis->addresses.end(), address) ==
-               redis->addresses.end()) {
-      redis->addresses.push_back(std::move(address));
-    }
-  }
-  if (redis->mode == RedisMode::kSingle && addresses.size() > 1) {
-    section->Warning("addresses", "mode single uses the first address only",
-                     "write `mode: cluster`, or one address");
-  }
-}
-
-void ParseRedis(Section* top, Config* config, Findings* findings) {
-  if (!top->Has("redis")) return;
-  Section section(top->Value("redis"), top->MarkOf("redis"), "redis", "redis", findings);
-  RedisConfig& redis = config->redis.emplace();
-  if (size_t mode = 0; section.ReadChoice("mode", &mode)) redis.mode = static_cast<RedisMode>(mode);
-  ParseAddresses(&section, &redis, findings);
-  section.Read("username", &redis.username);
-  section.Read("password", &redis.password);
-  if (section.Read("password_file", &redis.password_file) && redis.password_file.front() != '/') {
-    section.Problem("password_file", Cat(Shown(redis.password_file), " is no absolute path"),
-                    "write it from the root, as in /etc/sluice/redis.password");
-  }
-  if (section.Has("password") && section.Has("password_file")) {
-    section.Problem("password_file", "there is a password as well", "keep one of the two");
-  }
-  if (section.Has("username") && !section.Has("password") && !section.Has("password_file")) {
-    section.Warning("username", "is not sent without a password", "write `password_file`");
-  }
-  if (section.Read("prefix", &redis.prefix) && !HasOnly(redis.prefix, "_.-")) {
-    section.Problem("prefix", Cat(Shown(redis.prefix), " is no prefix of keys"),
-                    "write letters, digits and _ . - only");
-  }
-  if (uint64_t shards = 0; section.Read("shards", &shards)) {
-    redis.shards = static_cast<uint32_t>(shards);
-  }
-  section.ReadDuration("flush_interval", &redis.flush_interval_ns);
-  section.ReadDuration("connect_timeout", &redis.connect_timeout_ns);
-  section.ReadDuration("request_timeout", &redis.request_timeout_ns);
-  if (size_t transport = 0; section.ReadChoice("transport", &transport)) {
-    redis.transport = static_cast<Transport>(transport);
-  }
-  if (section.Read("host_name", &redis.host_name) && !HasOnly(redis.host_name, "_.-")) {
-    section.Problem("host_name", Cat(Shown(redis.host_name), " is no name of a host"),
-                    "write letters, digits and _ . - only");
-  }
 }
 
 void ParseDocument(const YAML::Node& document, ParseResult* result, Findings* findings) {

@@ -48,8 +48,18 @@ ParseResult ParseConfig(std::string_view text, std::string_view filename);
 // than kMaxConfigBytes, is one problem. Warns of a password that everybody on the host can read.
 ParseResult ParseConfigFile(const std::string& path);
 
+// Before the name of one of the credentials that systemd gives to the service (LoadCredential=), in
+// the place of a path.
+inline constexpr std::string_view kCredentialPrefix = "credential:";
+
+// The file that a path of the configuration names: itself, or for a credential the file in
+// $CREDENTIALS_DIRECTORY. Without that directory it names nothing that could be opened.
+std::string FileOf(const std::string& path);
+
 // The password to use: the configured one, or the first line of password_file, read anew at each
 // call. Empty when neither is configured. Errors name the file and the mend.
 absl::StatusOr<std::string> ReadPassword(const RedisConfig& redis);
+// The same for the sentinels.
+absl::StatusOr<std::string> ReadPassword(const SentinelConfig& sentinel);
 
 }  // namespace sluice::config

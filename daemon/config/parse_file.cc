@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 
@@ -47,6 +48,28 @@ absl::StatusOr<FileText> ReadFile(const std::string& path, size_t max_bytes) {
   return absl::ResourceExhaustedError(Cat("is larger than ", max_bytes, " bytes"));
 }
 
+// `key` names `path` in messages.
+absl::StatusOr<std::string> PasswordOf(std::string_view key, const std::string& password,
+                                       const std::string& path) {
+  if (path.empty()) return password;
+  const auto file = ReadFile(FileOf(path), kMaxPasswordBytes);
+  if (!file.ok()) {
+    const std::string_view mend = path.starts_with(kCredentialPrefix)
+                                      ? "add LoadCredential=NAME:FILE to the service's [Service]"
+                                      : "name a file that the daemon's user can read";
+    return absl::Status(
+        file.status().code(),
+        ToAbsl(Cat(key, " ", path, " ", std::string(file.status().message()), "; ", mend)));
+  }
+  std::string line = file->text.substr(0, file->text.find('\n'));
+  if (!line.empty() && line.back() == '\r') line.pop_back();
+  if (line.empty()) {
+    return absl::InvalidArgumentError(
+        Cat(key, " ", path, " has an empty first line; write the password there"));
+  }
+  return line;
+}
+
 }  // namespace
 
 ParseResult ParseConfigFile(const std::string& path) {
@@ -60,8 +83,10 @@ ParseResult ParseConfigFile(const std::string& path) {
     return result;
   }
   ParseResult result = ParseConfig(file->text, path);
-  if (result.config.redis && !result.config.redis->password.empty() &&
-      (file->mode & S_IROTH) != 0) {
+  const auto& redis = result.config.redis;
+  const bool secret = redis && (!redis->password.empty() ||
+                                (redis->sentinel && !redis->sentinel->password.empty()));
+  if (secret && (file->mode & S_IROTH) != 0) {
     result.warnings.push_back({.file = path,
                                .path = "redis.password",
                                .what = "every user of this host can read the password",
@@ -70,22 +95,18 @@ ParseResult ParseConfigFile(const std::string& path) {
   return result;
 }
 
+std::string FileOf(const std::string& path) {
+  const char* const directory = std::getenv("CREDENTIALS_DIRECTORY");
+  if (directory == nullptr || !path.starts_with(kCredentialPrefix)) return path;
+  return Cat(directory, "/", path.substr(kCredentialPrefix.size()));
+}
+
 absl::StatusOr<std::string> ReadPassword(const RedisConfig& redis) {
-  if (redis.password_file.empty()) return redis.password;
-  const auto file = ReadFile(redis.password_file, kMaxPasswordBytes);
-  if (!file.ok()) {
-    return absl::Status(file.status().code(),
-                        ToAbsl(Cat("redis.password_file ", redis.password_file, " ",
-                                   std::string(file.status().message()),
-                                   "; name a file that the daemon's user can read")));
-  }
-  std::string password = file->text.substr(0, file->text.find('\n'));
-  if (!password.empty() && password.back() == '\r') password.pop_back();
-  if (password.empty()) {
-    return absl::InvalidArgumentError(Cat("redis.password_file ", redis.password_file,
-                                          " has an empty first line; write the password there"));
-  }
-  return password;
+  return PasswordOf("redis.password_file", redis.password, redis.password_file);
+}
+
+absl::StatusOr<std::string> ReadPassword(const SentinelConfig& sentinel) {
+  return PasswordOf("redis.sentinel.password_file", sentinel.password, sentinel.password_file);
 }
 
 }  // namespace sluice::config

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
+
 namespace sluice::config {
 
 std::string_view Trim(std::string_view text) {
@@ -40,6 +42,13 @@ std::string Printable(std::string_view text, size_t max_bytes) {
     shown += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
   }
   return text.size() > end ? shown + "..." : shown;
+}
+
+bool HasOnly(std::string_view text, std::string_view punctuation) {
+  return std::all_of(text.begin(), text.end(), [&](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+           punctuation.find(c) != std::string_view::npos;
+  });
 }
 
 std::string Shown(std::string_view text) {

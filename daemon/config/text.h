@@ -43,6 +43,9 @@ std::string Join(const std::vector<std::string_view>& parts, std::string_view se
 // escapes make of its texts, and does nothing to a terminal.
 std::string Printable(std::string_view text, size_t max_bytes);
 
+// Whether `text` has letters, digits and `punctuation` only.
+bool HasOnly(std::string_view text, std::string_view punctuation);
+
 // In quotes, for messages: printable, and cut where it is long.
 std::string Shown(std::string_view text);
 

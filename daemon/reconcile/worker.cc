@@ -60,6 +60,40 @@ uint64_t MedianNs(const redis::LatencySnapshot& latency) {
   return static_cast<uint64_t>(redis::kLatencyBoundsUs.back()) * 1000;
 }
 
+absl::StatusOr<redis::ClientOptions> ClientOptionsOf(const config::RedisConfig& config) {
+  absl::StatusOr<std::string> password = config::ReadPassword(config);
+  if (!password.ok()) return password.status();
+  redis::ClientOptions options;
+  options.seeds = config.addresses;
+  options.mode = config.mode == config::RedisMode::kSingle     ? redis::Mode::kSingle
+                 : config.mode == config::RedisMode::kSentinel ? redis::Mode::kSentinel
+                                                               : redis::Mode::kCluster;
+  if (config.sentinel) {
+    absl::StatusOr<std::string> theirs = config::ReadPassword(*config.sentinel);
+    if (!theirs.ok()) return theirs.status();
+    options.sentinel = {config.sentinel->master, config.sentinel->username, *std::move(theirs),
+                        [sentinel = *config.sentinel] { return config::ReadPassword(sentinel); }};
+  }
+  options.user = config.username;
+  options.password = *std::move(password);
+  options.read_password = [config] { return config::ReadPassword(config); };
+  if (config.tls) {
+    options.tls = {config::FileOf(config.tls->ca_file),
+                   config::FileOf(config.tls->certificate_file),
+                   config::FileOf(config.tls->key_file), config.tls->server_name};
+  }
+  options.client_name = absl::StrCat("sluice-", HostName(config));
+  options.prefix = config.prefix;
+  options.shards = config.shards;
+  options.scripts = {{"fold", lua::kFold}, {"probe", lua::kProbe}};
+  options.probe_script = kProbeScript;
+  options.connect_timeout_ns = static_cast<int64_t>(config.connect_timeout_ns);
+  options.request_timeout_max_ns = static_cast<int64_t>(config.request_timeout_ns);
+  options.request_timeout_min_ns =
+      std::min(options.request_timeout_min_ns, options.request_timeout_max_ns);
+  return options;
+}
+
 }  // namespace
 
 Worker::Worker(const EngineParts& parts, WorkerEnvironment environment)
@@ -81,31 +115,15 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const EngineParts& parts,
 absl::Status Worker::Open() {
   const bool has_redis = parts_.redis.has_value();
   if (has_redis) {
-    const config::RedisConfig& config = *parts_.redis;
-    absl::StatusOr<std::string> password = config::ReadPassword(config);
-    if (!password.ok()) return password.status();
-    redis::ClientOptions options;
-    options.seeds = config.addresses;
-    options.mode =
-        config.mode == config::RedisMode::kSingle ? redis::Mode::kSingle : redis::Mode::kCluster;
-    options.user = config.username;
-    options.password = *std::move(password);
-    options.client_name = absl::StrCat("sluice-", HostName(config));
-    options.prefix = config.prefix;
-    options.shards = config.shards;
-    options.scripts = {{"fold", lua::kFold}, {"probe", lua::kProbe}};
-    options.probe_script = kProbeScript;
-    options.connect_timeout_ns = static_cast<int64_t>(config.connect_timeout_ns);
-    options.request_timeout_max_ns = static_cast<int64_t>(config.request_timeout_ns);
-    options.request_timeout_min_ns =
-        std::min(options.request_timeout_min_ns, options.request_timeout_max_ns);
+    absl::StatusOr<redis::ClientOptions> options = ClientOptionsOf(*parts_.redis);
+    if (!options.ok()) return options.status();
     redis::ClusterClient::Environment environment;
     environment.ring = environment_.ring;
     environment.listener = this;
     environment.now_ns = [this] { return static_cast<int64_t>(Now()); };
     environment.random = environment_.random;
     absl::StatusOr<std::unique_ptr<redis::ClusterClient>> client =
-        redis::ClusterClient::Create(std::move(options), std::move(environment));
+        redis::ClusterClient::Create(*std::move(options), std::move(environment));
     if (!client.ok()) return client.status();
     client_ = *std::move(client);
   }
@@ -122,6 +140,7 @@ absl::Status Worker::Open() {
 }
 
 void Worker::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
+  if (client_ != nullptr) client_->ReadFilesAnew();
   rules_ = rules;
   reconciler_->SetRules(std::move(rules));
 }

@@ -100,7 +100,11 @@ void ClusterClient::Impl::SendNow(uint64_t id, Node* node) {
 std::string ClusterClient::Impl::Encode(const Request& request) const {
   std::string out;
   if (request.kind == Request::Kind::kMap) {
-    AppendCommand(&out, {"CLUSTER", "SLOTS"});
+    if (options_.mode == Mode::kSentinel) {
+      AppendCommand(&out, {"SENTINEL", "MASTER", options_.sentinel.master});
+    } else {
+      AppendCommand(&out, {"CLUSTER", "SLOTS"});
+    }
     return out;
   }
   if (!request.scripted) {
@@ -160,7 +164,9 @@ void ClusterClient::Impl::OnAnswer(Connection* connection, uint64_t id, Reply re
 void ClusterClient::Impl::TakeAnswer(uint64_t id, const Reply& reply) {
   if (requests_.at(id).kind == Request::Kind::kMap) {
     requests_.erase(id);
-    if (id == slots_request_) TakeSlots(reply);
+    if (id == slots_request_) {
+      options_.mode == Mode::kSentinel ? TakeMaster(reply) : TakeSlots(reply);
+    }
     return;
   }
   if (reply.is_error()) return TakeError(id, reply);
@@ -228,7 +234,7 @@ void ClusterClient::Impl::FollowRedirect(uint64_t id, const Reply& reply, ErrorC
   Failure failure;
   failure.kind = FailureKind::kRetryLater;
   failure.message = absl::StrCat(AddressOf(from), ": ", Printable(reply.text));
-  if (options_.mode == Mode::kSingle) {
+  if (options_.mode != Mode::kCluster) {
     failure.kind = FailureKind::kDenied;
     failure.mend = "the server is part of a cluster: set redis.mode: cluster";
     RaiseFor(from, AlarmKind::kWrongMode, failure, &nodes_[from]->call_alarm);

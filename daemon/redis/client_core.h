@@ -5,7 +5,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -16,11 +18,13 @@
 #include "daemon/redis/error_reply.h"
 #include "daemon/redis/latency.h"
 #include "daemon/redis/resolver.h"
+#include "daemon/redis/sentinel.h"
 
 namespace sluice::redis {
 
-// The inside of ClusterClient, in three files: client_calls.cc (a call's way and its redirects),
-// client_nodes.cc (connections, their pauses, alarms), client_refresh.cc (the map).
+// The inside of ClusterClient, in four files: client_calls.cc (a call's way and its redirects),
+// client_nodes.cc (connections, their pauses, alarms), client_refresh.cc (the map),
+// client_sentinel.cc (the map of one, as sentinels tell it).
 //
 // Every failure and alarm is queued and told by the next Poll; answers are told as they come. So
 // nothing calls the listener from inside Call or Ping.
@@ -39,6 +43,8 @@ class ClusterClient::Impl final : private ConnectionObserver {
   bool Ready() const;
   size_t outstanding() const { return requests_.size() + failed_.size(); }
   void RequestRefresh() { refresh_wanted_ = true; }
+  // Before each connect: certificates may have been renewed, passwords changed.
+  void ReadFilesAnew();
   void Poll();
   int64_t NextDeadlineNs() const;
   std::vector<PrimaryStats> Stats() const;
@@ -108,7 +114,13 @@ class ClusterClient::Impl final : private ConnectionObserver {
   void OnDown(Connection* connection, const ConnectionEnd& end) override;
   void PollNode(PrimaryIndex index, int64_t now_ns);
   void Connect(PrimaryIndex index, int64_t now_ns);
+  Connection::Ground Ground() {
+    return {environment_.ring, &resolver_, tls_.get(), &environment_.now_ns};
+  }
   void ReleaseWaiting(Node* node);
+  // Raises or clears an alarm about our own files.
+  void FilesAlarm(AlarmKind kind, const std::string& subject, const absl::Status& status);
+  void ReadAnew(const ReadPassword& read, const std::string& subject, std::string* password);
   // Raises an alarm in place of the one remembered in `standing`.
   void RaiseFor(PrimaryIndex index, AlarmKind kind, const Failure& failure, Standing* standing);
   void Clear(Standing* standing);
@@ -124,9 +136,18 @@ class ClusterClient::Impl final : private ConnectionObserver {
   void TryNextSource(int64_t now_ns);
   void AskForSlots(Connection* connection);
   void TakeSlots(const Reply& reply);
-  void SourceFailed(const Failure& failure, std::optional<AlarmKind> alarm);
+  void SourceFailed(Failure failure, std::optional<AlarmKind> alarm);
   void FinishRefresh(bool taken, int64_t now_ns);
   void ScoutDown(const ConnectionEnd& end);
+  // Of all that SourceFailed may have raised for it.
+  void ClearSeedAlarms(const std::string& address);
+
+  // client_sentinel.cc
+  void TakeMaster(const Reply& reply);
+  void MasterRefused(const std::string& subject, const std::string& line);
+  void ForSentinels(Failure* failure, std::optional<AlarmKind>* alarm) const;
+  void ObeySentinel(const SentinelReply& master);
+  void FinishSentinels(bool taken);
 
   const ClientOptions options_;
   const std::vector<Endpoint> seeds_;
@@ -137,6 +158,7 @@ class ClusterClient::Impl final : private ConnectionObserver {
   std::vector<uint32_t> shard_slots_;
 
   Resolver resolver_;
+  const std::unique_ptr<TlsContext> tls_;  // null: no TLS
   ClusterMap map_;
   std::vector<std::unique_ptr<Node>> nodes_;  // by PrimaryIndex, like the map's
   bool topology_changed_ = false;
@@ -162,9 +184,15 @@ class ClusterClient::Impl final : private ConnectionObserver {
   uint64_t slots_request_ = 0;         // 0: not sent yet
   PrimaryIndex shunned_ = kNoPrimary;  // the node whose failure made us ask: not a source
   bool only_unreachable_ = true;       // every source so far was out of reach
+  std::set<std::pair<std::string, AlarmKind>> seed_alarms_;  // by address; raised by refreshes
   // Why there is no map yet.
   Failure no_map_{FailureKind::kUnavailable, "the map of the cluster is not known yet", ""};
-  Connection scout_;
+  // Sentinel mode: what was believed, and what this refresh has heard that was not an answer.
+  int64_t sentinel_epoch_ = 0;
+  std::optional<SentinelReply> stale_master_;
+  std::optional<Failure> unknown_master_;
+  int64_t other_sentinel_at_ns_ = 0;  // until then the connection to one is kept
+  Connection scout_;                  // to a seed; closed when a refresh ends, but to a sentinel
 
   AtomicCounters counters_;
   struct StatsEntry {

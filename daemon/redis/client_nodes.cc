@@ -20,8 +20,7 @@ constexpr int64_t kUnownedIdleNs = 10'000'000'000;
 }  // namespace
 
 ClusterClient::Impl::Node::Node(Impl* client, PrimaryIndex index)
-    : connection(client->environment_.ring, &client->resolver_, &client->greeting_,
-                 &client->environment_.now_ns, client, index) {
+    : connection(client->Ground(), &client->greeting_, client, index) {
   connection.set_request_timeout_ns(client->options_.request_timeout_max_ns);
 }
 
@@ -55,7 +54,37 @@ void ClusterClient::Impl::TellTopology() {
 }
 
 void ClusterClient::Impl::Connect(PrimaryIndex index, int64_t now_ns) {
-  nodes_[index]->connection.Start(map_.node(index).endpoint, now_ns, options_.connect_timeout_ns);
+  ReadFilesAnew();
+  const ClusterMap::Node& node = map_.node(index);
+  nodes_[index]->connection.Start(node.endpoint, node.hostname, now_ns,
+                                  options_.connect_timeout_ns);
+}
+
+void ClusterClient::Impl::FilesAlarm(AlarmKind kind, const std::string& subject,
+                                     const absl::Status& status) {
+  if (status.ok()) return alarms_.Clear(kind, subject);
+  const std::string text(status.message());
+  const size_t mend = std::min(text.find("; "), text.size());
+  alarms_.Raise(kind, subject, text.substr(0, mend),
+                mend < text.size() ? text.substr(mend + 2) : "");
+}
+
+void ClusterClient::Impl::ReadAnew(const ReadPassword& read, const std::string& subject,
+                                   std::string* password) {
+  if (!read) return;
+  absl::StatusOr<std::string> fresh = read();
+  if (fresh.ok() && !fresh->empty()) *password = *fresh;
+  FilesAlarm(AlarmKind::kPasswordFile, subject, fresh.status());
+}
+
+void ClusterClient::Impl::ReadFilesAnew() {
+  ReadAnew(options_.read_password, "redis", &greeting_.password);
+  if (options_.mode == Mode::kSentinel) {
+    ReadAnew(options_.sentinel.read_password, "sentinel", &scout_greeting_.password);
+  } else {
+    scout_greeting_.password = greeting_.password;
+  }
+  if (tls_ != nullptr) FilesAlarm(AlarmKind::kTlsFiles, "redis", tls_->Refresh());
 }
 
 void ClusterClient::Impl::OnReady(Connection* connection) {
@@ -64,7 +93,10 @@ void ClusterClient::Impl::OnReady(Connection* connection) {
   Node& node = *nodes_[connection->tag()];
   node.pause_ns = 0;
   Clear(&node.start_alarm);
-  alarms_.Clear(AlarmKind::kNoSeedReachable, "redis");
+  // That the primary answers says nothing of the sentinels.
+  if (options_.mode != Mode::kSentinel) alarms_.Clear(AlarmKind::kNoSeedReachable, "redis");
+  // What was wrong with it as a seed is mended, too; nobody may ask it as a seed any more.
+  ClearSeedAlarms(AddressOf(connection->tag()));
   ReleaseWaiting(&node);
 }
 
@@ -98,11 +130,17 @@ void ClusterClient::Impl::OnDown(Connection* connection, const ConnectionEnd& en
                   : node.pause_ns == 0 ? kFirstPauseNs
                                        : std::min(2 * node.pause_ns, kLongestPauseNs);
   node.retry_at_ns = Now() + Jitter(node.pause_ns);
-  if (end.alarm) {
+  // A node that only a redirect told of has no name yet that its certificate could have: the map
+  // that was asked for brings it.
+  const bool nameless = options_.mode == Mode::kCluster && map_.node(index).node_id.empty() &&
+                        end.alarm == AlarmKind::kTlsFailed;
+  if (end.alarm && !nameless) {
     RaiseFor(index, *end.alarm, end.failure, &node.start_alarm);
   } else if (options_.mode == Mode::kSingle && end.failure.kind == FailureKind::kUnavailable) {
     alarms_.Raise(AlarmKind::kNoSeedReachable, "redis", end.failure.message,
-                  "check redis.addresses, the network, and that the server runs");
+                  end.failure.mend.empty()
+                      ? "check redis.addresses, the network, and that the server runs"
+                      : end.failure.mend);
   }
   for (uint64_t id : std::exchange(node.waiting, {})) FailRequest(id, end.failure);
   shunned_ = index;

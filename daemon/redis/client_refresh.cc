@@ -14,6 +14,10 @@ namespace {
 constexpr int64_t kRefreshGapNs = 1'000'000'000;
 // Refreshes in peace: 30 s +- 50 %.
 constexpr int64_t kPeriodicNs = 45'000'000'000;
+// Sentinel mode: 2 s +- 50 %, over a connection that is kept so long to one sentinel. So a failover
+// is followed soon, too, where the former primary still answers.
+constexpr int64_t kSentinelPollNs = 2'000'000'000;
+constexpr int64_t kSameSentinelNs = 30'000'000'000;
 // Connected primaries that are asked before the seeds are.
 constexpr size_t kMaxPeersAsked = 4;
 
@@ -36,9 +40,14 @@ void ClusterClient::Impl::StartRefresh(int64_t now_ns) {
     const size_t seed = (first_seed + i) % seeds_.size();
     sources_.push_back({true, static_cast<uint32_t>(seed)});
   }
+  if (options_.mode == Mode::kSentinel && scout_.ready() && shunned_ == kNoPrimary &&
+      now_ns < other_sentinel_at_ns_) {
+    return AskForSlots(&scout_);  // source_ is what it was; the others are asked if it fails
+  }
   const size_t first_node = nodes_.empty() ? 0 : environment_.random() % nodes_.size();
   size_t peers = 0;
-  for (size_t i = 0; i < nodes_.size() && peers < kMaxPeersAsked; ++i) {
+  const bool peers_know = options_.mode == Mode::kCluster;
+  for (size_t i = 0; peers_know && i < nodes_.size() && peers < kMaxPeersAsked; ++i) {
     const auto index = static_cast<PrimaryIndex>((first_node + i) % nodes_.size());
     if (index == shunned_ || !nodes_[index]->connection.ready()) continue;
     if (!map_.node(index).in_map) continue;
@@ -56,7 +65,9 @@ void ClusterClient::Impl::TryNextSource(int64_t now_ns) {
     sources_.pop_back();
     if (source_.is_seed) {
       scout_.Close();
-      return scout_.Start(seeds_[source_.index], now_ns, options_.connect_timeout_ns);
+      ReadFilesAnew();
+      other_sentinel_at_ns_ = now_ns + kSameSentinelNs;
+      return scout_.Start(seeds_[source_.index], "", now_ns, options_.connect_timeout_ns);
     }
     Connection& connection = nodes_[source_.index]->connection;
     if (connection.ready()) return AskForSlots(&connection);
@@ -94,25 +105,34 @@ void ClusterClient::Impl::TakeSlots(const Reply& reply) {
                     empty ? "put the cluster together (redis-cli --cluster create)" : ""};
     return SourceFailed(failure, empty ? std::nullopt : std::optional(AlarmKind::kGarbage));
   }
-  for (AlarmKind kind : {AlarmKind::kWrongMode, AlarmKind::kWrongPassword, AlarmKind::kGarbage,
-                         AlarmKind::kWrongAddress, AlarmKind::kUnsupported}) {
-    if (source_.is_seed) alarms_.Clear(kind, subject);
-  }
+  if (source_.is_seed) ClearSeedAlarms(subject);
   if (map_.Apply(*slots)) FitNodesToMap();
   FinishRefresh(/*taken=*/true, Now());
 }
 
-void ClusterClient::Impl::SourceFailed(const Failure& failure, std::optional<AlarmKind> alarm) {
+void ClusterClient::Impl::SourceFailed(Failure failure, std::optional<AlarmKind> alarm) {
   ++counters_.refresh_failures;
+  if (options_.mode == Mode::kSentinel) ForSentinels(&failure, &alarm);
   const Endpoint& asked =
       source_.is_seed ? seeds_[source_.index] : map_.node(source_.index).endpoint;
-  if (alarm) alarms_.Raise(*alarm, ToString(asked), failure.message, failure.mend);
+  if (alarm) {
+    alarms_.Raise(*alarm, ToString(asked), failure.message, failure.mend);
+    if (source_.is_seed) seed_alarms_.emplace(ToString(asked), *alarm);
+  }
   const bool unreachable =
       failure.kind == FailureKind::kUnavailable || failure.kind == FailureKind::kTimeout;
   // The most telling reason is kept: that a seed refuses us says more than that another is down.
   if (!unreachable || only_unreachable_) no_map_ = failure;
   only_unreachable_ = only_unreachable_ && unreachable && !alarm;
   TryNextSource(Now());
+}
+
+void ClusterClient::Impl::ClearSeedAlarms(const std::string& address) {
+  std::erase_if(seed_alarms_, [&](const std::pair<std::string, AlarmKind>& alarm) {
+    if (alarm.first != address) return false;
+    alarms_.Clear(alarm.second, address);
+    return true;
+  });
 }
 
 void ClusterClient::Impl::ScoutDown(const ConnectionEnd& end) {
@@ -124,9 +144,14 @@ void ClusterClient::Impl::FinishRefresh(bool taken, int64_t now_ns) {
   refreshing_ = false;
   slots_request_ = 0;
   sources_.clear();
-  scout_.Close();
+  const bool sentinels = options_.mode == Mode::kSentinel;
+  if (sentinels) {
+    FinishSentinels(taken);
+  } else {
+    scout_.Close();
+  }
   refresh_not_before_ns_ = now_ns + kRefreshGapNs + Jitter(kRefreshGapNs) - kRefreshGapNs / 2;
-  const int64_t third = kPeriodicNs / 3;
+  const int64_t third = (sentinels ? 3 * kSentinelPollNs / 2 : kPeriodicNs) / 3;
   periodic_refresh_ns_ =
       now_ns + third + static_cast<int64_t>(environment_.random() % (2 * uint64_t(third) + 1));
   first_refresh_over_ = true;
@@ -138,12 +163,16 @@ void ClusterClient::Impl::FinishRefresh(bool taken, int64_t now_ns) {
     const bool any_ready =
         std::any_of(nodes_.begin(), nodes_.end(),
                     [](const std::unique_ptr<Node>& node) { return node->connection.ready(); });
-    if (only_unreachable_ && !any_ready) {
-      no_map_.mend = "check redis.addresses, the network, and that the servers run";
-      alarms_.Raise(
-          AlarmKind::kNoSeedReachable, "redis",
-          absl::StrCat("no seed and no known node answers; the last one: ", no_map_.message),
-          no_map_.mend);
+    // A primary that answers says nothing of where the next one will be.
+    if (only_unreachable_ && (!any_ready || sentinels)) {
+      if (no_map_.mend.empty()) {
+        no_map_.mend = "check redis.addresses, the network, and that the servers run";
+      }
+      alarms_.Raise(AlarmKind::kNoSeedReachable, "redis",
+                    absl::StrCat(sentinels ? "no sentinel answers; the last one: "
+                                           : "no seed and no known node answers; the last one: ",
+                                 no_map_.message),
+                    no_map_.mend);
     }
   }
   for (uint64_t id : std::exchange(waiting_for_map_, {})) {

@@ -33,6 +33,15 @@ absl::Status CheckOptions(const ClientOptions& options) {
   if (!options.user.empty() && options.password.empty()) {
     return wrong("user: a password is needed with it");
   }
+  if (options.mode == Mode::kSentinel && options.sentinel.master.empty()) {
+    return wrong("sentinel: the name of the primary is needed");
+  }
+  if (!options.sentinel.user.empty() && options.sentinel.password.empty()) {
+    return wrong("sentinel: a password is needed with the user");
+  }
+  if (options.tls && options.tls->certificate_file.empty() != options.tls->key_file.empty()) {
+    return wrong("tls: a certificate and its key come together");
+  }
   if (options.scripts.size() > kMaxScripts) return wrong("scripts: more than ", kMaxScripts);
   if (options.probe_script && *options.probe_script >= options.scripts.size()) {
     return wrong("probe_script: there is no script ", *options.probe_script);
@@ -91,6 +100,14 @@ std::string_view AlarmName(AlarmKind kind) {
       return "refuses_writes";
     case AlarmKind::kUnsupported:
       return "unsupported";
+    case AlarmKind::kTlsFailed:
+      return "tls_failed";
+    case AlarmKind::kNoMaster:
+      return "no_master";
+    case AlarmKind::kTlsFiles:
+      return "tls_files";
+    case AlarmKind::kPasswordFile:
+      return "password_file";
   }
   return "?";
 }
@@ -102,13 +119,17 @@ ClusterClient::Impl::Impl(ClientOptions options, std::vector<Endpoint> seeds,
       environment_(std::move(environment)),
       shard_keys_(ShardKeys(options_.prefix, options_.shards)),
       resolver_([ring = environment_.ring] { ring->Wake(); }),
-      scout_(environment_.ring, &resolver_, &scout_greeting_, &environment_.now_ns, this,
-             kNoPrimary) {
+      tls_(options_.tls ? std::make_unique<TlsContext>(*options_.tls) : nullptr),
+      scout_(Ground(), &scout_greeting_, this, kNoPrimary) {
   for (const std::string& key : shard_keys_) shard_slots_.push_back(KeySlot(key));
   scout_greeting_ = {options_.user, options_.password, CleanClientName(options_.client_name), {}};
   greeting_ = scout_greeting_;
   for (const Script& script : options_.scripts) {
     greeting_.scripts.push_back({script.text, Sha1Hex(script.text)});
+  }
+  if (options_.mode == Mode::kSentinel) {
+    scout_greeting_.user = options_.sentinel.user;
+    scout_greeting_.password = options_.sentinel.password;
   }
   scout_.set_request_timeout_ns(options_.request_timeout_max_ns);
   if (options_.mode == Mode::kSingle) {
@@ -138,6 +159,10 @@ absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Create(ClientOptio
       return absl::InvalidArgumentError(
           absl::StrCat("seeds: \"", text, "\": ", seed.status().message()));
     }
+    if (seed->is_unix() && options.tls) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("seeds: \"", text, "\": there is no TLS over a unix socket"));
+    }
     seeds.push_back(*std::move(seed));
   }
   return std::unique_ptr<ClusterClient>(new ClusterClient(
@@ -159,6 +184,7 @@ const std::string& ClusterClient::ShardKey(uint32_t shard) const { return impl_-
 bool ClusterClient::Ready() const { return impl_->Ready(); }
 size_t ClusterClient::outstanding() const { return impl_->outstanding(); }
 void ClusterClient::RequestRefresh() { impl_->RequestRefresh(); }
+void ClusterClient::ReadFilesAnew() { impl_->ReadFilesAnew(); }
 void ClusterClient::Poll() { impl_->Poll(); }
 int64_t ClusterClient::NextDeadlineNs() const { return impl_->NextDeadlineNs(); }
 std::vector<PrimaryStats> ClusterClient::Stats() const { return impl_->Stats(); }

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "daemon/redis/latency.h"
 #include "daemon/redis/reply.h"
+#include "daemon/redis/tls_context.h"
 #include "daemon/ring/ring.h"
 
 namespace sluice::redis {
@@ -51,6 +52,20 @@ inline constexpr uint32_t kMaxRedirects = 4;
 enum class Mode {
   kCluster,  // the map comes from CLUSTER SLOTS
   kSingle,   // every shard lives on the first seed; no CLUSTER command is ever sent
+  // Every shard lives on the primary that the seeds, sentinels, name; a cluster of one.
+  kSentinel,
+};
+
+// Gives the password of now, before each connect, so that a new one needs no restart. Where it
+// fails the former stays, with an alarm. Null: the first one for good.
+using ReadPassword = std::function<absl::StatusOr<std::string>()>;
+
+// How to ask sentinels (kSentinel). They have users of their own.
+struct SentinelOptions {
+  std::string master;    // the name under which they watch the primary
+  std::string user;      // empty: the default user
+  std::string password;  // empty: no AUTH is sent to them
+  ReadPassword read_password;
 };
 
 struct Script {
@@ -59,11 +74,15 @@ struct Script {
 };
 
 struct ClientOptions {
-  // "host:port", "[v6]:port" or "unix:/path"; names are resolved on a thread apart.
+  // "host:port", "[v6]:port" or "unix:/path"; names are resolved on a thread apart. In kSentinel
+  // the sentinels.
   std::vector<std::string> seeds;
   Mode mode = Mode::kCluster;
-  std::string user;                    // empty: the default user
-  std::string password;                // empty: no AUTH is sent
+  SentinelOptions sentinel;
+  std::string user;      // empty: the default user
+  std::string password;  // empty: no AUTH is sent
+  ReadPassword read_password;
+  std::optional<TlsOptions> tls;       // none: plain TCP
   std::string client_name = "sluice";  // shown by CLIENT LIST; bytes outside ! to ~ become '-'
   std::string prefix = "rl";           // head of every key
   uint32_t shards = 64;                // 1 to 4096; part of every key, never changed in place
@@ -71,7 +90,7 @@ struct ClientOptions {
   // What Ping runs, with the key of a shard of that primary and no arguments. It must not write.
   // Without it Ping sends PING, which does not notice a cluster that is down.
   std::optional<ScriptId> probe_script;
-  // From the first SYN to the last answer of the handshake.
+  // From the first SYN to the last answer of the handshake, that of TLS included.
   int64_t connect_timeout_ns = 1'000'000'000;
   // A request's time-out is 4 x the primary's 99th percentile, held between these two.
   int64_t request_timeout_min_ns = 25'000'000;
@@ -100,9 +119,13 @@ enum class AlarmKind : uint8_t {
   kWrongMode,          // mode is cluster and the server is not one, or the reverse
   kWrongAddress,       // a seed cannot be resolved or parsed
   kGarbage,            // the peer does not speak Redis
-  kNoSeedReachable,    // no node at all answers
+  kNoSeedReachable,    // no node (no sentinel) at all answers
   kRefusesWrites,      // OOM, MISCONF
   kUnsupported,        // the server is too old, or the script is broken there
+  kTlsFailed,          // certificate, name or version; or the server does not speak TLS
+  kNoMaster,           // no sentinel knows a primary of that name
+  kTlsFiles,           // our own certificate, key or authorities cannot be read
+  kPasswordFile,       // the password cannot be read
 };
 std::string_view AlarmName(AlarmKind kind);
 
@@ -216,6 +239,9 @@ class ClusterClient {
 
   // Asks for a fresh map soon (single-flight, at least 1 s apart).
   void RequestRefresh();
+
+  // Passwords, certificates and keys are looked at anew now, and not only at the next connect.
+  void ReadFilesAnew();
 
   // Drives time-outs, reconnects, refreshes and queued failures. Call it after each Ring::Wait.
   void Poll();

@@ -22,18 +22,31 @@ bool IsNodeId(const std::string& text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c <= '~'; });
 }
 
+constexpr size_t kMetadataAt = 3;  // of a node: its metadata, pairs of texts
+
+bool IsHost(const std::string& text) {
+  return !text.empty() && text.size() <= kMaxHostBytes &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c <= '~'; });
+}
+
+// What the node announces of itself under `key`; empty: nothing.
+std::string MetadataOf(const Reply& node, std::string_view key) {
+  if (node.elements.size() <= kMetadataAt || !node.elements[kMetadataAt].is_array()) return "";
+  const std::vector<Reply>& metadata = node.elements[kMetadataAt].elements;
+  for (size_t i = 0; i + 1 < metadata.size(); i += 2) {
+    if (metadata[i].text == key) return metadata[i + 1].text;
+  }
+  return "";
+}
+
 // The host that the cluster prefers; with "?" (it prefers names and this node has none) the "ip"
 // of the node's metadata. Empty or nil: the address that we asked.
 std::optional<std::string> HostOf(const Reply& node, const Endpoint& asked) {
   const Reply& host = node.elements[0];
   if (host.kind == Reply::Kind::kNil || host.text.empty()) return asked.host;
   if (host.text != "?") return host.text;
-  if (node.elements.size() < 4 || !node.elements[3].is_array()) return std::nullopt;
-  const std::vector<Reply>& metadata = node.elements[3].elements;
-  for (size_t i = 0; i + 1 < metadata.size(); i += 2) {
-    if (metadata[i].text == "ip" && !metadata[i + 1].text.empty()) return metadata[i + 1].text;
-  }
-  return std::nullopt;
+  std::string ip = MetadataOf(node, "ip");
+  return ip.empty() ? std::nullopt : std::optional(std::move(ip));
 }
 
 absl::StatusOr<SlotsReply::Node> ParseNode(const Reply& node, const Endpoint& asked) {
@@ -47,11 +60,11 @@ absl::StatusOr<SlotsReply::Node> ParseNode(const Reply& node, const Endpoint& as
   const Reply& id = node.elements[2];
   if (!id.is_string() || !IsNodeId(id.text)) return Wrong("a node id is not an id");
   const std::optional<std::string> name = HostOf(node, asked);
-  if (!name || name->empty() || name->size() > kMaxHostBytes) return Wrong("a host is no host");
-  for (char c : *name) {
-    if (c <= ' ' || c > '~') return Wrong("a host is no host");
-  }
-  return SlotsReply::Node{{*name, static_cast<uint16_t>(port.integer)}, id.text};
+  if (!name || !IsHost(*name)) return Wrong("a host is no host");
+  std::string hostname = MetadataOf(node, "hostname");
+  if (!hostname.empty() && !IsHost(hostname)) return Wrong("a hostname is no host");
+  return SlotsReply::Node{
+      {*name, static_cast<uint16_t>(port.integer)}, id.text, std::move(hostname)};
 }
 
 }  // namespace
@@ -137,13 +150,14 @@ bool ClusterMap::Apply(const SlotsReply& slots) {
     PrimaryIndex index = FindById(node.node_id);
     if (index == kNoPrimary) {
       index = FindByEndpoint(node.endpoint, /*without_id_only=*/true);
-      if (index == kNoPrimary) index = Add({node.endpoint, node.node_id, false});
+      if (index == kNoPrimary) index = Add({node.endpoint, node.node_id, false, node.hostname});
       changed = true;
     }
     if (index != kNoPrimary) {
       changed = changed || nodes_[index].endpoint != node.endpoint;
       nodes_[index].endpoint = node.endpoint;
       nodes_[index].node_id = node.node_id;
+      nodes_[index].hostname = node.hostname;
       nodes_[index].in_map = true;  // so that Add does not give it away again below
     }
     indices.push_back(index);
@@ -164,7 +178,7 @@ bool ClusterMap::Apply(const SlotsReply& slots) {
 
 PrimaryIndex ClusterMap::FindOrAdd(const Endpoint& endpoint) {
   const PrimaryIndex index = FindByEndpoint(endpoint, /*without_id_only=*/false);
-  return index != kNoPrimary ? index : Add({endpoint, "", false});
+  return index != kNoPrimary ? index : Add({endpoint, "", false, ""});
 }
 
 PrimaryIndex ClusterMap::Patch(uint32_t slot, const Endpoint& endpoint) {
@@ -175,8 +189,17 @@ PrimaryIndex ClusterMap::Patch(uint32_t slot, const Endpoint& endpoint) {
   return index;
 }
 
+bool ClusterMap::SetOwner(const Endpoint& endpoint) {
+  const PrimaryIndex index = FindOrAdd(endpoint);
+  if (index == kNoPrimary || (known_ && owners_[0] == index)) return false;
+  owners_.fill(index);
+  known_ = true;
+  MarkOwners();
+  return true;
+}
+
 void ClusterMap::SetSingle(const Endpoint& endpoint) {
-  nodes_ = {{endpoint, "", true}};
+  nodes_ = {{endpoint, "", true, ""}};
   owners_.fill(0);
   known_ = true;
 }

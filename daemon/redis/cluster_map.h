@@ -19,6 +19,7 @@ struct SlotsReply {
   struct Node {
     Endpoint endpoint;
     std::string node_id;
+    std::string hostname;  // announced beside its address; may be empty
   };
   struct Range {
     uint32_t first = 0;
@@ -40,8 +41,9 @@ class ClusterMap {
  public:
   struct Node {
     Endpoint endpoint;
-    std::string node_id;  // empty: known by a redirect only, or single mode
-    bool in_map = false;  // owns slots
+    std::string node_id;   // empty: known by a redirect only, or single mode
+    bool in_map = false;   // owns slots
+    std::string hostname;  // announced beside its address (empty: none); what TLS checks
   };
 
   ClusterMap();
@@ -60,6 +62,10 @@ class ClusterMap {
 
   // Single mode: the node owns all slots.
   void SetSingle(const Endpoint& endpoint);
+
+  // Sentinel mode: the node at that address, added if it is new, owns all slots. True when anything
+  // changed.
+  bool SetOwner(const Endpoint& endpoint);
 
   PrimaryIndex Owner(uint32_t slot) const { return owners_[slot]; }
   size_t size() const { return nodes_.size(); }

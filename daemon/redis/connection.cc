@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/redis/error_reply.h"
+#include "daemon/redis/tls_stream.h"
 
 namespace sluice::redis {
 namespace {
@@ -13,6 +14,16 @@ namespace {
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 // A resolver's answer wakes the ring; this only bounds the harm if that wake is lost.
 constexpr int64_t kResolvePollNs = 50'000'000;
+
+std::unique_ptr<Stream> MakeStream(const Connection::Ground& ground, StreamObserver* observer) {
+  if (ground.tls == nullptr) return std::make_unique<PlainStream>(ground.ring, observer);
+  return std::make_unique<TlsStream>(ground.ring, ground.tls, observer);
+}
+
+// An alert of TLS 1.x: the server's answer to what is no TLS.
+bool IsTlsAlert(std::string_view bytes) {
+  return bytes.size() >= 2 && bytes[0] == '\x15' && bytes[1] == '\x03';
+}
 
 std::string Milliseconds(int64_t ns) { return absl::StrCat((ns + 500'000) / 1'000'000, " ms"); }
 
@@ -34,15 +45,15 @@ std::string EncodeGreeting(const Greeting& greeting, size_t* replies) {
   return out;
 }
 
-Connection::Connection(ring::Ring* ring, Resolver* resolver, const Greeting* greeting,
-                       const std::function<int64_t()>* now_ns, ConnectionObserver* observer,
+Connection::Connection(const Ground& ground, const Greeting* greeting, ConnectionObserver* observer,
                        uint32_t tag)
-    : resolver_(resolver),
+    : resolver_(ground.resolver),
       greeting_(greeting),
-      clock_(now_ns),
+      clock_(ground.now_ns),
       observer_(observer),
       tag_(tag),
-      stream_(new PlainStream(ring, this)) {}
+      under_tls_(ground.tls != nullptr),
+      stream_(MakeStream(ground, this)) {}
 
 ConnectionEnd Connection::Ended(FailureKind kind, const std::string& what) const {
   ConnectionEnd end;
@@ -51,9 +62,12 @@ ConnectionEnd Connection::Ended(FailureKind kind, const std::string& what) const
   return end;
 }
 
-void Connection::Start(const Endpoint& endpoint, int64_t now_ns, int64_t connect_timeout_ns) {
+void Connection::Start(const Endpoint& endpoint, const std::string& peer, int64_t now_ns,
+                       int64_t connect_timeout_ns) {
   ++generation_;
+  if (endpoint_ != endpoint) was_ready_ = false;
   endpoint_ = endpoint;
+  peer_ = peer.empty() ? endpoint.host : peer;
   reader_ = std::make_unique<ReplyReader>();
   start_deadline_ns_ = now_ns + connect_timeout_ns;
   broken_ = absl::OkStatus();
@@ -71,7 +85,7 @@ void Connection::TryResolve(int64_t now_ns) {
     return;
   }
   phase_ = Phase::kConnecting;
-  broken_ = stream_->Open(**address);
+  broken_ = stream_->Open(**address, peer_);
 }
 
 void Connection::Close() {
@@ -125,11 +139,25 @@ void Connection::OnWritten(std::string buffer) {
   }
 }
 
-void Connection::OnEnd(const absl::Status& why) {
-  std::string what(why.message());
-  if (phase_ == Phase::kConnecting) what = absl::StrCat("cannot connect: ", what);
-  if (phase_ == Phase::kGreeting) what = absl::StrCat("lost during the handshake: ", what);
-  Fail(Ended(FailureKind::kUnavailable, what));
+void Connection::OnEnd(const StreamEnd& why) {
+  std::string what = why.what;
+  if (why.handshaking) {
+    what = absl::StrCat("TLS handshake: ", what);
+  } else if (phase_ == Phase::kConnecting) {
+    what = absl::StrCat("cannot connect: ", what);
+  } else if (phase_ == Phase::kGreeting) {
+    what = absl::StrCat("lost during the handshake: ", what);
+  }
+  ConnectionEnd end = Ended(FailureKind::kUnavailable, what);
+  if (phase_ == Phase::kGreeting && !under_tls_ && !was_ready_) {
+    end.failure.mend = "see the server's log; if it speaks TLS there, write a redis.tls section";
+  }
+  if (!why.mend.empty()) {
+    end.failure.kind = FailureKind::kDenied;
+    end.failure.mend = why.mend;
+    end.alarm = AlarmKind::kTlsFailed;
+  }
+  Fail(std::move(end));
 }
 
 void Connection::OnBytes(std::string_view bytes) {
@@ -147,7 +175,9 @@ void Connection::OnBytes(std::string_view bytes) {
   if (generation != generation_ || fed.ok()) return;
   ConnectionEnd end = Ended(FailureKind::kProtocol,
                             absl::StrCat("does not speak Redis: ", Printable(fed.ToString())));
-  end.failure.mend = "check the address: something else than a plain Redis server listens there";
+  end.failure.mend = phase_ == Phase::kGreeting && IsTlsAlert(bytes)
+                         ? "the server speaks TLS: write a redis.tls section, or its plain port"
+                         : "check the address: something else than a Redis server listens there";
   end.alarm = AlarmKind::kGarbage;
   Fail(std::move(end));
 }
@@ -174,6 +204,7 @@ void Connection::TakeGreetingReply(const Reply& reply) {
   }
   if (--greeting_replies_ > 0) return;
   phase_ = Phase::kReady;
+  was_ready_ = true;
   observer_->OnReady(this);
 }
 
@@ -206,6 +237,25 @@ void Connection::ExpireRequests(int64_t now_ns) {
   }
 }
 
+// The deadline before kReady has passed.
+void Connection::FailStart() {
+  if (!stream_->IsHandshaking()) {
+    const char* what = phase_ == Phase::kGreeting    ? "no answer to the handshake in time"
+                       : phase_ == Phase::kResolving ? "its name was not resolved in time"
+                                                     : "cannot connect in time";
+    return Fail(Ended(FailureKind::kUnavailable, what));
+  }
+  ConnectionEnd end = Ended(FailureKind::kUnavailable, "no answer to the TLS handshake in time");
+  // A plain Redis waits for the rest of what it takes for a long command.
+  if (!was_ready_) {
+    end.failure.mend =
+        "if it goes on, the server does not speak TLS there: name its tls-port in "
+        "redis.addresses, or take redis.tls out";
+    end.alarm = AlarmKind::kTlsFailed;
+  }
+  Fail(std::move(end));
+}
+
 void Connection::Poll(int64_t now_ns) {
   if (phase_ == Phase::kDown) return;
   if (phase_ == Phase::kResolving && broken_.ok()) TryResolve(now_ns);
@@ -215,14 +265,13 @@ void Connection::Poll(int64_t now_ns) {
       end.alarm = AlarmKind::kWrongAddress;
       end.failure.mend = "correct the host name, or the name service of this machine";
     }
+    // Its own alarm is raised by who reads the files.
+    if (absl::IsFailedPrecondition(broken_)) end.failure.kind = FailureKind::kDenied;
     return Fail(std::move(end));
   }
   if (phase_ != Phase::kReady) {
-    if (now_ns < start_deadline_ns_) return;
-    const char* what = phase_ == Phase::kGreeting    ? "no answer to the handshake in time"
-                       : phase_ == Phase::kResolving ? "its name was not resolved in time"
-                                                     : "cannot connect in time";
-    return Fail(Ended(FailureKind::kUnavailable, what));
+    if (now_ns >= start_deadline_ns_) FailStart();
+    return;
   }
   ExpireRequests(now_ns);
   if (!in_flight_.empty() && now_ns - in_flight_.front().sent_ns >= kStuckNs) {

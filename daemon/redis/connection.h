@@ -14,6 +14,7 @@
 #include "daemon/redis/endpoint.h"
 #include "daemon/redis/resolver.h"
 #include "daemon/redis/stream.h"
+#include "daemon/redis/tls_context.h"
 
 namespace sluice::redis {
 
@@ -68,12 +69,21 @@ class Connection final : private StreamObserver {
   // Oldest unanswered request of a connection that is still kept.
   static constexpr int64_t kStuckNs = 1'000'000'000;
 
-  // All of them must outlive the connection. `tag` is the observer's, to tell connections apart.
-  Connection(ring::Ring* ring, Resolver* resolver, const Greeting* greeting,
-             const std::function<int64_t()>* now_ns, ConnectionObserver* observer, uint32_t tag);
+  // What every connection of a client rests on; all of it must outlive the connections.
+  struct Ground {
+    ring::Ring* ring = nullptr;
+    Resolver* resolver = nullptr;
+    const TlsContext* tls = nullptr;  // null: no TLS
+    const std::function<int64_t()>* now_ns = nullptr;
+  };
+  // `tag` is the observer's, to tell connections apart.
+  Connection(const Ground& ground, const Greeting* greeting, ConnectionObserver* observer,
+             uint32_t tag);
 
   // Starts to connect. Only while down. Whether it works is told by OnReady or OnDown, later.
-  void Start(const Endpoint& endpoint, int64_t now_ns, int64_t connect_timeout_ns);
+  // `peer` is the name that a certificate must have; empty: the endpoint's host.
+  void Start(const Endpoint& endpoint, const std::string& peer, int64_t now_ns,
+             int64_t connect_timeout_ns);
 
   // Closes without callbacks, requests in flight included.
   void Close();
@@ -105,13 +115,14 @@ class Connection final : private StreamObserver {
   void OnOpen() override;
   void OnBytes(std::string_view bytes) override;
   void OnWritten(std::string buffer) override;
-  void OnEnd(const absl::Status& why) override;
+  void OnEnd(const StreamEnd& why) override;
 
   void TryResolve(int64_t now_ns);
   void TakeGreetingReply(const Reply& reply);
   void TakeReply(Reply reply);
   void Flush();
   void ExpireRequests(int64_t now_ns);
+  void FailStart();
   // Ends the connection and tells everyone.
   void Fail(ConnectionEnd end);
   ConnectionEnd Ended(FailureKind kind, const std::string& what) const;
@@ -123,7 +134,10 @@ class Connection final : private StreamObserver {
   const uint32_t tag_;
   Phase phase_ = Phase::kDown;
   Endpoint endpoint_;
+  std::string peer_;
+  const bool under_tls_;
   const std::unique_ptr<Stream> stream_;
+  bool was_ready_ = false;  // once, to this endpoint
   std::unique_ptr<ReplyReader> reader_;
   int64_t start_deadline_ns_ = 0;  // for all before kReady
   size_t greeting_replies_ = 0;    // still to come

@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "acl_lines.h"
 #include "daemon/redis/slot.h"
 
 namespace sluice::redis {
@@ -33,7 +34,7 @@ ErrorVerdict Denied(AlarmKind alarm, std::string mend) {
 }
 
 std::string PermissionMend() {
-  return absl::StrCat("give the user its rights: ", std::string(kAclLine));
+  return absl::StrCat("give the user its rights: ACL SETUSER ", std::string(kUserAcl));
 }
 
 bool Contains(std::string_view line, std::string_view part) {

@@ -11,12 +11,6 @@
 
 namespace sluice::redis {
 
-// The ACL rule that a daemon's user needs, commands inside the scripts included.
-inline constexpr std::string_view kAclLine =
-    "ACL SETUSER sluice on >PASSWORD ~PREFIX:* resetchannels -@all +hello +auth +client|setname "
-    "+ping +asking +cluster|slots +script|load +evalsha +eval +time +hget +hmget +hset +hdel "
-    "+hgetall +hrandfield +hscan +hlen +pexpire +exists";
-
 // What an error line asks of the client.
 enum class ErrorClass : uint8_t {
   kMoved,

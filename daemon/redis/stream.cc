@@ -1,5 +1,6 @@
 #include "daemon/redis/stream.h"
 
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -7,7 +8,7 @@
 
 namespace sluice::redis {
 
-absl::Status PlainStream::Open(const ring::Address& address) {
+absl::Status PlainStream::Open(const ring::Address& address, const std::string&) {
   absl::StatusOr<ring::ChannelId> channel = ring_->Connect(address, this);
   if (!channel.ok()) return channel.status();
   channel_ = *channel;
@@ -20,31 +21,38 @@ absl::Status PlainStream::Write(std::string bytes) {
 
 void PlainStream::Close() { ring_->Close(std::exchange(channel_, {})); }
 
-void PlainStream::End(const absl::Status& why) {
+void PlainStream::CloseWith(std::string_view last_words) {
+  ring_->CloseWith(std::exchange(channel_, {}), last_words);
+}
+
+void PlainStream::End(StreamEnd why) {
   Close();
   observer_->OnEnd(why);
 }
 
 void PlainStream::OnConnected(ring::ChannelId channel, int error) {
-  if (error != 0) return End(absl::UnavailableError(std::strerror(error)));
+  if (error != 0) return End({std::strerror(error)});
   absl::Status status = ring_->Recv(channel);
-  if (!status.ok()) return End(status);
+  if (!status.ok()) return End({std::string(status.message())});
   observer_->OnOpen();
 }
 
 void PlainStream::OnSent(ring::ChannelId, std::string buffer, int error) {
-  if (error != 0) return End(absl::UnavailableError(std::strerror(error)));
+  // The peer has gone, yet its last words may lie there unread: the receive in flight tells them,
+  // and then the end.
+  if (error == EPIPE || error == ECONNRESET) return;
+  if (error != 0) return End({std::strerror(error)});
   buffer.clear();
   observer_->OnWritten(std::move(buffer));
 }
 
 void PlainStream::OnReceived(ring::ChannelId channel, absl::Span<const char> bytes, int error) {
-  if (error != 0) return End(absl::UnavailableError(std::strerror(error)));
-  if (bytes.empty()) return End(absl::UnavailableError("the server closed the connection"));
+  if (error != 0) return End({std::strerror(error)});
+  if (bytes.empty()) return End({"the server closed the connection"});
   observer_->OnBytes(std::string_view(bytes.data(), bytes.size()));
   if (channel != channel_) return;  // closed, or already another, by the observer
   absl::Status status = ring_->Recv(channel);
-  if (!status.ok()) End(status);
+  if (!status.ok()) End({std::string(status.message())});
 }
 
 }  // namespace sluice::redis

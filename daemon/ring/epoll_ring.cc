@@ -103,6 +103,14 @@ class EpollRing final : public Ring {
     return absl::OkStatus();
   }
 
+  void CloseWith(ChannelId id, std::string_view last_words) override {
+    const Channel* channel = channels_.Find(id);
+    if (channel != nullptr && !channel->connecting && !channel->sending) {
+      SendNow(channel->fd, last_words);
+    }
+    Close(id);
+  }
+
   void Close(ChannelId id) override {
     std::unique_ptr<Channel> channel = channels_.Release(id);
     if (channel == nullptr) return;

@@ -86,6 +86,13 @@ class Ring {
   // closed ids are ignored.
   virtual void Close(ChannelId channel) = 0;
 
+  // The same, but sends `last_words` (short) before that, if no send is in flight and the socket
+  // takes them at once; whether it did is not told. A ring that cannot just closes.
+  virtual void CloseWith(ChannelId channel, std::string_view last_words) {
+    (void)last_words;
+    Close(channel);
+  }
+
   // Submits what is queued, waits for at least one completion, a Wake, or `timeout_ns` (0: do not
   // wait, negative: no limit), and runs the callbacks. Returns how many ran; 0 after a timeout, a
   // wake or a signal.

@@ -54,6 +54,11 @@ absl::Status SetNonblocking(int fd, bool nonblocking) {
   return absl::OkStatus();
 }
 
+void SendNow(int fd, std::string_view bytes) {
+  [[maybe_unused]] const ssize_t sent =
+      send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 absl::StatusOr<int> OpenEvent() {
   const int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (fd < 0) return ErrnoStatus(errno, "cannot open an eventfd");

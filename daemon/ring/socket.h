@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string_view>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "daemon/ring/address.h"
@@ -14,6 +16,9 @@ absl::Status ErrnoStatus(int error, std::string_view what);
 // nonblocking; io_uring wants it blocking, since a nonblocking one answers EAGAIN to it instead
 // of waiting for readiness.
 absl::StatusOr<int> OpenStreamSocket(const Address& address, bool nonblocking);
+
+// Sends what the socket takes at once; for what may be lost.
+void SendNow(int fd, std::string_view bytes);
 
 // Sets or clears O_NONBLOCK.
 absl::Status SetNonblocking(int fd, bool nonblocking);

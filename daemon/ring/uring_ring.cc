@@ -143,6 +143,14 @@ class UringRing final : public Ring {
     return absl::OkStatus();
   }
 
+  void CloseWith(ChannelId id, std::string_view last_words) override {
+    const Channel* channel = FindOpen(id);
+    if (channel != nullptr && !channel->connecting && !channel->sending) {
+      SendNow(channel->fd, last_words);
+    }
+    Close(id);
+  }
+
   void Close(ChannelId id) override {
     Channel* channel = FindOpen(id);
     if (channel == nullptr) return;

@@ -99,6 +99,14 @@ TEST_F(FilesTest, TakesThePasswordFromItsFileAnewEachTime) {
             absl::string_view::npos);
   Write("password", std::string(kMaxPasswordBytes + 1, 'x'));
   EXPECT_FALSE(ReadPassword(redis).ok());
+  Write("redis.pass", "of systemd\n");
+  redis.password_file = "credential:redis.pass";
+  unsetenv("CREDENTIALS_DIRECTORY");
+  EXPECT_NE(ReadPassword(redis).status().message().find("LoadCredential="),
+            absl::string_view::npos);
+  setenv("CREDENTIALS_DIRECTORY", directory_.c_str(), 1);
+  EXPECT_EQ(ReadPassword(redis).value(), "of systemd");
+  unsetenv("CREDENTIALS_DIRECTORY");
   redis.password_file = directory_ + "/none";
   EXPECT_NE(ReadPassword(redis).status().message().find("No such file"), absl::string_view::npos);
 }
@@ -206,6 +214,14 @@ TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
     } else if (section == "redis") {
       text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
              "}\nrules: []";
+    } else if (section == "redis.sentinel") {
+      text = "redis: {addresses: \"h:1\", mode: sentinel, sentinel: {" +
+             (key == "master" ? "" : std::string("master: m, ")) + pair + "}}\nrules: []";
+    } else if (section == "redis.tls") {
+      const std::string also = key == "certificate_file" ? ", key_file: /k"
+                               : key == "key_file"       ? ", certificate_file: /c"
+                                                         : "";
+      text = "redis: {addresses: \"h:1\", tls: {" + pair + also + "}}\nrules: []";
     } else if (section == "rules[]" && (key == "name" || key == "key")) {
       text = "rules:\n  - " + pair + "\n    limit: 1/s\n    " +
              (key == "name" ? "key: [u]" : "name: aa");

@@ -13,7 +13,8 @@ COUNTED_DEADLINE_S = 20.0
 CONFIG = """
 redis:
   addresses: [{addresses}]
-  password: sesame
+  username: sluice
+  password: of-the-tests
 rules:
   - name: per-user
     key: [user]

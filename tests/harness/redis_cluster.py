@@ -27,6 +27,19 @@ HEALTHY_DEADLINE_S = 40.0
 NODE_TIMEOUT_MS = 2000
 
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# The user that every server has: with the rights that ship and no more, for the prefix "rl".
+USER, PASSWORD = "sluice", "of-the-tests"
+
+
+def shipped_acl():
+    """The line of redis.conf for that user, from the one file of the rights."""
+    path = os.path.join(ROOT, "daemon", "redis", "user.acl")
+    with open(path, encoding="ascii") as file:
+        line = file.read().strip()
+    return "user " + line.replace(">PASSWORD", f">{PASSWORD}").replace("~PREFIX:*", "~rl:*")
+
+
 def _is_free(port):
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,7 +64,7 @@ class RedisServer:
     """One redis-server process.
 
     `password` is that of the default user. `acl` is a list of ACL lines as in redis.conf, such as
-    "user sluice on >secret ~rl:* +@all". `config` is a dict of further redis.conf settings. After
+    "user sluice on >secret ~rl:* +@all", in place of USER's. `config` is a dict of further redis.conf settings. After
     `kill` or `stop`, `restart` starts it again on its port, empty.
     """
 
@@ -129,7 +142,7 @@ class RedisServer:
         path = os.path.join(self.directory, f"redis-{self.port}.conf")
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(f"{key} {value}\n" for key, value in settings.items())
-            file.writelines(f"{line}\n" for line in self._acl)
+            file.writelines(f"{line}\n" for line in self._acl or (shipped_acl(),))
         return path
 
     def _start(self):

@@ -14,6 +14,8 @@ SECOND_NS = 1_000_000_000
 CONFIG = """
 redis:
   addresses: [{addresses}]
+  username: sluice
+  password: of-the-tests
 rules:
   - name: metadata
     key: [user]

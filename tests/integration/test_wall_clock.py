@@ -14,6 +14,8 @@ JUMPS = {"LD_PRELOAD": os.path.join(build_dir(), "tests", "support", "wall_clock
 CONFIG = """
 redis:
   addresses: [{address}]
+  username: sluice
+  password: of-the-tests
   mode: single
 rules:
   - {{name: hourly, key: [user], limit: 3 per 1h, burst: 3}}

@@ -19,7 +19,7 @@
 
 namespace sluice::redis {
 
-// Scripts of the tests, by position.
+// Scripts of the tests, by position; within the rights that ship.
 inline constexpr ScriptId kEcho = 0;   // answers its first argument
 inline constexpr ScriptId kCount = 1;  // adds one to the shard's field n, answers the sum
 inline constexpr ScriptId kBoom = 2;   // an error after a write
@@ -27,7 +27,9 @@ inline constexpr ScriptId kProbe = 3;  // reads
 
 inline std::vector<Script> TestScripts() {
   return {{"echo", "return ARGV[1]"},
-          {"count", "return redis.call('HINCRBY', KEYS[1], 'n', 1)"},
+          {"count",
+           "local n = (redis.call('HGET', KEYS[1], 'n') or 0) + 1 "
+           "redis.call('HSET', KEYS[1], 'n', n) return n"},
           {"boom", "redis.call('HSET', KEYS[1], 'half', 1) error('boom')"},
           {"probe", "return redis.call('EXISTS', KEYS[1])"}};
 }
@@ -121,6 +123,8 @@ class ClientFixture : public testing::TestWithParam<ring::RingChoice> {
     ClientOptions options;
     options.seeds = std::move(seeds);
     options.mode = mode;
+    options.user = test::kUser;
+    options.password = test::kPassword;
     options.scripts = TestScripts();
     options.shards = 12;
     return options;

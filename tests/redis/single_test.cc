@@ -1,6 +1,5 @@
 // The client against one real server: calls, failures, alarms.
 
-#include "daemon/redis/error_reply.h"
 #include "tests/redis/client_fixture.h"
 
 namespace sluice::redis {
@@ -86,34 +85,10 @@ TEST_P(SingleNodeTest, TheConnectionIsNamedForTheOperator) {
   EXPECT_NE(std::string::npos, list.find("name=sluice-my-host ")) << list;
 }
 
-TEST_P(SingleNodeTest, AUserWithTheAdvisedRightsSuffices) {
-  StartServer();
-  std::vector<std::string> words;
-  std::string line(kAclLine);
-  for (const auto& [from, to] : {std::pair{"PASSWORD", "secret"}, std::pair{"PREFIX", "rl"}}) {
-    line.replace(line.find(from), std::string(from).size(), to);
-  }
-  for (size_t at = 0; at < line.size();) {
-    const size_t space = std::min(line.find(' ', at), line.size());
-    words.push_back(line.substr(at, space - at));
-    at = space + 1;
-  }
-  ASSERT_EQ("OK", server_->Command(words).text);
-  server_->Command({"ACL", "SETUSER", "sluice", "+hincrby"});  // the tests' own script
-  ClientOptions options = ServerOptions();
-  options.user = "sluice";
-  options.password = "secret";
-  options.probe_script = kProbe;
-  Create(std::move(options));
-  const Recorder::Outcome& outcome = Finish(Call(0, kCount));
-  EXPECT_TRUE(outcome.ok) << outcome.failure.message;
-  EXPECT_TRUE(FinishPing(Ping(0)).ok);
-  EXPECT_TRUE(recorder_.alarms.empty());
-}
-
 TEST_P(SingleNodeTest, AWrongPasswordIsDeniedWithOneAlarmAndClearedWhenMended) {
   StartServer({"--requirepass", "right"});
   ClientOptions options = ServerOptions();
+  options.user = "";
   options.password = "wrong";
   Create(std::move(options));
   const Recorder::Outcome& outcome = Finish(Call(0, kEcho));
@@ -135,40 +110,13 @@ TEST_P(SingleNodeTest, AWrongPasswordIsDeniedWithOneAlarmAndClearedWhenMended) {
 
 TEST_P(SingleNodeTest, AMissingPasswordSaysThatTheServerWantsOne) {
   StartServer({"--requirepass", "right"});
-  Create(ServerOptions());
+  ClientOptions options = ServerOptions();
+  options.user = options.password = "";
+  Create(std::move(options));
   EXPECT_EQ(FailureKind::kDenied, Finish(Call(0, kEcho)).failure.kind);
   ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kWrongPassword) == 1; }));
   EXPECT_NE(std::string::npos,
             recorder_.Last(AlarmKind::kWrongPassword)->mend.find("wants a password"));
-}
-
-TEST_P(SingleNodeTest, AMissingPermissionNamesTheRightsAndIsClearedByTheNextGoodCall) {
-  StartServer();
-  server_->Command({"ACL", "SETUSER", "sluice", "on", ">pw", "~*", "+@all", "-evalsha"});
-  ClientOptions options = ServerOptions();
-  options.user = "sluice";
-  options.password = "pw";
-  Create(std::move(options));
-  const Recorder::Outcome& outcome = Finish(Call(0, kEcho));
-  EXPECT_EQ(FailureKind::kDenied, outcome.failure.kind) << outcome.failure.message;
-  EXPECT_NE(std::string::npos, outcome.failure.mend.find("+evalsha")) << outcome.failure.mend;
-  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kMissingPermission) == 1; }));
-  Finish(Call(0, kEcho));
-  EXPECT_EQ(1, recorder_.Raised(AlarmKind::kMissingPermission));
-  server_->Command({"ACL", "SETUSER", "sluice", "+evalsha"});
-  EXPECT_TRUE(Finish(Call(0, kEcho)).ok);
-  ASSERT_TRUE(Turn([&] { return recorder_.Cleared(AlarmKind::kMissingPermission) == 1; }));
-}
-
-TEST_P(SingleNodeTest, ACommandForbiddenInsideTheScriptIsAMissingPermissionToo) {
-  StartServer();
-  server_->Command({"ACL", "SETUSER", "sluice", "on", ">pw", "~*", "+@all", "-hincrby"});
-  ClientOptions options = ServerOptions();
-  options.user = "sluice";
-  options.password = "pw";
-  Create(std::move(options));
-  EXPECT_EQ(FailureKind::kDenied, Finish(Call(0, kCount)).failure.kind);
-  ASSERT_TRUE(Turn([&] { return recorder_.Raised(AlarmKind::kMissingPermission) == 1; }));
 }
 
 TEST_P(SingleNodeTest, AFullServerIsDeniedWithAnAlarm) {

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -18,6 +19,7 @@
 #include <optional>
 #include <thread>
 
+#include "acl_lines.h"
 #include "daemon/redis/codec.h"
 
 namespace sluice::test {
@@ -67,6 +69,29 @@ TempDir::~TempDir() {
   if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
 }
 
+std::vector<std::string> AclWords(std::string_view line) {
+  std::vector<std::string> words;
+  for (size_t at = 0; at < line.size();) {
+    const size_t space = std::min(line.find(' ', at), line.size());
+    words.emplace_back(line.substr(at, space - at));
+    if (words.back() == ">PASSWORD") words.back() = std::string(">") + kPassword;
+    if (words.back() == "~PREFIX:*") words.back() = "~rl:*";
+    at = space + 1;
+  }
+  return words;
+}
+
+bool HasIpv6Loopback() {
+  const int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  address.sin6_addr = in6addr_loopback;
+  const bool bound =
+      fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+  if (fd >= 0) close(fd);
+  return bound;
+}
+
 uint16_t FreePort() {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address = Loopback(0);
@@ -114,6 +139,7 @@ redis::Reply RedisCommand(uint16_t port, const std::vector<std::string>& argumen
 RedisProcess::RedisProcess(Options options) : options_(std::move(options)) {
   for (int i = 0; i < kStarts && !running(); ++i) {
     port_ = options_.port != 0 ? options_.port : FreePort();
+    tls_port_ = options_.tls ? FreePort() : 0;
     bus_port_ = FreePort();
     Spawn();
   }
@@ -121,22 +147,49 @@ RedisProcess::RedisProcess(Options options) : options_(std::move(options)) {
 
 RedisProcess::~RedisProcess() { Kill(); }
 
-std::string RedisProcess::address() const { return "127.0.0.1:" + std::to_string(port_); }
+std::string RedisProcess::address() const {
+  return (options_.ipv6 ? "[::1]:" : "127.0.0.1:") + std::to_string(port_);
+}
+
+std::string RedisProcess::tls_address() const {
+  return (options_.ipv6 ? "[::1]:" : "127.0.0.1:") + std::to_string(tls_port_);
+}
 
 std::string RedisProcess::log() const {
   std::ifstream file(dir_.path() + "/log");
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
-bool RedisProcess::Spawn() {
+std::vector<std::string> RedisProcess::Words() const {
   std::vector<std::string> words = {
-      "redis-server", "--port", std::to_string(port_), "--bind", "127.0.0.1", "--dir", dir_.path(),
-      "--save",       "",       "--appendonly",        "no"};
+      "redis-server", "--port", std::to_string(port_), "--dir", dir_.path(), "--bind", "127.0.0.1"};
+  if (options_.ipv6) words.emplace_back("::1");
+  if (!options_.sentinel.empty()) {
+    // A sentinel keeps what it learns in its file: a restart finds it there.
+    const std::string file = dir_.path() + "/sentinel.conf";
+    if (!std::filesystem::exists(file)) {
+      std::ofstream out(file);
+      for (const std::string& line : options_.sentinel) out << line << "\n";
+    }
+    words.insert(words.begin() + 1, file);
+    words.push_back("--sentinel");
+  } else {
+    words.insert(words.end(), {"--save", "", "--appendonly", "no", "--user"});
+    const std::vector<std::string> rights = AclWords(redis::kUserAcl);
+    words.insert(words.end(), rights.begin(), rights.end());
+  }
+  if (options_.tls) words.insert(words.end(), {"--tls-port", std::to_string(tls_port_)});
+  if (options_.cluster && options_.tls) words.insert(words.end(), {"--tls-cluster", "yes"});
   if (options_.cluster) {
     words.insert(words.end(), {"--cluster-enabled", "yes", "--cluster-port",
                                std::to_string(bus_port_), "--cluster-node-timeout", "2000"});
   }
   words.insert(words.end(), options_.arguments.begin(), options_.arguments.end());
+  return words;
+}
+
+bool RedisProcess::Spawn() {
+  std::vector<std::string> words = Words();
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
@@ -168,8 +221,9 @@ bool RedisProcess::WaitUntilItAnswers() {
       return true;  // it ended: nothing to wait for
     }
     const redis::Reply reply = Command({"PING"});
-    // NOAUTH counts: it is there.
-    answers = reply.text == "PONG" || reply.text.starts_with("NOAUTH");
+    // NOAUTH and LOADING count: it is there.
+    answers = reply.text == "PONG" || reply.text.starts_with("NOAUTH") ||
+              reply.text.starts_with("LOADING");
     return answers;
   });
   return answers;
@@ -190,9 +244,10 @@ bool RedisProcess::Restart() {
   return Spawn();
 }
 
-RedisCluster::RedisCluster(std::vector<std::string> arguments) {
+RedisCluster::RedisCluster(std::vector<std::string> arguments, bool tls, bool ipv6) : ipv6_(ipv6) {
   for (std::unique_ptr<RedisProcess>& node : nodes_) {
-    node = std::make_unique<RedisProcess>(RedisProcess::Options{true, arguments, 0});
+    node = std::make_unique<RedisProcess>(
+        RedisProcess::Options{.cluster = true, .arguments = arguments, .tls = tls, .ipv6 = ipv6});
     if (!node->running()) return;
   }
   healthy_ = Form() && Eventually([&] { return Agree(); });
@@ -211,9 +266,9 @@ bool RedisCluster::Form() {
   for (size_t i = 1; i < kNodes; ++i) {
     const redis::Reply config = nodes_[i]->Command({"CONFIG", "GET", "cluster-port"});
     if (config.elements.size() != 2) return false;
+    const std::string port = std::to_string(nodes_[i]->client_port());
     const redis::Reply met =
-        nodes_[0]->Command({"CLUSTER", "MEET", "127.0.0.1", std::to_string(nodes_[i]->port()),
-                            config.elements[1].text});
+        nodes_[0]->Command({"CLUSTER", "MEET", LoopbackHost(ipv6_), port, config.elements[1].text});
     if (met.is_error()) return false;
   }
   return true;
@@ -231,7 +286,9 @@ bool RedisCluster::Agree() const {
 
 std::vector<std::string> RedisCluster::addresses() const {
   std::vector<std::string> all;
-  for (const std::unique_ptr<RedisProcess>& node : nodes_) all.push_back(node->address());
+  for (const std::unique_ptr<RedisProcess>& node : nodes_) {
+    all.push_back(node->client_address());
+  }
   return all;
 }
 
@@ -249,9 +306,9 @@ void RedisCluster::BeginMigration(uint32_t slot, size_t from, size_t to) {
 void RedisCluster::FinishMigration(uint32_t slot, size_t from, size_t to) {
   const std::string number = std::to_string(slot);
   const redis::Reply keys = nodes_[from]->Command({"CLUSTER", "GETKEYSINSLOT", number, "100"});
+  const std::string port = std::to_string(nodes_[to]->client_port());
   for (const redis::Reply& key : keys.elements) {
-    nodes_[from]->Command(
-        {"MIGRATE", "127.0.0.1", std::to_string(nodes_[to]->port()), key.text, "0", "5000"});
+    nodes_[from]->Command({"MIGRATE", LoopbackHost(ipv6_), port, key.text, "0", "5000"});
   }
   nodes_[to]->Command({"CLUSTER", "SETSLOT", number, "NODE", ids_[to]});
   nodes_[from]->Command({"CLUSTER", "SETSLOT", number, "NODE", ids_[to]});

@@ -26,6 +26,9 @@ class TempDir {
   std::string path_;
 };
 
+// Whether this machine has ::1.
+bool HasIpv6Loopback();
+
 // A TCP port of 127.0.0.1 that was free a moment ago.
 uint16_t FreePort();
 
@@ -33,15 +36,28 @@ uint16_t FreePort();
 // an error reply that starts with "TEST ".
 redis::Reply RedisCommand(uint16_t port, const std::vector<std::string>& arguments);
 
-// One redis-server on 127.0.0.1, with a directory of its own and nothing persisted. Killed by its
-// pid when the object goes, and by the kernel when the test dies first. Check `running()` after
-// construction: `log()` says why not.
+// "127.0.0.1" or "::1".
+inline const char* LoopbackHost(bool ipv6) { return ipv6 ? "::1" : "127.0.0.1"; }
+
+// The user that every server has: with the rights that ship (daemon/redis/user.acl) and no more,
+// for the prefix "rl".
+inline constexpr const char* kUser = "sluice";
+inline constexpr const char* kPassword = "of-the-tests";
+// The words of an ACL line that ships, those that stand for the operator's own filled in.
+std::vector<std::string> AclWords(std::string_view line);
+
+// One redis-server (or sentinel) on 127.0.0.1, with a directory of its own and nothing persisted.
+// Killed by its pid when the object goes, and by the kernel when the test dies first. Check
+// `running()` after construction: `log()` says why not.
 class RedisProcess {
  public:
   struct Options {
     bool cluster = false;
     std::vector<std::string> arguments;  // further ones, "--name", "value"
     uint16_t port = 0;                   // 0: a free one
+    bool tls = false;                    // a port under TLS too; `arguments` name certificates
+    std::vector<std::string> sentinel;   // not empty: a sentinel, with these lines in its file
+    bool ipv6 = false;                   // on ::1 too, which its addresses name then
   };
   explicit RedisProcess(Options options);
   ~RedisProcess();
@@ -52,6 +68,11 @@ class RedisProcess {
   pid_t pid() const { return pid_; }
   uint16_t port() const { return port_; }
   std::string address() const;
+  uint16_t tls_port() const { return tls_port_; }  // 0: none
+  std::string tls_address() const;
+  // Where clients are to go: under TLS if it has a port for that.
+  std::string client_address() const { return tls_port_ != 0 ? tls_address() : address(); }
+  uint16_t client_port() const { return tls_port_ != 0 ? tls_port_ : port_; }
   std::string log() const;
 
   redis::Reply Command(const std::vector<std::string>& arguments) const {
@@ -65,12 +86,14 @@ class RedisProcess {
   bool Restart();
 
  private:
+  std::vector<std::string> Words() const;
   bool Spawn();
   bool WaitUntilItAnswers();
 
   Options options_;
   TempDir dir_;
   uint16_t port_ = 0;
+  uint16_t tls_port_ = 0;
   uint16_t bus_port_ = 0;
   pid_t pid_ = -1;
 };
@@ -81,12 +104,15 @@ class RedisCluster {
  public:
   static constexpr size_t kNodes = 3;
 
-  explicit RedisCluster(std::vector<std::string> arguments = {});
+  // Under TLS the nodes talk to each other and to clients so; tests still reach their plain ports.
+  // With `ipv6` they know each other as ::1.
+  explicit RedisCluster(std::vector<std::string> arguments = {}, bool tls = false,
+                        bool ipv6 = false);
 
   bool healthy() const { return healthy_; }
   RedisProcess& node(size_t i) { return *nodes_[i]; }
   const std::string& id(size_t i) const { return ids_[i]; }
-  std::vector<std::string> addresses() const;
+  std::vector<std::string> addresses() const;  // under TLS: of the ports under TLS
   // Which node owned the slot at the start.
   static size_t FirstOwner(uint32_t slot);
 
@@ -101,6 +127,7 @@ class RedisCluster {
 
   std::array<std::unique_ptr<RedisProcess>, kNodes> nodes_;
   std::array<std::string, kNodes> ids_;
+  const bool ipv6_;
   bool healthy_ = false;
 };
 

@@ -130,6 +130,13 @@ def test_no_file_is_too_long():
     none(problems, f"a file holds one idea: at most {LINES_MAX} lines")
 
 
+def test_the_documentation_shows_the_rights_that_ship():
+    shown = read("docs/redis.md")
+    for name in ("user.acl", "sentinel.acl"):
+        line = "ACL SETUSER " + read(f"daemon/redis/{name}").strip().replace("PREFIX", "rl")
+        assert line in shown, f"docs/redis.md lacks daemon/redis/{name}: {line}"
+
+
 def test_the_top_of_the_tree_holds_only_known_names():
     names = {name.split("/")[0] for name in FILES}
     none(sorted(names - TOP_NAMES), "unknown at the top of the tree")
