@@ -22,8 +22,9 @@ namespace sluice {
 
 // One Redis primary, as this daemon sees it.
 struct PrimaryStatus {
-  std::string address;  // as connected to
-  std::string breaker;  // "closed", "open", "half-open"
+  std::string address;   // as connected to
+  std::string hostname;  // announced beside it, for TLS; may be empty
+  std::string breaker;   // "closed", "open", "half-open"
   bool connected = false;
   uint32_t shards = 0;           // virtual shards that live there
   uint64_t p50_ns = 0;           // of the last seconds

@@ -1,6 +1,7 @@
 #include "daemon/admin/global_buckets.h"
 
 #include <hiredis/hiredis.h>
+#include <openssl/ssl.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,7 +14,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "daemon/config/parse.h"
+#include "daemon/redis/codec.h"
 #include "daemon/redis/slot.h"
+#include "daemon/redis/tls_session.h"
 #include "shm/clock.h"
 #include "shm/gcra.h"
 
@@ -40,31 +43,35 @@ std::string_view TextOf(const redisReply* reply) {
 // One blocking connection, logged in, with the distance of the node's clock.
 class Node {
  public:
-  static std::unique_ptr<Node> Open(const std::string& address, const config::RedisConfig& redis,
-                                    std::string* problem);
+  // `tls` may be null: plain TCP.
+  static std::unique_ptr<Node> Open(const NodeAddress& at, const config::RedisConfig& redis,
+                                    const redis::TlsContext* tls, std::string* problem);
 
-  Reply Command(const std::vector<std::string>& args) {
-    std::vector<const char*> parts;
-    std::vector<size_t> sizes;
-    for (const std::string& arg : args) {
-      parts.push_back(arg.data());
-      sizes.push_back(arg.size());
-    }
-    return Reply(static_cast<redisReply*>(redisCommandArgv(
-        context_.get(), static_cast<int>(parts.size()), parts.data(), sizes.data())));
-  }
+  // Null when the connection has failed: see error().
+  Reply Command(const std::vector<std::string>& args);
   bool is_broken() const { return context_->err != 0; }
-  std::string error() const { return context_->errstr; }
+  std::string error() const { return tls_error_.empty() ? context_->errstr : tls_error_; }
   int64_t now_us() const {
     return offset_us_ + static_cast<int64_t>(shm::MonotonicClock::PreciseNs() / 1000);
   }
 
  private:
   bool LogIn(const config::RedisConfig& redis, std::string* problem);
+  bool ShakeHands(const NodeAddress& at, const redis::TlsContext& tls);
+  Reply TlsCommand(const std::string& command);
 
   std::unique_ptr<redisContext, FreeContext> context_;
+  std::unique_ptr<redis::TlsSession> tls_;  // null: plain TCP
+  std::string tls_error_;
   int64_t offset_us_ = 0;  // of its TIME beyond our CLOCK_MONOTONIC
 };
+
+// Without its port and brackets.
+std::string HostOf(const std::string& address) {
+  std::string host = address.substr(0, address.rfind(':'));
+  if (host.size() > 1 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  return host;
+}
 
 redisContext* Connect(const std::string& address) {
   const timeval timeout = {kGlobalCommandMs / 1000, kGlobalCommandMs % 1000 * 1000};
@@ -76,13 +83,58 @@ redisContext* Connect(const std::string& address) {
   if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port)) {
     return nullptr;
   }
-  std::string host = address.substr(0, colon);
-  if (host.size() > 1 && host.front() == '[') host = host.substr(1, host.size() - 2);
-  return redisConnectWithTimeout(host.c_str(), port, timeout);
+  return redisConnectWithTimeout(HostOf(address).c_str(), port, timeout);
 }
 
-std::unique_ptr<Node> Node::Open(const std::string& address, const config::RedisConfig& redis,
-                                 std::string* problem) {
+Reply Node::Command(const std::vector<std::string>& args) {
+  if (tls_ != nullptr) {
+    std::string command;
+    redis::AppendArrayHead(&command, args.size());
+    for (const std::string& arg : args) redis::AppendBulk(&command, arg);
+    return TlsCommand(command);
+  }
+  std::vector<const char*> parts;
+  std::vector<size_t> sizes;
+  for (const std::string& arg : args) {
+    parts.push_back(arg.data());
+    sizes.push_back(arg.size());
+  }
+  return Reply(static_cast<redisReply*>(redisCommandArgv(
+      context_.get(), static_cast<int>(parts.size()), parts.data(), sizes.data())));
+}
+
+// The socket's own time-outs bound each write and read.
+Reply Node::TlsCommand(const std::string& command) {
+  SSL* const ssl = tls_->get();
+  void* reply = nullptr;
+  bool alive = SSL_write(ssl, command.data(), static_cast<int>(command.size())) > 0;
+  while (alive && reply == nullptr) {
+    char bytes[16 * 1024];
+    const int got = SSL_read(ssl, bytes, sizeof bytes);
+    alive = got > 0 &&
+            redisReaderFeed(context_->reader, bytes, static_cast<size_t>(got)) == REDIS_OK &&
+            redisReaderGetReply(context_->reader, &reply) == REDIS_OK;
+  }
+  if (!alive) tls_error_ = "the connection was lost, or Redis answered too late";
+  return Reply(static_cast<redisReply*>(reply));
+}
+
+bool Node::ShakeHands(const NodeAddress& at, const redis::TlsContext& tls) {
+  absl::StatusOr<std::unique_ptr<redis::TlsSession>> session =
+      redis::TlsSession::New(tls, at.hostname.empty() ? HostOf(at.address) : at.hostname);
+  if (!session.ok()) {
+    tls_error_ = std::string(session.status().message());
+    return false;
+  }
+  tls_ = *std::move(session);
+  if (SSL_set_fd(tls_->get(), context_->fd) == 1 && SSL_do_handshake(tls_->get()) == 1) return true;
+  tls_error_ = absl::StrCat("TLS handshake: ", tls_->TakeTrouble().what);
+  return false;
+}
+
+std::unique_ptr<Node> Node::Open(const NodeAddress& at, const config::RedisConfig& redis,
+                                 const redis::TlsContext* tls, std::string* problem) {
+  const std::string& address = at.address;
   auto node = std::make_unique<Node>();
   node->context_.reset(Connect(address));
   if (node->context_ == nullptr || node->is_broken()) {
@@ -91,6 +143,10 @@ std::unique_ptr<Node> Node::Open(const std::string& address, const config::Redis
   }
   const timeval timeout = {kGlobalCommandMs / 1000, kGlobalCommandMs % 1000 * 1000};
   redisSetTimeout(node->context_.get(), timeout);
+  if (tls != nullptr && !node->ShakeHands(at, *tls)) {
+    *problem = absl::StrCat(address, ": ", node->error());
+    return nullptr;
+  }
   std::string why;
   if (!node->LogIn(redis, &why)) {
     *problem = absl::StrCat(address, ": ", why);
@@ -143,13 +199,23 @@ class Lister {
  public:
   Lister(const BucketQuery& query, const config::RedisConfig& redis,
          const config::CompiledRules& rules)
-      : query_(query), redis_(redis), rules_(rules) {}
+      : query_(query), redis_(redis), rules_(rules) {
+    if (!redis.tls) return;
+    tls_ = std::make_unique<redis::TlsContext>(redis::TlsOptions{
+        config::FileOf(redis.tls->ca_file), config::FileOf(redis.tls->certificate_file),
+        config::FileOf(redis.tls->key_file), redis.tls->server_name});
+  }
 
-  absl::StatusOr<ordered_json> Run(const std::vector<std::string>& seeds) {
+  absl::StatusOr<ordered_json> Run(const std::vector<NodeAddress>& seeds) {
     const std::vector<std::string> keys = redis::ShardKeys(redis_.prefix, redis_.shards);
-    for (const std::string& seed : seeds) {
-      if (NodeAt(seed) != nullptr) {
-        home_ = seed;
+    if (tls_ != nullptr) {
+      const absl::Status status = tls_->Refresh();
+      if (!status.ok()) return status;
+    }
+    for (const NodeAddress& seed : seeds) hostnames_.emplace(seed.address, seed.hostname);
+    for (const NodeAddress& seed : seeds) {
+      if (NodeAt(seed.address) != nullptr) {
+        home_ = seed.address;
         break;
       }
     }
@@ -177,7 +243,10 @@ class Lister {
     const auto found = nodes_.find(address);
     if (found != nodes_.end()) return found->second.get();
     if (IsLate()) return nullptr;
-    return nodes_.emplace(address, Node::Open(address, redis_, &problem_)).first->second.get();
+    const auto known = hostnames_.find(address);
+    const NodeAddress at = {address, known == hostnames_.end() ? "" : known->second};
+    return nodes_.emplace(address, Node::Open(at, redis_, tls_.get(), &problem_))
+        .first->second.get();
   }
 
   bool ScanShard(uint32_t shard, const std::string& key) {
@@ -252,6 +321,8 @@ class Lister {
   const BucketQuery& query_;
   const config::RedisConfig& redis_;
   const config::CompiledRules& rules_;
+  std::unique_ptr<redis::TlsContext> tls_;              // null: plain TCP; outlives nodes_
+  std::map<std::string, std::string> hostnames_;        // by address
   std::map<std::string, std::unique_ptr<Node>> nodes_;  // null: did not answer
   std::string home_;                                    // where the next shard is asked for first
   std::string problem_;
@@ -265,14 +336,12 @@ class Lister {
 
 absl::StatusOr<ordered_json> GlobalBuckets(const BucketQuery& query,
                                            const config::RedisConfig& redis,
-                                           const std::vector<std::string>& primaries,
+                                           const std::vector<NodeAddress>& primaries,
                                            const config::CompiledRules& rules) {
-  if (redis.tls)
-    return absl::UnimplementedError("the list of Redis' buckets is not to be had under TLS");
-  std::vector<std::string> seeds = primaries;
+  std::vector<NodeAddress> seeds = primaries;
   // Sentinels hold no buckets.
   if (redis.mode != config::RedisMode::kSentinel) {
-    seeds.insert(seeds.end(), redis.addresses.begin(), redis.addresses.end());
+    for (const std::string& address : redis.addresses) seeds.push_back({address, ""});
   }
   return Lister(query, redis, rules).Run(seeds);
 }

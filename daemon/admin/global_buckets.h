@@ -20,12 +20,17 @@ inline constexpr int kGlobalTotalMs = 8'000;
 // Redirects from node to node for one shard; a map that moves under us ends the look.
 inline constexpr int kGlobalRedirects = 3;
 
+struct NodeAddress {
+  std::string address;   // host:port
+  std::string hostname;  // what its certificate names; empty: the host of the address
+};
+
 // {"scope": "global", "truncated": bool, "unreachable_shards": n, "buckets": [{name, rule, shard,
 // remaining, limit, period_ns, burst, reset_after_s, denying, tokens}]}
 // `primaries`: addresses to begin at; the configured ones serve too. Unavailable when none answers.
 absl::StatusOr<nlohmann::ordered_json> GlobalBuckets(const BucketQuery& query,
                                                      const config::RedisConfig& redis,
-                                                     const std::vector<std::string>& primaries,
+                                                     const std::vector<NodeAddress>& primaries,
                                                      const config::CompiledRules& rules);
 
 }  // namespace sluice::admin

@@ -61,9 +61,9 @@ void Buckets(StatusSource& source, const httplib::Request& request, httplib::Res
   if (!in_force.config->redis.has_value()) {
     return SendError(response, 409, "there is no redis: section; the buckets of this host are all");
   }
-  std::vector<std::string> primaries;
+  std::vector<NodeAddress> primaries;
   for (const PrimaryStatus& primary : source.Status().engine.primaries) {
-    primaries.push_back(primary.address);
+    primaries.push_back({primary.address, primary.hostname});
   }
   const auto listed = GlobalBuckets(query, *in_force.config->redis, primaries, *in_force.rules);
   if (!listed.ok()) return SendError(response, 503, std::string(listed.status().message()));

@@ -271,6 +271,7 @@ PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {
   const redis::PrimaryInfo info = client_->Primary(stats.index);
   PrimaryStatus status;
   status.address = stats.address;
+  status.hostname = info.hostname;
   status.breaker = std::string(BreakerName(reconciler_->breaker(stats.index)));
   status.connected = info.connected;
   status.shards = reconciler_->ShardsOf(stats.index);

@@ -204,6 +204,7 @@ PrimaryInfo ClusterClient::Impl::Primary(PrimaryIndex index) const {
   const Node& node = *nodes_[index];
   info.address = AddressOf(index);
   info.node_id = map_.node(index).node_id;
+  info.hostname = map_.node(index).hostname;
   info.in_map = map_.node(index).in_map;
   info.connected = node.connection.ready();
   info.p99_ns = node.quantile.P99Ns();

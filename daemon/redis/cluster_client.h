@@ -161,9 +161,10 @@ class Listener {
 };
 
 struct PrimaryInfo {
-  std::string address;  // "host:port" as the cluster announces it
-  std::string node_id;  // empty where it is not known (single mode, a node known by MOVED only)
-  bool in_map = false;  // owns slots in the present map
+  std::string address;   // "host:port" as the cluster announces it
+  std::string node_id;   // empty where it is not known (single mode, a node known by MOVED only)
+  std::string hostname;  // announced beside the address; what TLS checks; may be empty
+  bool in_map = false;   // owns slots in the present map
   bool connected = false;
   int64_t p99_ns = 0;  // 0 while too few calls were answered
   int64_t request_timeout_ns = 0;

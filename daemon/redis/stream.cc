@@ -25,7 +25,7 @@ void PlainStream::CloseWith(std::string_view last_words) {
   ring_->CloseWith(std::exchange(channel_, {}), last_words);
 }
 
-void PlainStream::End(StreamEnd why) {
+void PlainStream::End(const StreamEnd& why) {
   Close();
   observer_->OnEnd(why);
 }

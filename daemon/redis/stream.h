@@ -64,7 +64,7 @@ class PlainStream final : public Stream, private ring::Handler {
   void OnConnected(ring::ChannelId channel, int error) override;
   void OnSent(ring::ChannelId channel, std::string buffer, int error) override;
   void OnReceived(ring::ChannelId channel, absl::Span<const char> bytes, int error) override;
-  void End(StreamEnd why);
+  void End(const StreamEnd& why);
 
   ring::Ring* const ring_;
   StreamObserver* const observer_;

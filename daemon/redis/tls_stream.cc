@@ -1,9 +1,7 @@
 #include "daemon/redis/tls_stream.h"
 
-#include <arpa/inet.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 
 #include <algorithm>
 #include <utility>
@@ -19,80 +17,42 @@ constexpr size_t kSliceBytes = 128 * 1024;
 constexpr size_t kMaxUnsentBytes = 4 * kSliceBytes;
 constexpr size_t kReplyBytes = 16 * 1024;  // most of one record
 
-bool IsNumeric(const std::string& host) {
-  in6_addr scratch;
-  return inet_pton(AF_INET, host.c_str(), &scratch) == 1 ||
-         inet_pton(AF_INET6, host.c_str(), &scratch) == 1;
-}
-
 }  // namespace
 
 TlsStream::TlsStream(ring::Ring* ring, const TlsContext* context, StreamObserver* observer)
-    : context_(context), observer_(observer), plain_(ring, this), session_(nullptr, SSL_free) {}
+    : context_(context), observer_(observer), plain_(ring, this) {}
 
 TlsStream::~TlsStream() { Close(); }
 
 absl::Status TlsStream::Open(const ring::Address& address, const std::string& peer) {
-  if (context_->get() == nullptr) {
-    return absl::FailedPreconditionError("the files of redis.tls cannot be used");
-  }
-  const std::string& wanted = context_->options().server_name;
-  absl::Status status = NewSession(wanted.empty() ? peer : wanted);
+  absl::Status status = NewSession(peer);
   if (status.ok()) status = plain_.Open(address, peer);
   if (!status.ok()) Close();
   return status;
 }
 
-absl::Status TlsStream::NewSession(const std::string& name) {
+absl::Status TlsStream::NewSession(const std::string& peer) {
   ++generation_;
-  name_ = name;
-  certificate_ = {};
-  ERR_clear_error();
-  session_.reset(SSL_new(context_->get()));
+  absl::StatusOr<std::unique_ptr<TlsSession>> session = TlsSession::New(*context_, peer);
+  if (!session.ok()) return session.status();
+  session_ = *std::move(session);
   received_ = BIO_new(BIO_s_mem());
   to_send_ = BIO_new(BIO_s_mem());
-  if (session_ == nullptr || received_ == nullptr || to_send_ == nullptr) {
+  if (received_ == nullptr || to_send_ == nullptr) {
     BIO_free(received_);
     BIO_free(to_send_);
     session_.reset();
     return absl::ResourceExhaustedError("no memory for a TLS session");
   }
-  SSL* const ssl = session_.get();
-  BIO_set_mem_eof_return(received_, -1);  // empty means "more will come"
-  SSL_set_bio(ssl, received_, to_send_);  // which owns them from now on
-  SSL_set_connect_state(ssl);
-  SSL_set_app_data(ssl, this);
-  SSL_set_verify(ssl, SSL_VERIFY_PEER, OnVerify);
-  X509_VERIFY_PARAM* const verify = SSL_get0_param(ssl);
-  X509_VERIFY_PARAM_set_hostflags(
-      verify, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
-  const bool named = IsNumeric(name)
-                         ? X509_VERIFY_PARAM_set1_ip_asc(verify, name.c_str()) == 1
-                         : !name.empty() && name.front() != '/' &&
-                               X509_VERIFY_PARAM_set1_host(verify, name.data(), name.size()) == 1 &&
-                               SSL_set_tlsext_host_name(ssl, name.c_str()) == 1;
-  if (named) return absl::OkStatus();
-  ERR_clear_error();
-  return absl::FailedPreconditionError(
-      absl::StrCat("\"", name, "\" is no name that a certificate can have"));
-}
-
-// Keeps what is wrong with the certificate while it can be looked at; the handshake fails by it.
-int TlsStream::OnVerify(int good, x509_store_ctx_st* store) {
-  if (good == 1) return 1;
-  auto* const ssl =
-      static_cast<SSL*>(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
-  auto* const self = static_cast<TlsStream*>(SSL_get_app_data(ssl));
-  if (self->certificate_.what.empty()) {
-    self->certificate_ = JudgeCertificate(store, self->name_, self->context_->options());
-  }
-  return 0;
+  BIO_set_mem_eof_return(received_, -1);              // empty means "more will come"
+  SSL_set_bio(session_->get(), received_, to_send_);  // which owns them from now on
+  return absl::OkStatus();
 }
 
 void TlsStream::Close() {
   ++generation_;
   std::string last_words;
-  if (open_ && !sending_ && SSL_shutdown(session_.get()) >= 0) {
+  if (open_ && !sending_ && SSL_shutdown(session_->get()) >= 0) {
     char* bytes = nullptr;
     const long size = BIO_get_mem_data(to_send_, &bytes);
     if (size > 0) last_words.assign(bytes, static_cast<size_t>(size));
@@ -118,8 +78,7 @@ void TlsStream::End(const StreamEnd& why) {
 
 void TlsStream::EndByError() {
   const bool handshaking = IsHandshaking();
-  TlsTrouble trouble = TakeTlsTrouble(context_->options());
-  if (!certificate_.what.empty()) trouble = certificate_;
+  const TlsTrouble trouble = session_->TakeTrouble();
   // The peer's log should say why, too; the alert is small enough to go at once.
   char* bytes = nullptr;
   const long size = BIO_get_mem_data(to_send_, &bytes);
@@ -153,8 +112,8 @@ void TlsStream::Advance() {
 bool TlsStream::Handshake() {
   const uint64_t generation = generation_;
   ERR_clear_error();
-  const int rc = SSL_do_handshake(session_.get());
-  if (rc != 1 && SSL_get_error(session_.get(), rc) != SSL_ERROR_WANT_READ) {
+  const int rc = SSL_do_handshake(session_->get());
+  if (rc != 1 && SSL_get_error(session_->get(), rc) != SSL_ERROR_WANT_READ) {
     EndByError();
     return false;
   }
@@ -174,12 +133,12 @@ void TlsStream::TellReplies() {
   char reply[kReplyBytes];
   while (generation == generation_) {
     ERR_clear_error();
-    const int got = SSL_read(session_.get(), reply, sizeof reply);
+    const int got = SSL_read(session_->get(), reply, sizeof reply);
     if (got > 0) {
       observer_->OnBytes(std::string_view(reply, static_cast<size_t>(got)));
       continue;
     }
-    const int error = SSL_get_error(session_.get(), got);
+    const int error = SSL_get_error(session_->get(), got);
     if (error == SSL_ERROR_ZERO_RETURN) return End({"the server closed the connection"});
     if (error != SSL_ERROR_WANT_READ) EndByError();
     return;
@@ -198,7 +157,8 @@ absl::Status TlsStream::Write(std::string bytes) {
 absl::Status TlsStream::EncryptSlice() {
   const size_t size = std::min(clear_.size() - encrypted_, kSliceBytes);
   ERR_clear_error();
-  const int written = SSL_write(session_.get(), clear_.data() + encrypted_, static_cast<int>(size));
+  const int written =
+      SSL_write(session_->get(), clear_.data() + encrypted_, static_cast<int>(size));
   if (written <= 0) return absl::UnavailableError(absl::StrCat("TLS: ", TakeTlsError()));
   encrypted_ += static_cast<size_t>(written);
   return Flush();

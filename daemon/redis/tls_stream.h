@@ -8,11 +8,10 @@
 #include "absl/status/status.h"
 #include "daemon/redis/stream.h"
 #include "daemon/redis/tls_context.h"
-#include "daemon/redis/tls_error.h"
+#include "daemon/redis/tls_session.h"
 #include "daemon/ring/ring.h"
 
 struct bio_st;
-struct ssl_st;
 
 namespace sluice::redis {
 
@@ -29,8 +28,7 @@ class TlsStream final : public Stream, private StreamObserver {
   TlsStream(const TlsStream&) = delete;
   TlsStream& operator=(const TlsStream&) = delete;
 
-  // `peer` (or the context's server_name) is what the certificate must name: an IP address among
-  // its IP addresses, anything else among its DNS names. Unix sockets have no name, so no TLS.
+  // See TlsSession for `peer`.
   absl::Status Open(const ring::Address& address, const std::string& peer) override;
   absl::Status Write(std::string bytes) override;
   // Says goodbye (close_notify) where that can be done without waiting.
@@ -38,14 +36,12 @@ class TlsStream final : public Stream, private StreamObserver {
   bool IsHandshaking() const override { return connected_ && !open_; }
 
  private:
-  using Session = std::unique_ptr<ssl_st, void (*)(ssl_st*)>;
-
   void OnOpen() override;
   void OnBytes(std::string_view bytes) override;
   void OnWritten(std::string buffer) override;
   void OnEnd(const StreamEnd& why) override;
 
-  absl::Status NewSession(const std::string& name);
+  absl::Status NewSession(const std::string& peer);
   // All that the peer's bytes make possible: the handshake, then replies.
   void Advance();
   // Whether the handshake has ended; it may have ended the stream instead.
@@ -56,16 +52,13 @@ class TlsStream final : public Stream, private StreamObserver {
   absl::Status Flush();
   void EndByError();
   void End(const StreamEnd& why);
-  static int OnVerify(int good, struct x509_store_ctx_st* store);
 
   const TlsContext* const context_;
   StreamObserver* const observer_;
   PlainStream plain_;
-  Session session_;
+  std::unique_ptr<TlsSession> session_;
   bio_st* received_ = nullptr;  // of the session
   bio_st* to_send_ = nullptr;   // of the session
-  std::string name_;            // what the certificate must name
-  TlsTrouble certificate_;      // what was wrong with it, if anything was
   bool connected_ = false;
   bool open_ = false;
   bool sending_ = false;
