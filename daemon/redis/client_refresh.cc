@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t kRefreshGapNs = 1'000'000'000;
 // Refreshes in peace: 30 s +- 50 %.
 constexpr int64_t kPeriodicNs = 45'000'000'000;
+// The same while a seed is known to be wrong: 6 s +- 50 %.
+constexpr int64_t kAlarmedNs = 9'000'000'000;
 // Sentinel mode: 2 s +- 50 %, over a connection that is kept so long to one sentinel. So a failover
 // is followed soon, too, where the former primary still answers.
 constexpr int64_t kSentinelPollNs = 2'000'000'000;
@@ -30,6 +32,7 @@ void ClusterClient::Impl::PollRefresh(int64_t now_ns) {
 }
 
 void ClusterClient::Impl::StartRefresh(int64_t now_ns) {
+  const bool in_peace = !refresh_wanted_;
   refreshing_ = true;
   refresh_wanted_ = false;
   only_unreachable_ = true;
@@ -55,6 +58,13 @@ void ClusterClient::Impl::StartRefresh(int64_t now_ns) {
     ++peers;
   }
   shunned_ = kNoPrimary;
+  // First one that was found wrong, while nothing hurries: nobody else would see that it was mended.
+  if (peers_know && in_peace && !seed_alarms_.empty()) {
+    const std::string& address = seed_alarms_.begin()->first;
+    for (size_t i = 0; i < seeds_.size(); ++i) {
+      if (ToString(seeds_[i]) == address) sources_.push_back({true, static_cast<uint32_t>(i)});
+    }
+  }
   TryNextSource(now_ns);
 }
 
@@ -151,7 +161,10 @@ void ClusterClient::Impl::FinishRefresh(bool taken, int64_t now_ns) {
     scout_.Close();
   }
   refresh_not_before_ns_ = now_ns + kRefreshGapNs + Jitter(kRefreshGapNs) - kRefreshGapNs / 2;
-  const int64_t third = (sentinels ? 3 * kSentinelPollNs / 2 : kPeriodicNs) / 3;
+  const int64_t third = (sentinels              ? 3 * kSentinelPollNs / 2
+                         : seed_alarms_.empty() ? kPeriodicNs
+                                                : kAlarmedNs) /
+                        3;
   periodic_refresh_ns_ =
       now_ns + third + static_cast<int64_t>(environment_.random() % (2 * uint64_t(third) + 1));
   first_refresh_over_ = true;

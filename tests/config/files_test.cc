@@ -211,6 +211,9 @@ TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
     const std::string named = "rules:\n  - name: aa\n    key: [u]\n    ";
     if (section == "daemon") {
       text = "daemon: {" + pair + "}\nrules: []";
+    } else if (section == "daemon.chaos") {
+      text = "daemon: {chaos: {" + pair + "}}\nrules:\n  - {name: generate, key: [u], limit: 1/s}\n" +
+             "  - {name: search, key: [u], limit: 1/s}\n";
     } else if (section == "redis") {
       text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
              "}\nrules: []";

@@ -1,12 +1,16 @@
 // A client with a steady demand, for tests of several hosts: RATE checks a second of one list of
-// descriptors, spread evenly, for SECONDS. Prints one JSON line for each tenth of a second:
-//   {"t_ns": monotonic, "checks": n, "allowed": n, "denied": n, "emergency": n, "max_ns": n}
+// descriptors, spread evenly, for SECONDS or until SIGTERM. Prints one JSON line for each tenth of a
+// second, with the times of its slowest checks:
+//   {"t_ns": monotonic, "checks": n, "allowed": n, "denied": n, "emergency": n, "max_ns": n,
+//    "slowest_ns": [n, ...]}
 // and at the end one with "p50_ns" and "p99_ns" of the time that checks took.
 //
 //   steady_load RUNTIME_DIR RATE SECONDS NAME=VALUE...
+#include <signal.h>
 #include <time.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -34,13 +38,27 @@ struct Interval {
   uint64_t denied = 0;
   uint64_t emergency = 0;
   uint64_t max_ns = 0;
+  std::array<uint64_t, 8> slowest_ns = {};  // falling
+
+  void Add(uint64_t took_ns) {
+    max_ns = std::max(max_ns, took_ns);
+    if (took_ns <= slowest_ns.back()) return;
+    slowest_ns.back() = took_ns;
+    std::sort(slowest_ns.rbegin(), slowest_ns.rend());
+  }
 };
+
+volatile sig_atomic_t ended = 0;
 
 void Print(uint64_t now, const Interval& interval) {
   printf(
       "{\"t_ns\": %lu, \"checks\": %lu, \"allowed\": %lu, \"denied\": %lu, "
-      "\"emergency\": %lu, \"max_ns\": %lu}\n",
+      "\"emergency\": %lu, \"max_ns\": %lu, \"slowest_ns\": [",
       now, interval.checks, interval.allowed, interval.denied, interval.emergency, interval.max_ns);
+  for (size_t i = 0; i < interval.slowest_ns.size(); ++i) {
+    printf(i == 0 ? "%lu" : ", %lu", interval.slowest_ns[i]);
+  }
+  printf("]}\n");
   fflush(stdout);
 }
 
@@ -62,6 +80,7 @@ int main(int argc, char** argv) {
     fprintf(stderr, "%s\n", client.info().message);
     return 1;
   }
+  signal(SIGTERM, [](int) { ended = 1; });
   const uint64_t start = Now();
   const uint64_t end = start + static_cast<uint64_t>(seconds * 1e9);
   uint64_t report = start + kReportNs;
@@ -69,7 +88,7 @@ int main(int argc, char** argv) {
   Interval interval;
   std::vector<uint32_t> samples;
   samples.reserve(1 << 20);
-  for (uint64_t now = start; now < end; now = Now()) {
+  for (uint64_t now = start; now < end && ended == 0; now = Now()) {
     const uint64_t due = static_cast<uint64_t>(static_cast<double>(now - start) / 1e9 * rate);
     for (; sent < due; ++sent) {
       const uint64_t before = Now();
@@ -81,15 +100,10 @@ int main(int argc, char** argv) {
       ++interval.checks;
       ++(d ? interval.allowed : interval.denied);
       interval.emergency += d.is_emergency() ? 1 : 0;
-      interval.max_ns = std::max(interval.max_ns, took);
+      interval.Add(took);
     }
     if (now >= report) {
-      printf(
-          "{\"t_ns\": %lu, \"checks\": %lu, \"allowed\": %lu, \"denied\": %lu, "
-          "\"emergency\": %lu, \"max_ns\": %lu}\n",
-          now, interval.checks, interval.allowed, interval.denied, interval.emergency,
-          interval.max_ns);
-      fflush(stdout);
+      Print(now, interval);
       interval = {};
       report += kReportNs;
     }

@@ -32,7 +32,7 @@ class AclTest : public ClientFixture {
   // A batch of one bucket, as the daemon sends it.
   uint64_t Fold(const std::string& bucket, int seq) {
     std::string args;
-    const std::vector<std::string> values = {"0", "0123456789abcdef0123456789abcdef",
+    const std::vector<std::string> values = {"0", "-1", "0123456789abcdef0123456789abcdef",
                                              std::to_string(seq), "0", "2000000", "1",
                                              // one limit: tau, the most debt, rate
                                              "1000000", "1000000", "100",

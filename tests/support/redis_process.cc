@@ -220,10 +220,11 @@ bool RedisProcess::WaitUntilItAnswers() {
       pid_ = -1;
       return true;  // it ended: nothing to wait for
     }
-    const redis::Reply reply = Command({"PING"});
-    // NOAUTH and LOADING count: it is there.
-    answers = reply.text == "PONG" || reply.text.starts_with("NOAUTH") ||
-              reply.text.starts_with("LOADING");
+    // The pid, since another test's server may have taken the port first; who may not ask for it
+    // (NOAUTH, NOPERM) is told that something is there.
+    const redis::Reply reply = Command({"INFO", "server"});
+    answers = reply.text.find("process_id:" + std::to_string(pid_) + "\r") != std::string::npos ||
+              reply.text.starts_with("NO");
     return answers;
   });
   return answers;
