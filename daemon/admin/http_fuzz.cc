@@ -13,6 +13,7 @@
 
 #include "daemon/admin/bucket_list.h"
 #include "daemon/admin/http.h"
+#include "daemon/chaos/order.h"
 #include "daemon/config/parse.h"
 #include "shm/bucket_name.h"
 #include "shm/clock.h"
@@ -28,6 +29,10 @@ using fuzz::Require;
 constexpr uint32_t kShards = 16;
 constexpr char kRules[] = "rules:\n  - {name: user, key: [user, ip], limit: 10/s, burst: 20}\n";
 
+constexpr char kChaotic[] =
+    "daemon: {chaos: {allow: true, max_share: 0.5}}\nredis: {addresses: \"h:1\"}\n"
+    "rules:\n  - {name: user, key: [user, ip], limit: 10/s, burst: 20}\n";
+
 // A daemon without a Redis, of two buckets: slot 0 is the input's.
 class Daemon : public StatusSource {
  public:
@@ -38,6 +43,9 @@ class Daemon : public StatusSource {
     Require(policy.ok(), "the rules of this file compile");
     const auto rules = config::CompiledRules::Load(*policy);
     Require(rules.ok(), "the rules of this file load");
+    const config::ParseResult chaotic = config::ParseConfig(kChaotic, "fuzz.yaml");
+    Require(chaotic.ok(), "the rules of this file");
+    chaotic_ = chaotic.config;
     in_force_ = {std::make_shared<config::Config>(parsed.config),
                  std::make_shared<config::CompiledRules>(*rules)};
     info_.capacity = shm::kMinCapacity;
@@ -73,12 +81,22 @@ class Daemon : public StatusSource {
   }
   RulesInForce Rules() const override { return in_force_; }
   ReloadResult Reload() override { return {}; }
+  // Read, and never begun: its answer would take as long as the order says.
+  absl::StatusOr<Chaos> BeginChaos(const std::map<std::string, std::string>& asked) override {
+    const auto order = chaos::ReadOrder(asked, chaotic_);
+    if (!order.ok()) return order.status();
+    Require(order->share > 0 && order->share <= 1 && !order->ToString().empty(), "bounds");
+    Require(order->for_ns <= chaotic_.daemon.chaos.max_for_ns, "a bound in time");
+    return absl::FailedPreconditionError(order->ToString());
+  }
+  void EndChaos(uint64_t) override {}
   const shm::MappedBuckets& Buckets() const override { return buckets_.buckets(); }
   const shm::SegmentInfo& Info() const override { return info_; }
 
  private:
   shm::SegmentInfo info_;
   shm::BucketsOwner buckets_;
+  config::Config chaotic_;
   RulesInForce in_force_;
 };
 

@@ -58,7 +58,8 @@ void ClusterClient::Impl::StartRefresh(int64_t now_ns) {
     ++peers;
   }
   shunned_ = kNoPrimary;
-  // First one that was found wrong, while nothing hurries: nobody else would see that it was mended.
+  // First one that was found wrong, while nothing hurries: nobody else would see that it was
+  // mended.
   if (peers_know && in_peace && !seed_alarms_.empty()) {
     const std::string& address = seed_alarms_.begin()->first;
     for (size_t i = 0; i < seeds_.size(); ++i) {

@@ -212,7 +212,8 @@ TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
     if (section == "daemon") {
       text = "daemon: {" + pair + "}\nrules: []";
     } else if (section == "daemon.chaos") {
-      text = "daemon: {chaos: {" + pair + "}}\nrules:\n  - {name: generate, key: [u], limit: 1/s}\n" +
+      text = "daemon: {chaos: {" + pair +
+             "}}\nrules:\n  - {name: generate, key: [u], limit: 1/s}\n" +
              "  - {name: search, key: [u], limit: 1/s}\n";
     } else if (section == "redis") {
       text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +

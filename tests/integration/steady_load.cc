@@ -1,6 +1,6 @@
 // A client with a steady demand, for tests of several hosts: RATE checks a second of one list of
-// descriptors, spread evenly, for SECONDS or until SIGTERM. Prints one JSON line for each tenth of a
-// second, with the times of its slowest checks:
+// descriptors, spread evenly, for SECONDS or until SIGTERM. Prints one JSON line for each tenth of
+// a second, with the times of its slowest checks:
 //   {"t_ns": monotonic, "checks": n, "allowed": n, "denied": n, "emergency": n, "max_ns": n,
 //    "slowest_ns": [n, ...]}
 // and at the end one with "p50_ns" and "p99_ns" of the time that checks took.
