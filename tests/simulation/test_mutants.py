@@ -44,7 +44,7 @@ MUTANTS = {
         "not settled", RECONCILER, "if (!stale && breaker->IsCalm(now_ns))",
         "if (!stale && breaker->IsCalm(now_ns) && index > 1'000'000)", [RECONCILER]),
     "emergency_never_entered": (
-        "and no emergency", RECONCILER, "if (old || (cut && !starting)) {",
+        "and no emergency", RECONCILER, "if (old || (cut && !starting) || IsForced(index)) {",
         "if ((old || (cut && !starting)) && index > 1'000'000) {", [RECONCILER]),
     "batch_dropped_when_it_fails": (
         "lost:", RECONCILER, "  s.batch->waiting = false;\n  s.backoff_ns",
