@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "shm/hash.h"
 
 namespace sluice::ctl {
 namespace {
@@ -23,7 +24,7 @@ constexpr std::pair<std::string_view, Source> kSources[] = {
 
 // FNV-1a with a finaliser. Stable for ever: the same log gives the same users and tiers.
 uint64_t StableHash(std::string_view text, uint64_t h = 0xcbf29ce484222325) {
-  for (const char c : text) h = (h ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  h = shm::Fnv1a(text, h);
   h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9;
   h = (h ^ (h >> 27)) * 0x94d049bb133111eb;
   return h ^ (h >> 31);

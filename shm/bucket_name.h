@@ -170,8 +170,7 @@ inline bool ParseParts(const char* parts, ParsedName* name) {
 
 // The shard of a bucket: from its text alone and unsalted, since every host must agree.
 inline uint32_t ShardOf(std::string_view text, uint32_t shard_count) {
-  uint64_t h = 0xcbf29ce484222325;  // FNV-1a, then a finaliser for the low bits
-  for (const char c : text) h = (h ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  uint64_t h = Fnv1a(text);  // the finaliser is for the low bits
   return static_cast<uint32_t>(SplitMix64(h) % shard_count);
 }
 

@@ -17,6 +17,13 @@ struct HashKey {
   uint64_t k[4] = {1, 2, 3, 4};
 };
 
+// 64-bit FNV-1a (Fowler, Noll, Vo): unkeyed and the same everywhere, for what hosts must agree on.
+// `h` heads a chain.
+inline uint64_t Fnv1a(std::string_view bytes, uint64_t h = 0xcbf29ce484222325) {
+  for (const char c : bytes) h = (h ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  return h;
+}
+
 // SplitMix64 (Steele, Lea, Flood 2014): expands seeds; a bijection, so distinct stays distinct.
 inline uint64_t SplitMix64(uint64_t& state) {
   uint64_t z = (state += 0x9e3779b97f4a7c15);

@@ -23,7 +23,6 @@ class Injector {
   void Set(std::optional<Order> order, uint64_t until_ns);
   // The order in force; null where there is none. Ends it where its time is over.
   const Order* InForce(uint64_t now_ns);
-  uint64_t until_ns() const { return until_ns_; }
   uint64_t touched() const { return touched_; }  // calls and replies, of all orders
 
   // True where the call, or the probe, is failed instead of being sent: it is answered by Deliver.

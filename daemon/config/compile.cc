@@ -6,6 +6,7 @@
 
 #include "daemon/config/crc32.h"
 #include "daemon/config/text.h"
+#include "shm/hash.h"
 #include "shm/policy_buffer.h"
 
 namespace sluice::config {
@@ -172,13 +173,6 @@ void Append(const std::vector<T>& items, std::string* bytes) {
   }
 }
 
-// 64-bit FNV-1a (Fowler, Noll, Vo).
-uint64_t Fnv1a(std::string_view bytes) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const char c : bytes) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
-  return hash;
-}
-
 absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   std::vector<StringRef> name_refs;
   for (const std::string& name : names_) name_refs.push_back(Text(name));
@@ -242,11 +236,11 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   // Neither must depend on this host's salt or on how often it has reloaded.
   const std::vector<RuleView> rules = rules_;
   for (RuleView& rule : rules_) rule.hash_seed = 0;
-  const uint64_t version = Fnv1a(assemble());
+  const uint64_t version = shm::Fnv1a(assemble());
   for (RuleView& rule : rules_) {
     rule.numbers = {.id = rule.numbers.id, .group = rule.numbers.group};
   }
-  const uint64_t structure = Fnv1a(assemble());
+  const uint64_t structure = shm::Fnv1a(assemble());
   rules_ = rules;
 
   header.version_hash = version;

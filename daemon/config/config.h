@@ -137,5 +137,7 @@ struct Config {
 
 // The label under which a rule's limit is known everywhere: "name" or "name@tier".
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier);
+// The name in such a label.
+inline std::string RuleName(const std::string& label) { return label.substr(0, label.find('@')); }
 
 }  // namespace sluice::config

@@ -1,6 +1,6 @@
 // Emergencies by an operator's word: shards, or buckets of some rules.
 #include "daemon/reconcile/reconciler.h"
-#include "shm/take.h"
+#include "shm/hash.h"
 
 namespace sluice::reconcile {
 namespace {
@@ -10,11 +10,9 @@ bool IsWithin(uint32_t spread, double share) {
   return static_cast<double>(spread) < share * 4294967296.0;
 }
 
-// FNV-1a, so that a game day meets the same buckets again.
+// Not salted, so that a game day meets the same buckets again.
 uint32_t SpreadOf(const std::string& text) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
-  return static_cast<uint32_t>((hash * 0x9e3779b97f4a7c15) >> 32);
+  return static_cast<uint32_t>((shm::Fnv1a(text) * 0x9e3779b97f4a7c15) >> 32);
 }
 
 }  // namespace
@@ -28,17 +26,11 @@ bool Reconciler::IsForced(uint32_t shard) const {
 bool Reconciler::IsForced(const Bucket& b) const {
   if (forced_rules_.empty() || b.rule == nullptr) return false;
   const std::string& label = b.rule->label;
-  const std::string name = label.substr(0, label.find('@'));
+  const std::string name = config::RuleName(label);
   for (const std::string& rule : forced_rules_) {
     if (rule == label || rule == name) return IsWithin(SpreadOf(b.text), forced_share_);
   }
   return false;
-}
-
-void Reconciler::ShowShard(Bucket& b) {
-  if (b.place.key == 0 || b.rule == nullptr) return;
-  shm::SetAux(buckets_->slots()[b.place.slot], b.place.key, b.inv_share,
-              b.forced ? shm::kForcedShard : b.shard, b.rule->id);
 }
 
 void Reconciler::Force(double share, std::vector<std::string> rules, uint64_t now_ns) {
@@ -55,7 +47,7 @@ void Reconciler::Force(double share, std::vector<std::string> rules, uint64_t no
     const bool forced = IsForced(b);
     if (forced == b.forced) continue;
     b.forced = forced;
-    ShowShard(b);
+    PublishShare(b);
   }
   if (forced_rules_.empty()) {
     control_->SetShard(shm::kForcedShard, shm::ShardMode::kHealthy, now_ns);

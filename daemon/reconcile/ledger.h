@@ -51,6 +51,8 @@ struct alignas(64) Bucket {
   bool in_flight = false;
   bool share_expired = false;  // inv_share is what a quiet host keeps
   bool forced = false;         // in emergency by an operator's word
+  // At whose state clients look.
+  uint32_t shown_shard() const { return forced ? shm::kForcedShard : shard; }
   uint32_t inv_share = 0;
   int64_t again = 0;  // tokens in batches that are to be sent again
 

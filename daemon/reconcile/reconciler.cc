@@ -120,8 +120,7 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
   }
   // The claimer's hint may be another's, or of an earlier policy.
   b.forced = IsForced(b);
-  shm::SetAux(buckets_->slots()[place.slot], place.key, b.inv_share,
-              b.forced ? shm::kForcedShard : shard, rule);
+  shm::SetAux(buckets_->slots()[place.slot], place.key, b.inv_share, b.shown_shard(), rule);
   return id;
 }
 
@@ -353,7 +352,7 @@ bool Reconciler::PublishShare(Bucket& b) {
     b.place.key = 0;  // another key stands there now
     return false;
   }
-  shm::SetAux(slot, b.place.key, b.inv_share, b.forced ? shm::kForcedShard : b.shard, b.rule->id);
+  shm::SetAux(slot, b.place.key, b.inv_share, b.shown_shard(), b.rule->id);
   return true;
 }
 

@@ -140,7 +140,6 @@ class Reconciler : public harvest::Sink {
   bool PublishShare(Bucket& b);
   bool IsForced(uint32_t shard) const;
   bool IsForced(const Bucket& b) const;
-  void ShowShard(Bucket& b);
   void ExpireShares(uint64_t now_ns);
   bool IsJump(const Bucket& b, uint64_t now_ns) const;
   uint64_t IntervalNs() const;
