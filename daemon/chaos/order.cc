@@ -64,7 +64,7 @@ absl::StatusOr<std::vector<std::string>> ReadRules(const std::string& text,
   std::vector<std::string> rules;
   for (const std::string_view part : config::Split(text, ',')) {
     const std::string label(config::Trim(part));
-    const std::string name = label.substr(0, label.find('@'));
+    const std::string name = config::RuleName(label);
     const auto found =
         std::find_if(config.rules.begin(), config.rules.end(),
                      [&](const config::RuleConfig& rule) { return rule.name == name; });
@@ -102,6 +102,12 @@ absl::Status ReadAndCheckRules(const std::string* text, const config::Config& co
     absl::StatusOr<std::vector<std::string>> rules = ReadRules(*text, config);
     if (!rules.ok()) return rules.status();
     order->rules = *std::move(rules);
+    // Their buckets are shown at a shard of their own.
+    if (config.redis->shards > shm::kForcedShard) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("rules: with ", shm::kMaxShards,
+                       " redis.shards none is left to put them in emergency by"));
+    }
   }
   if (allowed.empty()) return absl::OkStatus();
   if (order->rules.empty()) {
@@ -109,16 +115,66 @@ absl::Status ReadAndCheckRules(const std::string* text, const config::Config& co
         "daemon.chaos.rules allows some rules only: run emergency with --rules and one of them"));
   }
   for (const std::string& label : order->rules) {
-    const std::string name = label.substr(0, label.find('@'));
+    const std::string name = config::RuleName(label);
     if (std::find(allowed.begin(), allowed.end(), name) == allowed.end()) {
       return absl::FailedPreconditionError(
           absl::StrCat("rules: daemon.chaos.rules does not have \"", name, "\""));
     }
   }
-  // Buckets of chosen rules are shown at a shard of their own.
-  if (config.redis->shards == shm::kMaxShards) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "rules: with ", shm::kMaxShards, " redis.shards none is left to put them in emergency by"));
+  return absl::OkStatus();
+}
+
+const FaultSpec* FindSpec(const std::string* name) {
+  return std::find_if(std::begin(kFaults), std::end(kFaults),
+                      [&](const FaultSpec& spec) { return name != nullptr && spec.name == *name; });
+}
+
+absl::Status UnknownFault() {
+  std::string names;
+  for (const FaultSpec& spec : kFaults) {
+    absl::StrAppend(&names, names.empty() ? "" : ", ", Cat(spec.name));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("fault: write one of ", names));
+}
+
+absl::Status ReadBy(const std::string* text, const FaultSpec& spec, Order* order) {
+  const std::string name = Cat(spec.name);
+  if (text == nullptr && spec.max_by_ns == 0) return absl::OkStatus();
+  if (text == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " needs a duration, as in ", name, " 200ms"));
+  }
+  if (spec.max_by_ns == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " takes no duration before --for"));
+  }
+  const auto ns = ReadDuration(name, *text, kMs, spec.max_by_ns);
+  if (ns.ok()) order->by_ns = *ns;
+  return ns.status();
+}
+
+absl::Status ReadFor(const std::string* text, const config::ChaosConfig& bounds, Order* order) {
+  const uint64_t most_ns = order->fault == Fault::kDaemonPause
+                               ? std::min(bounds.max_for_ns, kMaxPauseNs)
+                               : bounds.max_for_ns;
+  const auto ns = ReadDuration("for", text == nullptr ? "" : *text, kSecond, most_ns);
+  if (ns.ok()) order->for_ns = *ns;
+  return ns.status();
+}
+
+absl::Status ReadShareOf(const std::string* text, const FaultSpec& spec,
+                         const config::ChaosConfig& bounds, Order* order) {
+  const std::string name = Cat(spec.name);
+  if (spec.takes_share) {
+    const auto share = ReadShare(text == nullptr ? "100" : *text, bounds.max_share);
+    if (share.ok()) order->share = *share;
+    return share.status();
+  }
+  if (text != nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("share: ", name, " is the whole daemon's"));
+  }
+  if (bounds.max_share < 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(name, " is the whole daemon's: daemon.chaos.max_share forbids it"));
   }
   return absl::OkStatus();
 }
@@ -145,63 +201,22 @@ std::string Order::ToString() const {
 
 absl::StatusOr<Order> ReadOrder(const std::map<std::string, std::string>& asked,
                                 const config::Config& config) {
-  absl::Status allowed = CheckAllowed(config);
-  if (!allowed.ok()) return allowed;
-  const config::ChaosConfig& bounds = config.daemon.chaos;
   const auto value = [&](const char* name) -> const std::string* {
     const auto found = asked.find(name);
     return found == asked.end() || found->second.empty() ? nullptr : &found->second;
   };
+  absl::Status status = CheckAllowed(config);
+  if (!status.ok()) return status;
+  const FaultSpec* const spec = FindSpec(value("fault"));
+  if (spec == std::end(kFaults)) return UnknownFault();
+  const config::ChaosConfig& bounds = config.daemon.chaos;
   Order order;
-  const std::string* const name = value("fault");
-  const FaultSpec* const spec =
-      std::find_if(std::begin(kFaults), std::end(kFaults),
-                   [&](const FaultSpec& s) { return name != nullptr && s.name == *name; });
-  if (spec == std::end(kFaults)) {
-    std::string names;
-    for (const FaultSpec& s : kFaults)
-      absl::StrAppend(&names, names.empty() ? "" : ", ", Cat(s.name));
-    return absl::InvalidArgumentError(absl::StrCat("fault: write one of ", names));
-  }
   order.fault = spec->fault;
-
-  const std::string* const by = value("by");
-  if ((by != nullptr) != (spec->max_by_ns != 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        Cat(spec->name),
-        by != nullptr ? " takes no duration before --for" : " needs a duration, as in ",
-        by != nullptr ? "" : Cat(spec->name, " 200ms")));
-  }
-  if (by != nullptr) {
-    const auto ns = ReadDuration(Cat(spec->name), *by, kMs, spec->max_by_ns);
-    if (!ns.ok()) return ns.status();
-    order.by_ns = *ns;
-  }
-
-  const std::string* const length = value("for");
-  const uint64_t most_ns = order.fault == Fault::kDaemonPause
-                               ? std::min(bounds.max_for_ns, kMaxPauseNs)
-                               : bounds.max_for_ns;
-  const auto for_ns = ReadDuration("for", length == nullptr ? "" : *length, kSecond, most_ns);
-  if (!for_ns.ok()) return for_ns.status();
-  order.for_ns = *for_ns;
-
-  const std::string* const share = value("share");
-  if (share != nullptr && !spec->takes_share) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("share: ", Cat(spec->name), " is the whole daemon's"));
-  }
-  if (!spec->takes_share && bounds.max_share < 1) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(Cat(spec->name), " is the whole daemon's: daemon.chaos.max_share forbids it"));
-  }
-  if (spec->takes_share) {
-    const auto read = ReadShare(share == nullptr ? "100" : *share, bounds.max_share);
-    if (!read.ok()) return read.status();
-    order.share = *read;
-  }
-  absl::Status rules = ReadAndCheckRules(value("rules"), config, &order);
-  if (!rules.ok()) return rules;
+  status = ReadBy(value("by"), *spec, &order);
+  if (status.ok()) status = ReadFor(value("for"), bounds, &order);
+  if (status.ok()) status = ReadShareOf(value("share"), *spec, bounds, &order);
+  if (status.ok()) status = ReadAndCheckRules(value("rules"), config, &order);
+  if (!status.ok()) return status;
   return order;
 }
 

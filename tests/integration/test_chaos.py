@@ -121,6 +121,15 @@ def test_rules_that_the_configuration_does_not_name_are_spared():
             assert ctl("check", "user=u", daemon=daemon, check=False).returncode == 0
 
 
+def test_rules_need_a_shard_that_no_bucket_is_of():
+    with RedisServer() as redis, Daemon(config_of(redis, "{allow: true}").replace(
+            "mode: single,", "mode: single, shards: 4096,")) as daemon:
+        refused = ctl("chaos", "emergency", "--for", "5s", "--rules", "per-ip", daemon=daemon,
+                      check=False)
+        assert refused.returncode == 2
+        assert "with 4096 redis.shards none is left" in refused.stderr
+
+
 def test_a_cut_is_an_emergency_that_ends_with_the_command():
     with host() as (daemon, redis):
         with Load(daemon, 500, 6, user="u") as load:
