@@ -274,9 +274,9 @@ def daemon_paused(world):
 
 @fault("client-paused", hold_s=4.0)
 def client_paused(world):
-    world.loads[0].pause()
+    world.loads[0].process.pause()
     yield
-    world.loads[0].resume()
+    world.loads[0].process.resume()
 
 
 @fault("no-descriptors-left")

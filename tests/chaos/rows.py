@@ -3,6 +3,7 @@
 import math
 import time
 
+from harness.load import counted
 from harness.processes import Timeout
 from harness.resp import RespError
 from harness.sluice import wait_until
@@ -37,7 +38,7 @@ def happens(predicate, deadline_s):
 def measure(name, world):
     """The row of the fault `name`, as plain values."""
     row = FAULTS[name]
-    before = world.counted()
+    before = counted(world.redis)
     with world.under_load():
         calm_s = time.monotonic()
         time.sleep(CALM_S)
@@ -51,7 +52,7 @@ def measure(name, world):
         emergencies = [t for t in (w.first("emergency", begin_s) for w in world.watches) if t]
         raised = sorted({a for w in world.watches for t, _, ids in w.seen if t >= begin_s
                          for a in ids if a != "client-same-user"})
-        reports = [r for load in world.loads for r in load.finish()]
+        reports = [r for load in world.loads for r in load.stop()]
         healthy_s = time.monotonic()
     admitted = sum(r["allowed"] for r in reports)
     bound = admitted if row.forgets else int(row.lost_s * RATE)
@@ -59,7 +60,7 @@ def measure(name, world):
         before = 0
 
     def off():
-        return admitted - (world.counted() - before)
+        return admitted - (counted(world.redis) - before)
 
     happens(lambda: off() == 0, BOOKS_S if bound == 0 else 5)
     happens(lambda: not world.alarms(), ALARMS_S)

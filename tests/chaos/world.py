@@ -1,14 +1,12 @@
 """Hosts under load and a Redis, watched: what one row of scripts/chaos is measured by."""
 
 import contextlib
-import json
-import os
 import threading
 import time
 
-from harness.processes import Process
+from harness.load import Load
 from harness.redis_cluster import RedisCluster, RedisServer
-from harness.sluice import Daemon, build_dir, wait_until
+from harness.sluice import Daemon, wait_until
 
 from chaos.proxy import Proxy
 
@@ -27,26 +25,6 @@ redis:
 rules:
   - {{name: per-user, key: [user], limit: 1000000/s, burst: 1000000, when_degraded: {{mode: open}}}}
 """
-
-
-class Load(Process):
-    """A client that checks at a steady rate until it is told to end."""
-
-    def __init__(self, daemon, number):
-        self.path = os.path.join(daemon.directory, f"load-{number}")
-        super().__init__([os.path.join(build_dir(), "tests", "integration", "steady_load"),
-                          daemon.runtime_dir, RATE, LOAD_S, "user=u"], self.path)
-
-    def lines(self):
-        with open(self.path, encoding="utf-8") as file:
-            found = [json.loads(line) for line in file if line.startswith("{") and
-                     line.endswith("}\n")]
-        return [line for line in found if "t_ns" in line]
-
-    def finish(self):
-        """Ends it; all that it has reported."""
-        self.terminate(20)
-        return self.lines()
 
 
 class Watch:
@@ -84,15 +62,15 @@ class World:
         self.daemons = [stack.enter_context(Daemon(
             CONFIG.format(addresses=", ".join(addresses), mode=mode, host=f"host-{n}"),
             name=f"host-{n}")) for n in (1, 2)]
-        self.loads, self.watches, self.rows = [], [], 0
+        self.loads, self.watches = [], []
         wait_until(self.is_healthy, SETTLE_S, "healthy")
 
     @contextlib.contextmanager
     def under_load(self):
         """A client for each daemon, and somebody who looks at them."""
-        self.rows += 1
         with contextlib.ExitStack() as stack:
-            self.loads = [stack.enter_context(Load(daemon, self.rows)) for daemon in self.daemons]
+            self.loads = [stack.enter_context(Load(daemon, RATE, LOAD_S, user="u"))
+                          for daemon in self.daemons]
             self.watches = [Watch(daemon) for daemon in self.daemons]
             stack.callback(lambda: [watch.close() for watch in self.watches])
             for load in self.loads:
@@ -110,14 +88,6 @@ class World:
     def alarms(self):
         return sorted({a["id"] for daemon in self.daemons for a in daemon.status()["alarms"]
                        if a["id"] != "client-same-user"})
-
-    def counted(self):
-        """Tokens that Redis has counted."""
-        if isinstance(self.redis, RedisCluster):
-            return sum(int(fields.get("s:", 0)) for fields in self.redis.hgetall_all().values())
-        with self.redis.connect() as connection:
-            return sum(int(connection.call("HGET", key, "s:") or 0)
-                       for key in connection.call("KEYS", "rl:*"))
 
 
 @contextlib.contextmanager

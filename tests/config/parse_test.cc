@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <string>
 
+#include "tests/config/parsed.h"
+
 namespace sluice::config {
 namespace {
 
@@ -14,18 +16,6 @@ using shm::MatchOp;
 
 constexpr uint64_t kMs = 1'000'000;
 constexpr uint64_t kSecond = 1000 * kMs;
-
-std::string Text(const std::vector<Finding>& findings) {
-  std::string text;
-  for (const Finding& finding : findings) text += finding.ToString() + "\n";
-  return text;
-}
-
-Config Good(const std::string& yaml) {
-  ParseResult result = ParseConfig(yaml, "t.yaml");
-  EXPECT_TRUE(result.ok()) << Text(result.problems) << yaml;
-  return std::move(result.config);
-}
 
 // The findings of a rule that has these lines besides a name and a key.
 ParseResult OfRule(const std::string& lines, const std::string& head = "") {
@@ -242,18 +232,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadLine{"limit: 1/s\n    tier_by: \"a=b\"\n    tiers: {a: {limit: 1/s}}",
                 "is no descriptor name"}));
 
-struct BadFile {
-  const char* yaml;
-  const char* said;
-};
 class BadFileTest : public testing::TestWithParam<BadFile> {};
 
-TEST_P(BadFileTest, IsAProblemThatSaysWhatToWrite) {
-  const ParseResult result = ParseConfig(GetParam().yaml, "t.yaml");
-  ASSERT_FALSE(result.ok());
-  const std::string said = Text(result.problems);
-  EXPECT_NE(said.find(GetParam().said), std::string::npos) << said;
-}
+TEST_P(BadFileTest, IsAProblemThatSaysWhatToWrite) { ExpectBad(GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(
     Each, BadFileTest,

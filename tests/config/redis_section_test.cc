@@ -6,21 +6,10 @@
 #include <vector>
 
 #include "daemon/config/parse.h"
+#include "tests/config/parsed.h"
 
 namespace sluice::config {
 namespace {
-
-std::string Text(const std::vector<Finding>& findings) {
-  std::string text;
-  for (const Finding& finding : findings) text += finding.ToString() + "\n";
-  return text;
-}
-
-Config Good(const std::string& yaml) {
-  ParseResult result = ParseConfig(yaml, "t.yaml");
-  EXPECT_TRUE(result.ok()) << Text(result.problems) << yaml;
-  return std::move(result.config);
-}
 
 TEST(RedisSectionTest, TlsIsOffUnlessItsSectionStandsThereEvenEmpty) {
   const std::string head = "redis:\n  addresses: \"h:1\"\n";
@@ -45,18 +34,9 @@ TEST(RedisSectionTest, SentinelsHaveAUserAndAPasswordOfTheirOwn) {
   EXPECT_EQ(config.redis->password, "p");
 }
 
-struct BadFile {
-  const char* yaml;
-  const char* said;
-};
 class BadRedisTest : public testing::TestWithParam<BadFile> {};
 
-TEST_P(BadRedisTest, IsAProblemThatSaysWhatToWrite) {
-  const ParseResult result = ParseConfig(GetParam().yaml, "t.yaml");
-  ASSERT_FALSE(result.ok());
-  const std::string said = Text(result.problems);
-  EXPECT_NE(said.find(GetParam().said), std::string::npos) << said;
-}
+TEST_P(BadRedisTest, IsAProblemThatSaysWhatToWrite) { ExpectBad(GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(
     Each, BadRedisTest,

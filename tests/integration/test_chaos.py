@@ -10,7 +10,7 @@ import pytest
 from harness.processes import Process
 from harness.redis_cluster import RedisServer
 from harness.sluice import Daemon, binary, ctl, wait_until
-from integration_load import Load
+from harness.load import Load, counted
 
 SUITE_TIMEOUT_S = 400
 pytestmark = pytest.mark.timeout_s(120)
@@ -63,11 +63,6 @@ def is_calm(daemon):
     return (status["chaos"] is None and status["mode"] == "healthy" and
             not any(a["id"] == "chaos" for a in status["alarms"]) and
             daemon.metrics().value("sluice_chaos") == 0)
-
-
-def tokens_in(redis):
-    """Tokens ever counted there: each once."""
-    return sum(int(redis.call("HGET", key, "s:") or 0) for key in redis.call("KEYS", "rl:*"))
 
 
 def test_it_is_off_unless_the_configuration_allows_it():
@@ -148,7 +143,7 @@ def test_a_cut_is_an_emergency_that_ends_with_the_command():
         assert metrics.value("sluice_chaos_calls_total") > 0
         assert "alarm: an operator tests redis-cut on 100 % of calls" in daemon.log()
         assert "alarm cleared: an operator tests redis-cut" in daemon.log()
-        wait_until(lambda: tokens_in(redis) == daemon.metrics().value(
+        wait_until(lambda: counted(redis) == daemon.metrics().value(
             "sluice_harvested_tokens_total"), 20, "all use is counted, once")
 
 
@@ -164,7 +159,7 @@ def test_it_ends_at_its_time_and_no_use_is_lost_or_counted_twice(fault):
         wait_until(lambda: is_calm(daemon), 20, "calm again")
         if fault[0] != "clock-lag":
             assert daemon.metrics().value("sluice_chaos_calls_total") > 0
-        wait_until(lambda: tokens_in(redis) == daemon.metrics().value(
+        wait_until(lambda: counted(redis) == daemon.metrics().value(
             "sluice_harvested_tokens_total"), 20, "all use is counted, once")
 
 
@@ -219,6 +214,6 @@ def test_a_daemon_that_stops_meanwhile_tells_redis_all_the_same():
         with Chaos(daemon, "redis-cut", "--for", "100s"):
             for _ in range(20):
                 ctl("check", "user=u", daemon=daemon, check=False)
-            before = tokens_in(redis)
+            before = counted(redis)
             daemon.stop()
-        assert tokens_in(redis) > before
+        assert counted(redis) > before

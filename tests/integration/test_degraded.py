@@ -7,7 +7,7 @@ import pytest
 from harness.redis_cluster import RedisCluster
 from harness.sluice import Daemon, wait_until
 
-from integration_load import Load, admitted, counted
+from harness.load import Load, admitted, counted
 
 SECOND_NS = 1_000_000_000
 

@@ -7,7 +7,7 @@ import pytest
 from harness.redis_cluster import RedisServer
 from harness.sluice import Daemon, build_dir, wait_until
 
-from integration_load import Load
+from harness.load import Load
 
 JUMPS = {"LD_PRELOAD": os.path.join(build_dir(), "tests", "support", "wall_clock_jumps.so")}
 

@@ -181,6 +181,19 @@ class ClientFixture : public testing::TestWithParam<ring::RingChoice> {
     EXPECT_TRUE(Turn([&] { return recorder_.calls[token].times > 0; })) << "call " << token;
     return recorder_.calls[token];
   }
+  // 2000 at once, over twelve shards, each with its own reply.
+  void ExpectManyCallsEachAnsweredOnce() {
+    std::vector<uint64_t> tokens;
+    for (int i = 0; i < 2000; ++i) {
+      tokens.push_back(Call(static_cast<uint32_t>(i % 12), kEcho, "value " + std::to_string(i)));
+    }
+    ASSERT_TRUE(Turn([&] { return client_->outstanding() == 0; }));
+    for (int i = 0; i < 2000; ++i) {
+      const Recorder::Outcome& outcome = recorder_.calls[tokens[static_cast<size_t>(i)]];
+      ASSERT_EQ(1, outcome.times);
+      ASSERT_EQ("value " + std::to_string(i), outcome.reply.text) << outcome.failure.message;
+    }
+  }
   const Recorder::Outcome& FinishPing(uint64_t token) {
     EXPECT_TRUE(Turn([&] { return recorder_.pongs[token].times > 0; })) << "ping " << token;
     return recorder_.pongs[token];

@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/redis/listen.h"
+
 namespace sluice::redis {
 
 // Stands on a port of its own before a server on 127.0.0.1 and lets so many of the server's bytes
@@ -22,13 +24,7 @@ class CuttingProxy {
 
   CuttingProxy(uint16_t server, size_t bytes, Then then) : server_(server), then_(then) {
     bytes_ = bytes;
-    fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address = Loopback(0);
-    socklen_t length = sizeof address;
-    EXPECT_EQ(0, bind(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address));
-    EXPECT_EQ(0, listen(fd_, 16));
-    EXPECT_EQ(0, getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &length));
-    port_ = ntohs(address.sin_port);
+    fd_ = ListenOnLoopback(&port_);
     thread_ = std::thread([this] { Run(); });
   }
   ~CuttingProxy() {
@@ -49,14 +45,6 @@ class CuttingProxy {
     size_t bytes = 0;  // still let through
     size_t seen = 0;
   };
-
-  static sockaddr_in Loopback(uint16_t port) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    address.sin_port = htons(port);
-    return address;
-  }
 
   void Run() {
     std::vector<Pair> pairs;

@@ -11,6 +11,7 @@
 
 #include "daemon/redis/sha1.h"
 #include "tests/redis/client_fixture.h"
+#include "tests/redis/listen.h"
 
 namespace sluice::redis {
 namespace {
@@ -28,15 +29,7 @@ class RogueServer {
   };
 
   explicit RogueServer(Manners manners) : manners_(std::move(manners)) {
-    fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    EXPECT_EQ(0, bind(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address));
-    EXPECT_EQ(0, listen(fd_, 16));
-    EXPECT_EQ(0, getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &length));
-    port_ = ntohs(address.sin_port);
+    fd_ = ListenOnLoopback(&port_);
     thread_ = std::thread([this] { Run(); });
   }
   ~RogueServer() {

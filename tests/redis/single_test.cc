@@ -33,16 +33,7 @@ TEST_P(SingleNodeTest, ACallMadeBeforeTheConnectionStandsIsAnswered) {
 TEST_P(SingleNodeTest, ManyPipelinedCallsAreEachAnsweredOnceWithTheirOwnReply) {
   StartServer();
   Create(ServerOptions());
-  std::vector<uint64_t> tokens;
-  for (int i = 0; i < 2000; ++i) {
-    tokens.push_back(Call(static_cast<uint32_t>(i % 12), kEcho, "value " + std::to_string(i)));
-  }
-  ASSERT_TRUE(Turn([&] { return client_->outstanding() == 0; }));
-  for (int i = 0; i < 2000; ++i) {
-    const Recorder::Outcome& outcome = recorder_.calls[tokens[static_cast<size_t>(i)]];
-    ASSERT_EQ(1, outcome.times);
-    ASSERT_EQ("value " + std::to_string(i), outcome.reply.text) << outcome.failure.message;
-  }
+  ASSERT_NO_FATAL_FAILURE(ExpectManyCallsEachAnsweredOnce());
   EXPECT_EQ(2000u, client_->Stats().at(0).latency.total);
   EXPECT_EQ(2000u, client_->Counters().replies);
 }

@@ -43,32 +43,6 @@ void Print(const Report& report) {
   fflush(stdout);
 }
 
-void RunOne(uint64_t seed, bool trace, Sum* sum) {
-  sum->running = seed;
-  const Report report = Run(seed, trace);
-  if (trace) {
-    printf("faults:");
-    for (const std::string& name : report.faults) printf(" [%s]", name.c_str());
-    printf("\n");
-  }
-  if (!report.wrong.empty()) Print(report);
-  ++sum->runs;
-  sum->failed += report.wrong.empty() ? 0 : 1;
-  sum->checks += report.checks;
-  sum->batches += report.totals.batches;
-  sum->failovers += report.failovers;
-  sum->forgotten += report.totals.forgotten;
-  sum->killed_clients += report.killed_clients;
-  sum->events += report.events;
-  sum->admitted += report.totals.admitted;
-  sum->counted += report.totals.counted;
-  sum->lost_by_kills += report.totals.lost_by_kills;
-  sum->lost_by_redis += report.totals.lost_by_redis;
-  sum->settled_ns += report.settled_ns;
-  sum->settled_most_ns = std::max(sum->settled_most_ns, report.settled_ns);
-  sum->hash ^= report.hash;
-}
-
 void Add(Sum* all, const Sum& one) {
   all->runs += one.runs;
   all->failed += one.failed;
@@ -85,6 +59,32 @@ void Add(Sum* all, const Sum& one) {
   all->settled_ns += one.settled_ns;
   all->settled_most_ns = std::max(all->settled_most_ns, one.settled_most_ns);
   all->hash ^= one.hash;
+}
+
+void RunOne(uint64_t seed, bool trace, Sum* sum) {
+  sum->running = seed;
+  const Report report = Run(seed, trace);
+  if (trace) {
+    printf("faults:");
+    for (const std::string& name : report.faults) printf(" [%s]", name.c_str());
+    printf("\n");
+  }
+  if (!report.wrong.empty()) Print(report);
+  Add(sum, {.runs = 1,
+            .failed = report.wrong.empty() ? 0u : 1u,
+            .checks = report.checks,
+            .batches = report.totals.batches,
+            .failovers = report.failovers,
+            .forgotten = report.totals.forgotten,
+            .killed_clients = report.killed_clients,
+            .events = report.events,
+            .admitted = report.totals.admitted,
+            .counted = report.totals.counted,
+            .lost_by_kills = report.totals.lost_by_kills,
+            .lost_by_redis = report.totals.lost_by_redis,
+            .settled_most_ns = report.settled_ns,
+            .settled_ns = report.settled_ns,
+            .hash = report.hash});
 }
 
 int RunAll(const Options& options) {

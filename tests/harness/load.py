@@ -4,6 +4,7 @@ import json
 import os
 
 from harness.processes import Process
+from harness.redis_cluster import RedisCluster
 from harness.sluice import build_dir
 
 TENTH_NS = 100_000_000
@@ -36,6 +37,11 @@ class Load:
                     found.append(json.loads(line))
         return found
 
+    def stop(self):
+        """Ends it now; the reports with times."""
+        self.process.terminate(20)
+        return [line for line in self.lines() if "t_ns" in line]
+
     def finish(self):
         """Waits for its end; the reports with times, and the summary."""
         assert self.process.wait(self.seconds + 40) == 0, self.process.log_tail()
@@ -56,6 +62,10 @@ def worst_window(reports, window_ns, begin_ns=0):
                default=0)
 
 
-def counted(cluster, prefix="rl:"):
-    """Tokens that Redis has counted, over all shards."""
-    return sum(int(fields.get("s:", 0)) for fields in cluster.hgetall_all(prefix).values())
+def counted(redis, prefix="rl:"):
+    """Tokens that a cluster or one server has counted, over all shards."""
+    if isinstance(redis, RedisCluster):
+        return sum(int(fields.get("s:", 0)) for fields in redis.hgetall_all(prefix).values())
+    with redis.connect() as connection:
+        return sum(int(connection.call("HGET", key, "s:") or 0)
+                   for key in connection.call("KEYS", prefix + "*"))

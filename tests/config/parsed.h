@@ -1,0 +1,39 @@
+// What tests of the file's parser share.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "daemon/config/parse.h"
+
+namespace sluice::config {
+
+inline std::string Text(const std::vector<Finding>& findings) {
+  std::string text;
+  for (const Finding& finding : findings) text += finding.ToString() + "\n";
+  return text;
+}
+
+inline Config Good(const std::string& yaml) {
+  ParseResult result = ParseConfig(yaml, "t.yaml");
+  EXPECT_TRUE(result.ok()) << Text(result.problems) << yaml;
+  return std::move(result.config);
+}
+
+// A text that is a problem, and what is said of it.
+struct BadFile {
+  const char* yaml;
+  const char* said;
+};
+
+inline void ExpectBad(const BadFile& file) {
+  const ParseResult result = ParseConfig(file.yaml, "t.yaml");
+  ASSERT_FALSE(result.ok());
+  const std::string said = Text(result.problems);
+  EXPECT_NE(said.find(file.said), std::string::npos) << said;
+}
+
+}  // namespace sluice::config
