@@ -10,6 +10,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "daemon/log.h"
 
 namespace sluice {
 namespace {
@@ -49,10 +50,11 @@ absl::Status LockFile::Acquire(const std::string& runtime_dir) {
     }
     usleep(kRetryMs * 1000);
   }
+  // For the message above alone: a full disk is no reason not to start.
   const std::string pid = absl::StrCat(getpid(), "\n");
   if (ftruncate(fd_.get(), 0) != 0 ||
       pwrite(fd_.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
-    return Errno(path, "there must be room");
+    log::Warning("%s does not name this process: %s", path, strerror(errno));
   }
   return absl::OkStatus();
 }
