@@ -122,17 +122,6 @@ void FinishItem(const sluice_t& client, const Attachment& attachment, const Item
   }
 }
 
-void RefundUse(const Attachment& a, uint32_t index, uint16_t gen, uint32_t tokens) {
-  shm::Slot& slot = a.slots[index];
-  uint64_t u = slot.used.load(std::memory_order_seq_cst);
-  for (int attempt = 0; attempt < shm::kMaxRestarts; ++attempt) {
-    if (shm::used::Gen(u) != gen) return;
-    const uint64_t next = shm::used::Make(gen, shm::used::Count(u) - int64_t{tokens});
-    if (slot.used.compare_exchange_weak(u, next, std::memory_order_seq_cst)) break;
-  }
-  shm::AddUse(slot, a.dirty, index, 0);  // marks it dirty
-}
-
 uint64_t CostOf(const Rule& rule, uint32_t cost) {
   return cost == 0 ? 0
                    : shm::CostNs(uint64_t{cost} * rule.cost, rule.limit.period_ns,

@@ -115,10 +115,6 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
 bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, Attempt* attempt);
 void WriteText(const Attachment& attachment, const Item& item, uint64_t policy, uint32_t index);
 
-// A refund is the daemon's to report too: use goes down by the tokens, around its bias. Only while
-// the tenancy is the decision's.
-void RefundUse(const Attachment& a, uint32_t index, uint16_t gen, uint32_t tokens);
-
 // The time that `cost` units stand for, where cost is not 1: a division.
 uint64_t CostOf(const Rule& rule, uint32_t cost);
 

@@ -31,8 +31,8 @@ void End(const Leasable& b, Lease& lease) {
       lease.fork_epoch == b.client.attacher.fork_epoch() &&
       shm::RefundSlot(*lease.slot, lease.fp, lease.gen, lease.new_ns, lease.left * lease.unit_ns,
                       shm::MonotonicClock::PreciseNs())) {
-    RefundUse(b.attachment, IndexOf(b.attachment, *lease.slot), lease.gen,
-              lease.left * lease.tokens);
+    shm::TakeBackUse(*lease.slot, b.attachment.dirty, IndexOf(b.attachment, *lease.slot), lease.gen,
+                     lease.left * lease.tokens);
   }
   lease.name.owner = nullptr;
 }

@@ -192,7 +192,7 @@ int sluice_refund(sluice_t* client, sluice_decision_t* decision) {
     if (spend.slot >= (overflow ? shm::kMaxRules : a->capacity)) continue;
     shm::Slot& slot = overflow ? a->overflow[spend.slot] : a->slots[spend.slot];
     if (!shm::RefundSlot(slot, 0, spend.gen, spend.new_ns, spend.cost_ns, now_ns)) continue;
-    if (!overflow) sluice::client::RefundUse(*a, spend.slot, spend.gen, spend.tokens);
+    if (!overflow) shm::TakeBackUse(slot, a->dirty, spend.slot, spend.gen, spend.tokens);
     ++refunded;
   }
   return refunded;

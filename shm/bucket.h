@@ -192,6 +192,22 @@ inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_
   return false;
 }
 
+// Takes back use of the tenancy `gen`, as a refund does; false: it has ended, and its use with it.
+// Marked dirty in any case, so that the daemon looks. Pairs with TakeUse() as AddUse() does.
+template <class Cell>
+inline bool TakeBackUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint16_t gen,
+                        uint32_t tokens) {
+  bool taken_back = false;
+  uint64_t u = slot.used.load(std::memory_order_seq_cst);
+  for (int attempt = 0; attempt < kMaxRestarts && !taken_back; ++attempt) {
+    if (used::Gen(u) != gen) return false;
+    const uint64_t next = used::Make(gen, used::Count(u) - int64_t{tokens});
+    taken_back = slot.used.compare_exchange_weak(u, next, std::memory_order_seq_cst);
+  }
+  AddUse(slot, dirty, index, 0);
+  return taken_back;
+}
+
 // Adds n denials to the slot's cell, for the tenant `gen`, and marks the slot dirty: shares count
 // attempts, and people want to see who is blocked. Pairs with TakeDenied() in seq_cst, as AddUse()
 // with TakeUse(); the first load orders nothing, the CAS looks again.
