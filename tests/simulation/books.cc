@@ -1,6 +1,7 @@
 #include "tests/simulation/books.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 
@@ -35,28 +36,50 @@ std::vector<std::string> Books::Check(bool closing) {
       lines[i][text].may_be_missing += tokens;
       totals_.lost_by_kills += tokens;
     }
+    for (const auto& [text, tokens] : host.refunds_lost_by_kills()) {
+      lines[i][text].may_be_too_much += tokens;
+    }
     for (const auto& [text, tokens] : host.admitted()) {
-      const Line& line = lines[i][text];
-      totals_.admitted += tokens;
-      totals_.counted += line.counted;
-      const int64_t missing = tokens - line.counted;
-      if (missing < 0) {
-        wrong.push_back(absl::StrCat("counted twice: host ", i, " admitted ", tokens, " of ", text,
-                                     ", Redis has counted ", line.counted));
-      }
-      if (line.reported > tokens) {
-        wrong.push_back(absl::StrCat("counted twice: host ", i, " admitted ", tokens, " of ", text,
-                                     ", its batches told of ", line.reported));
-      }
-      if (closing &&
-          missing > line.may_be_missing + host.AbandonedTokens() + host.UnnamedTokens()) {
-        wrong.push_back(absl::StrCat("lost: host ", i, " admitted ", tokens, " of ", text,
-                                     ", Redis has counted ", line.counted, ", and no more than ",
-                                     line.may_be_missing, " may be missing"));
-      }
+      CheckLine(i, text, closing, lines[i][text], &wrong);
     }
   }
   return wrong;
+}
+
+void Books::CheckLine(size_t i, const std::string& text, bool closing, const Line& line,
+                      std::vector<std::string>* wrong) {
+  const Host& host = *(*hosts_)[i];
+  const int64_t admitted = host.admitted().at(text);
+  const auto found = host.given_back().find(text);
+  const int64_t given_back = found == host.given_back().end() ? 0 : found->second;
+  totals_.admitted += admitted;
+  totals_.given_back += given_back;
+  totals_.counted += line.counted;
+  if (line.counted > admitted) {
+    wrong->push_back(absl::StrCat("counted twice: host ", i, " admitted ", admitted, " of ", text,
+                                  ", Redis has counted ", line.counted));
+  }
+  if (line.reported > admitted) {
+    wrong->push_back(absl::StrCat("counted twice: host ", i, " admitted ", admitted, " of ", text,
+                                  ", its batches told of ", line.reported));
+  }
+  if (!closing) return;
+  const int64_t missing = admitted - given_back - line.counted;
+  const Host::Unnamed unnamed = host.UnnamedTokens();
+  const int64_t abandoned = host.AbandonedTokens();
+  const int64_t too_much =
+      line.may_be_too_much + unnamed.refunds + std::max<int64_t>(-abandoned, 0);
+  const int64_t too_few = line.may_be_missing + unnamed.use + std::max<int64_t>(abandoned, 0);
+  if (-missing > too_much) {
+    wrong->push_back(absl::StrCat("counted twice: host ", i, " kept ", admitted - given_back,
+                                  " of ", text, ", Redis has counted ", line.counted,
+                                  ", and no more than ", too_much, " of refunds may be missing"));
+  }
+  if (missing > too_few) {
+    wrong->push_back(absl::StrCat("lost: host ", i, " kept ", admitted - given_back, " of ", text,
+                                  ", Redis has counted ", line.counted, ", and no more than ",
+                                  too_few, " may be missing"));
+  }
 }
 
 void Books::AddCounted(Lines* lines, std::vector<std::string>* wrong) {
@@ -122,7 +145,8 @@ void Books::AddForgotten(Lines* lines) {
       if (told_in_time) continue;
       const size_t host = owners_.at(life->instance).host;
       for (const auto& [text, tokens] : entry.tokens) {
-        (*lines)[host][text].may_be_missing += tokens;
+        Line& line = (*lines)[host][text];
+        (tokens < 0 ? line.may_be_too_much : line.may_be_missing) += std::abs(tokens);
         totals_.lost_by_redis += tokens;
       }
     }

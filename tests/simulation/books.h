@@ -1,8 +1,10 @@
 // The books of a run: what hosts admitted against what the owners of the shards have counted.
 //
 // For each host and bucket, with `counted` from the owner's lineage:
-//   counted <= reported <= admitted                        always: nothing is counted twice
-//   admitted = counted + lost by kills + lost by Redis     at the end, when all is reported
+//   counted <= admitted, reported <= admitted              always: nothing is counted twice
+//   admitted - given back = counted + lost by kills + lost by Redis
+//                                                          at the end, when all is reported
+// Refunds are reported as use is, and may be lost as use may; then more is counted than was kept.
 // Reported is what batches of different numbers have ever told any node. A copy of a hash counts a
 // number once, so where this holds no copy, also of those that were forgotten, counts a use twice.
 // Lost by kills is at most what killed daemons had taken and Redis had not answered for. Lost by
@@ -22,6 +24,7 @@ namespace sluice::simulation {
 
 struct Totals {
   int64_t admitted = 0;
+  int64_t given_back = 0;
   int64_t counted = 0;
   int64_t lost_by_kills = 0;
   int64_t lost_by_redis = 0;
@@ -45,12 +48,16 @@ class Books {
     int64_t counted = 0;
     int64_t reported = 0;
     int64_t may_be_missing = 0;
+    int64_t may_be_too_much = 0;  // of refunds that are missing
   };
   using Lines = std::vector<std::map<std::string, Line>>;  // by host
 
   void AddCounted(Lines* lines, std::vector<std::string>* wrong);
   void AddReported(Lines* lines);
   void AddForgotten(Lines* lines);
+  // What is wrong with one bucket of one host.
+  void CheckLine(size_t host, const std::string& text, bool closing, const Line& line,
+                 std::vector<std::string>* wrong);
 
   const Cluster* cluster_;
   const Hosts* hosts_;

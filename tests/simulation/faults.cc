@@ -36,6 +36,7 @@ const std::vector<FaultPlan::Kind>& FaultPlan::Kinds() {
       {"kill daemon", kSecond / 20, 6 * kSecond, &FaultPlan::KillDaemon},
       {"restart daemon", kSecond, 4 * kSecond, &FaultPlan::RestartDaemon},
       {"kill clients", 2 * kSecond, 10 * kSecond, &FaultPlan::KillClients},
+      {"change rules", kSecond / 20, 8 * kSecond, &FaultPlan::ChangeRules},
   };
   return kinds;
 }
@@ -267,6 +268,37 @@ void FaultPlan::KillClients(uint64_t for_ns) {
   Host& host = AnyHost();
   host.set_kill_chance(random_.Unit() / 4);
   world_.timeline->After(for_ns, [&host] { host.set_kill_chance(0); });
+}
+
+// Each limit somewhere between a tenth and three times what it was; perhaps one rule less, and one
+// more.
+std::vector<config::RuleConfig> FaultPlan::OtherRules(const Host& host) {
+  std::vector<config::RuleConfig> rules = host.first_rules();
+  for (config::RuleConfig& rule : rules) {
+    const uint64_t tenths = random_.Between(1, 30);
+    rule.limit->limit = std::max<uint64_t>(rule.limit->limit * tenths / 10, 1);
+    rule.limit->burst = std::max<uint64_t>(rule.limit->burst * random_.Between(1, 30) / 10, 3);
+  }
+  if (random_.Chance(0.4)) {
+    config::RuleConfig extra = rules[0];
+    extra.name = random_.Chance(0.5) ? "extra-a" : "extra-b";
+    rules.insert(rules.begin(), extra);
+  }
+  if (random_.Chance(0.4)) {
+    rules.erase(rules.begin() + static_cast<std::ptrdiff_t>(random_.Below(rules.size())));
+  }
+  return rules;
+}
+
+// On some hosts, in the midst of traffic and batches; afterwards those of the beginning again.
+void FaultPlan::ChangeRules(uint64_t for_ns) {
+  const bool all = random_.Chance(0.5);
+  Host& one = AnyHost();
+  for (const std::unique_ptr<Host>& host : *world_.hosts) {
+    if (!all && host.get() != &one) continue;
+    host->ChangeRules(OtherRules(*host));
+    world_.timeline->After(for_ns, [host = host.get()] { host->ChangeRules(host->first_rules()); });
+  }
 }
 
 }  // namespace sluice::simulation

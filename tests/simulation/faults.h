@@ -57,12 +57,14 @@ class FaultPlan {
   void KillDaemon(uint64_t for_ns);
   void RestartDaemon(uint64_t for_ns);
   void KillClients(uint64_t for_ns);
+  void ChangeRules(uint64_t for_ns);
 
   // Some links: one, all of a host, all of a node, or all. `heal`: what stood still goes on.
   void OnLinks(uint64_t for_ns, const std::function<void(Link&)>& begin,
                const std::function<void(Link&)>& end);
   int AnyNode() { return static_cast<int>(random_.Below(static_cast<uint64_t>(Nodes()))); }
   int AnyPrimary();
+  std::vector<config::RuleConfig> OtherRules(const Host& host);
   Host& AnyHost() { return *(*world_.hosts)[random_.Below(world_.hosts->size())]; }
   int Nodes() const { return world_.cluster->size(); }
 

@@ -2,64 +2,49 @@
 // fault that is added.
 #include <gtest/gtest.h>
 
-#include <memory>
-#include <string>
-
-#include "absl/strings/str_cat.h"
-#include "tests/simulation/cluster.h"
-#include "tests/simulation/host.h"
+#include "tests/simulation/one_host.h"
 
 namespace sluice::simulation {
 namespace {
 
-// One host on a cluster of two primaries without replicas.
-class FoundTest : public testing::Test {
- protected:
-  FoundTest() {
-    network_.set_servers(&cluster_);
-    config::RuleConfig rule;
-    rule.name = "per-user";
-    rule.key = {{.descriptor = "user"}};
-    rule.limit = config::LimitConfig{.limit = 1000, .period_ns = kSecond, .burst = 1000};
-    HostOptions options;
-    options.config.redis.emplace();
-    options.config.redis->addresses = {absl::StrCat(NodeHost(0), ":", kNodePort)};
-    options.config.redis->shards = kShards;
-    options.config.rules = {rule};
-    options.base_ns = 1000 * kSecond;
-    host_ = std::make_unique<Host>(std::move(options), &timeline_, &network_, &trace_, Random(3));
-    host_->StartDaemon();
-    RunFor(3 * kSecond);
-  }
-
-  void RunFor(uint64_t ns) {
-    timeline_.RunUntil(timeline_.now_ns() + ns, [] { return true; });
-  }
-  std::vector<Alarm> Alarms() const { return host_->worker()->Snapshot().alarms; }
-
-  static constexpr uint32_t kShards = 4;
-  Timeline timeline_;
-  Trace trace_{&timeline_, /*print=*/false};
-  Network network_{&timeline_, &trace_, Random(1), /*hosts=*/1, /*nodes=*/2};
-  Cluster cluster_{{.primaries = 2, .replicas = 0, .shards = kShards},
-                   &timeline_,
-                   &network_,
-                   &trace_,
-                   Random(2),
-                   [](const std::string& what) { ADD_FAILURE() << what; }};
-  std::unique_ptr<Host> host_;
-};
+void MoveAllShardsTo(Cluster* cluster, int node) {
+  for (uint32_t shard = 0; shard < OneHost::kShards; ++shard)
+    cluster->Migrate(shard, node, 10 * kMs);
+}
 
 // No call went to the node any more, so none could show that it was well.
-TEST_F(FoundTest, AnAlarmAboutRefusedCallsEndsWithTheLastShardOfThatNode) {
-  ASSERT_TRUE(Alarms().empty());
-  cluster_.node(0).says_no = "NOPERM this user has no permissions to run the 'evalsha' command";
-  RunFor(2 * kSecond);
-  ASSERT_FALSE(Alarms().empty());
-  for (uint32_t shard = 0; shard < kShards; ++shard) cluster_.Migrate(shard, 1, 10 * kMs);
-  RunFor(20 * kSecond);
-  ASSERT_TRUE(cluster_.IsWell());
-  for (const Alarm& alarm : Alarms()) ADD_FAILURE() << alarm.text;
+TEST(FoundTest, AnAlarmAboutRefusedCallsEndsWithTheLastShardOfThatNode) {
+  OneHost world;
+  world.RunFor(3 * kSecond);
+  ASSERT_TRUE(world.Alarms().empty());
+  world.cluster().node(0).says_no =
+      "NOPERM this user has no permissions to run the 'evalsha' command";
+  world.RunFor(2 * kSecond);
+  ASSERT_FALSE(world.Alarms().empty());
+  MoveAllShardsTo(&world.cluster(), 1);
+  world.RunFor(20 * kSecond);
+  ASSERT_TRUE(world.cluster().IsWell());
+  for (const Alarm& alarm : world.Alarms()) ADD_FAILURE() << alarm.text;
+}
+
+// The question after the map was in flight on a connection that had been idle long enough to be
+// closed: until it was given up, the next turn was always one nanosecond away.
+TEST(FoundTest, ADaemonDoesNotSpinWhileANodeOutsideTheMapOwesAnAnswer) {
+  constexpr uint64_t kTurnsMost = 2000;  // in five seconds; ticks are 500
+  OneHost world({.replicas = 1, .seed = 1});
+  world.RunFor(3 * kSecond);
+  MoveAllShardsTo(&world.cluster(), 1);
+  world.RunFor(15 * kSecond);
+  // Node 0 has slots, no shard of ours, and the only other connection: it is asked first.
+  ASSERT_EQ(2u, world.host().ring()->channel_count());
+  world.cluster().PlannedFailover(0);
+  ASSERT_EQ(2, world.cluster().config().primary_of[0]) << "node 0 is a replica now";
+  world.cluster().Pause(0);
+  world.RunFor(2 * kSecond);  // until node 1 knows
+  const uint64_t turns = world.host().all_turns();
+  world.network().Reset(/*host=*/0, /*node=*/1);
+  EXPECT_FALSE(
+      world.RunUntil([&] { return world.host().all_turns() > turns + kTurnsMost; }, 5 * kSecond));
 }
 
 }  // namespace

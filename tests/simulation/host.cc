@@ -18,6 +18,9 @@ namespace {
 constexpr uint64_t kCapacity = 256;
 constexpr uint64_t kGraceNs = 2 * kSecond;
 constexpr uint64_t kMaxDebtNs = 10 * kSecond;
+constexpr size_t kRulesMost = 5;  // of one host at any time
+constexpr uint64_t kRetryRulesNs = 200 * kMs;
+constexpr uint64_t kGiveBackMostNs = 2 * kSecond;
 constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
 constexpr uint64_t kTurnLateNs = 100 * kMs;  // a daemon that runs comes around so often
 constexpr uint64_t kWakeMostNs = 60 * kUs;   // of a thread that something is ready for
@@ -41,7 +44,8 @@ Host::Host(HostOptions options, Timeline* timeline, Network* network, Trace* tra
       timeline_(timeline),
       network_(network),
       trace_(trace),
-      random_(random) {
+      random_(random),
+      first_rules_(options_.config.rules) {
   const uint32_t shards = options_.config.redis->shards;
   CheckOk(control_.Create({.capacity = kCapacity,
                            .shard_count = shards,
@@ -50,19 +54,46 @@ Host::Host(HostOptions options, Timeline* timeline, Network* network, Trace* tra
                            .seed = {random_.Next() | 1, random_.Next() | 1, random_.Next() | 1}},
                           NowNs()));
   CheckOk(buckets_.Create(kCapacity));
-  absl::StatusOr<std::string> bytes = config::Compile(options_.config, control_.info().hash_key, 1);
-  if (!bytes.ok()) abort();
-  CheckOk(control_.PublishPolicy(*bytes, NowNs(), nullptr));
+  if (!PublishRules(options_.config.rules)) abort();
   control_.Publish();
-  absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*bytes);
-  if (!rules.ok()) abort();
-  rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));
   for (int client = 0; client < options_.clients; ++client) CheckLater(client);
 }
 
 Host::~Host() {
   worker_.reset();
   ring_.reset();
+}
+
+bool Host::PublishRules(const std::vector<config::RuleConfig>& rules) {
+  if (rules.size() > kRulesMost) abort();
+  options_.config.rules = rules;
+  absl::StatusOr<std::string> bytes =
+      config::Compile(options_.config, control_.info().hash_key, control_.policy_seq() + 1);
+  if (!bytes.ok()) abort();
+  uint64_t wait_ns = 0;
+  const shm::SegmentStatus status = control_.PublishPolicy(*bytes, NowNs(), &wait_ns);
+  if (status.error == shm::SegmentError::kPoliciesResting) return false;
+  CheckOk(status);
+  absl::StatusOr<config::CompiledRules> compiled = config::CompiledRules::Load(*bytes);
+  if (!compiled.ok()) abort();
+  rules_ = std::make_shared<config::CompiledRules>(*std::move(compiled));
+  return true;
+}
+
+void Host::ChangeRules(std::vector<config::RuleConfig> rules) {
+  const bool waiting = wanted_rules_.has_value();
+  wanted_rules_ = std::move(rules);
+  if (!waiting) TakeRules();
+}
+
+void Host::TakeRules() {
+  if (worker_ == nullptr || is_paused() || !PublishRules(*wanted_rules_)) {
+    return timeline_->After(kRetryRulesNs, [this] { TakeRules(); });
+  }
+  trace_->Note("other rules", static_cast<uint64_t>(options_.number), rules_->rules().size());
+  ++rule_changes_;
+  wanted_rules_.reset();
+  worker_->SetRules(rules_);
 }
 
 void Host::StartDaemon() {
@@ -121,12 +152,15 @@ void Host::EndDaemon() {
   const reconcile::Ledger& ledger = worker_->reconciler().ledger();
   for (uint32_t i = 0; i < ledger.shard_count(); ++i) {
     const reconcile::Shard& shard = ledger.shard(i);
+    const auto lose_of = [&](const std::string& text, int64_t tokens) {
+      (tokens < 0 ? refunds_lost_by_kills_ : lost_by_kills_)[text] += std::abs(tokens);
+    };
     for (const reconcile::BucketId id : shard.queue) {
-      lost_by_kills_[ledger.bucket(id).text] += ledger.bucket(id).pending;
+      lose_of(ledger.bucket(id).text, ledger.bucket(id).pending);
     }
     const auto lose = [&](const std::vector<reconcile::BatchItem>& items) {
       for (const reconcile::BatchItem& item : items) {
-        lost_by_kills_[ledger.bucket(item.bucket).text] += item.tokens;
+        lose_of(ledger.bucket(item.bucket).text, item.tokens);
       }
     };
     for (const reconcile::JournalEntry& entry : shard.again) lose(entry.items);
@@ -160,6 +194,7 @@ void Host::WakeAt(uint64_t at_ns) {
 void Host::Turn() {
   const uint64_t now_ns = NowNs();
   ++turns_;
+  ++all_turns_;
   control_.Beat(now_ns);
   worker_->Wait(now_ns);
   if (stop_until_ns_ != 0) {
@@ -232,14 +267,35 @@ void Host::Check() {
       return;
     }
     if (death == Death::kBeforeUse) return;
-    admitted_[absl::StrCat(rule.label, ":", value)] += tokens;
+    std::string text = absl::StrCat(rule.label, ":", value);
+    admitted_[text] += tokens;
     if (death == Death::kBeforeMark) {
       shm::CountUse(b.slots()[slot], tokens);
       return;
     }
     const uint64_t aux = shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
     if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, rule.label, value);
+    if (random_.Chance(options_.give_back)) {
+      timeline_->After(random_.Below(kGiveBackMostNs),
+                       [this, spent = Spent{slot, tokens, seen.gen, seen.verdict.new_ns,
+                                            charge.cost_ns, std::move(text)}] { GiveBack(spent); });
+    }
     return;
+  }
+}
+
+// As sluice_refund does it: the word first, then the use; the client may be killed between the two.
+void Host::GiveBack(const Spent& spent) {
+  if (!checking_ || is_paused()) return;
+  const shm::MappedBuckets& b = buckets_.buckets();
+  shm::Slot& slot = b.slots()[spent.slot];
+  if (!shm::RefundSlot(slot, 0, spent.gen, spent.new_ns, spent.cost_ns, NowNs())) return;
+  if (random_.Chance(kill_chance_)) {
+    ++killed_clients_;
+    return;
+  }
+  if (shm::TakeBackUse(slot, b.dirty(), spent.slot, spent.gen, spent.tokens)) {
+    given_back_[spent.text] += spent.tokens;
   }
 }
 
@@ -283,7 +339,7 @@ std::vector<std::string> Host::BeyondBounds(size_t nodes) {
         absl::StrCat("host ", options_.number, ": ", what, ": ", is, ", more than ", most));
   };
   const reconcile::Ledger& ledger = worker_->reconciler().ledger();
-  const size_t buckets = rules_->rules().size() * static_cast<size_t>(options_.keys);
+  const size_t buckets = kRulesMost * static_cast<size_t>(options_.keys);
   const redis::ClusterClient& client = *worker_->client();
   // Ticks, and what the network brings: more is a loop that does not wait.
   hold("turns", std::exchange(turns_, 0), kTurnsMost);
@@ -332,21 +388,23 @@ int64_t Host::AbandonedTokens() const {
   return static_cast<int64_t>(buckets_.buckets().counters()[counter].load());
 }
 
-int64_t Host::UnnamedTokens() const {
-  int64_t tokens = 0;
+Host::Unnamed Host::UnnamedTokens() const {
+  Unnamed tokens;
   const shm::MappedBuckets& b = buckets_.buckets();
   for (uint64_t i = 0; i < b.capacity(); ++i) {
     const shm::Slot& slot = b.slots()[i];
-    const bool unnamed = (slot.aux.load() & shm::aux::kTextWanted) != 0;
-    if (unnamed) tokens += shm::used::Count(slot.used.load());
+    if ((slot.aux.load() & shm::aux::kTextWanted) == 0) continue;
+    const int64_t count = shm::used::Count(slot.used.load());
+    (count < 0 ? tokens.refunds : tokens.use) += std::abs(count);
   }
   return tokens;
 }
 
 bool Host::IsSettled() const {
-  return worker_ != nullptr && !is_paused() && worker_->reconciler().emergencies() == 0 &&
-         worker_->reconciler().IsSettled() && TokensInSlots() == UnnamedTokens() &&
-         worker_->Snapshot().alarms.empty();
+  const Unnamed unnamed = UnnamedTokens();
+  return worker_ != nullptr && !is_paused() && !wanted_rules_ &&
+         worker_->reconciler().emergencies() == 0 && worker_->reconciler().IsSettled() &&
+         TokensInSlots() == unnamed.use - unnamed.refunds && worker_->Snapshot().alarms.empty();
 }
 
 std::string Host::Unsettled() const {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct HostOptions {
   int clients = 3;
   uint64_t check_gap_ns = 20 * kMs;  // between two checks of a client, in the mean
   int keys = 12;                     // of each rule
+  double give_back = 0;              // of the checks that are allowed: so many are refunded later
 };
 
 // What a daemon was told, and when: for the books of what a failover may lose.
@@ -56,6 +58,11 @@ class Host {
   void Pause(uint64_t until_ns);  // of the timeline: neither clients nor daemon run
   void StopClients() { checking_ = false; }
   void set_kill_chance(double chance) { kill_chance_ = chance; }
+  // Takes over other rules, as a reload does: once a buffer for them is free, and the daemon runs.
+  void ChangeRules(std::vector<config::RuleConfig> rules);
+  // Those that it began with.
+  const std::vector<config::RuleConfig>& first_rules() const { return first_rules_; }
+  uint64_t rule_changes() const { return rule_changes_; }
 
   bool is_running() const { return worker_ != nullptr; }
   bool is_paused() const { return timeline_->now_ns() < paused_until_ns_; }
@@ -73,22 +80,38 @@ class Host {
   // The books, by bucket's text.
   using Tokens = std::map<std::string, int64_t>;
   const Tokens& admitted() const { return admitted_; }
-  // Harvested by daemons that were killed before Redis had answered, at most.
+  // Of those, given back by clients.
+  const Tokens& given_back() const { return given_back_; }
+  // Harvested by daemons that were killed before Redis had answered, at most; refunds apart.
   const Tokens& lost_by_kills() const { return lost_by_kills_; }
+  const Tokens& refunds_lost_by_kills() const { return refunds_lost_by_kills_; }
   // Spent by clients that were killed before they had counted it.
   uint64_t killed_clients() const { return killed_clients_; }
   uint64_t checks() const { return checks_; }
+  uint64_t all_turns() const { return all_turns_; }
   const std::vector<Life>& lives() const { return lives_; }
   // Left in slots that were given to another key before a daemon came by.
   int64_t AbandonedTokens() const;
-  // Left in slots whose claimer was killed before it had named them: the next check of that key
-  // does.
-  int64_t UnnamedTokens() const;
+  // Left in slots that have no name: their claimer was killed before it had written one, or their
+  // rule is gone. The next check of that key writes it.
+  struct Unnamed {
+    int64_t use = 0;
+    int64_t refunds = 0;
+  };
+  Unnamed UnnamedTokens() const;
   // In slots, in the ledger and in flight.
   int64_t UnreportedTokens() const;
 
  private:
   enum class Death : uint8_t { kNone, kBeforeText, kBeforeUse, kBeforeMark };
+  // What a client needs for a refund.
+  struct Spent {
+    uint32_t slot = 0;
+    uint32_t tokens = 0;
+    uint16_t gen = 0;
+    uint64_t new_ns = 0, cost_ns = 0;
+    std::string text;
+  };
 
   void Turn();
   void WakeAt(uint64_t at_ns);
@@ -97,16 +120,22 @@ class Host {
   void CheckModes(std::vector<std::string>* beyond);
   void CheckLater(int client);
   void Check();
+  void GiveBack(const Spent& spent);
+  void TakeRules();
+  bool PublishRules(const std::vector<config::RuleConfig>& rules);
   void StoreName(uint32_t slot, const std::string& label, const std::string& value);
   int64_t TokensInSlots() const;
 
-  const HostOptions options_;
+  HostOptions options_;
   Timeline* timeline_;
   Network* network_;
   Trace* trace_;
   Random random_;
   shm::ControlWriter control_;
   shm::BucketsOwner buckets_;
+  const std::vector<config::RuleConfig> first_rules_;
+  std::optional<std::vector<config::RuleConfig>> wanted_rules_;
+  uint64_t rule_changes_ = 0;
   std::shared_ptr<const config::CompiledRules> rules_;
   std::unique_ptr<SimRing> ring_;
   std::unique_ptr<reconcile::Worker> worker_;
@@ -115,14 +144,15 @@ class Host {
   std::vector<int> late_looks_;     // by shard, in which use was too old for its mode
   uint64_t wake_at_ns_ = UINT64_MAX;
   uint64_t wakes_ = 0;  // the newest appointment
+  uint64_t all_turns_ = 0;
   uint64_t turns_ = 0;  // since the last look at the bounds
   uint64_t paused_until_ns_ = 0;
   uint64_t stop_until_ns_ = 0;  // 0: not asked to stop
   uint64_t turned_ns_ = 0;      // the last turn
   bool checking_ = true;
   double kill_chance_ = 0;
-  Tokens admitted_;
-  Tokens lost_by_kills_;
+  Tokens admitted_, given_back_;
+  Tokens lost_by_kills_, refunds_lost_by_kills_;
   uint64_t killed_clients_ = 0;
   uint64_t checks_ = 0;
 };

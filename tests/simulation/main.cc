@@ -32,7 +32,8 @@ struct Sum {
   uint64_t running = 0;  // the seed
   uint64_t runs = 0, failed = 0;
   uint64_t checks = 0, batches = 0, failovers = 0, forgotten = 0, killed_clients = 0, events = 0;
-  int64_t admitted = 0, counted = 0, lost_by_kills = 0, lost_by_redis = 0;
+  uint64_t rule_changes = 0;
+  int64_t admitted = 0, given_back = 0, counted = 0, lost_by_kills = 0, lost_by_redis = 0;
   uint64_t settled_most_ns = 0, settled_ns = 0, hash = 0;
 };
 
@@ -52,7 +53,9 @@ void Add(Sum* all, const Sum& one) {
   all->forgotten += one.forgotten;
   all->killed_clients += one.killed_clients;
   all->events += one.events;
+  all->rule_changes += one.rule_changes;
   all->admitted += one.admitted;
+  all->given_back += one.given_back;
   all->counted += one.counted;
   all->lost_by_kills += one.lost_by_kills;
   all->lost_by_redis += one.lost_by_redis;
@@ -78,7 +81,9 @@ void RunOne(uint64_t seed, bool trace, Sum* sum) {
             .forgotten = report.totals.forgotten,
             .killed_clients = report.killed_clients,
             .events = report.events,
+            .rule_changes = report.rule_changes,
             .admitted = report.totals.admitted,
+            .given_back = report.totals.given_back,
             .counted = report.totals.counted,
             .lost_by_kills = report.totals.lost_by_kills,
             .lost_by_redis = report.totals.lost_by_redis,
@@ -126,12 +131,13 @@ int RunAll(const Options& options) {
   printf("%" PRIu64 " seeds, %" PRIu64 " failed; hash %016" PRIx64 "\n", all.runs, all.failed,
          all.hash);
   printf("%" PRIu64 " checks, %" PRIu64 " batches, %" PRIu64 " failovers, %" PRIu64
-         " clients killed, %" PRIu64 " events\n",
-         all.checks, all.batches, all.failovers, all.killed_clients, all.events);
-  printf("%" PRId64 " tokens admitted, %" PRId64 " counted, at most %" PRId64
-         " lost with killed daemons and %" PRId64 " in %" PRIu64
+         " clients killed, %" PRIu64 " rule changes, %" PRIu64 " events\n",
+         all.checks, all.batches, all.failovers, all.killed_clients, all.rule_changes, all.events);
+  printf("%" PRId64 " tokens admitted, %" PRId64 " given back, %" PRId64
+         " counted, at most %" PRId64 " lost with killed daemons and %" PRId64 " in %" PRIu64
          " batches that Redis acknowledged and forgot\n",
-         all.admitted, all.counted, all.lost_by_kills, all.lost_by_redis, all.forgotten);
+         all.admitted, all.given_back, all.counted, all.lost_by_kills, all.lost_by_redis,
+         all.forgotten);
   printf("well again after the last fault: %.1f s in the mean, %.1f s at most\n",
          static_cast<double>(all.settled_ns) / 1e9 / runs,
          static_cast<double>(all.settled_most_ns) / 1e9);

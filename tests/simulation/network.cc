@@ -70,6 +70,12 @@ void Network::Reply(WireId id, std::string bytes) {
   if (wire.deaf) return;
   const Link& link = this->link(wire.host, wire.node);
   trace_->Bytes("reply", id, static_cast<uint64_t>(wire.node), bytes);
+  if (++replies_ == cut_.number) {
+    cut_reply_ = bytes;
+    bytes.resize(std::min(cut_.bytes, bytes.size()));
+    if (!bytes.empty()) Push(id, false, {Kind::kData, std::move(bytes), false});
+    return EndAfterReply(id, wire, cut_.reset);
+  }
   const bool truncate = random_.Chance(link.truncate);
   const bool half_close = !truncate && random_.Chance(link.half_close);
   if (truncate) bytes.resize(random_.Below(bytes.size()));
@@ -80,14 +86,15 @@ void Network::Reply(WireId id, std::string bytes) {
   } else if (!bytes.empty()) {
     Push(id, false, {Kind::kData, std::move(bytes), false});
   }
-  if (truncate || half_close) {
-    wire.deaf = true;
-    Push(id, false, {truncate ? Kind::kReset : Kind::kEnd, "", false});
-    if (truncate) {
-      servers_->OnHangUp(wire.node, id);
-      wire.served = false;
-    }
-  }
+  if (truncate || half_close) EndAfterReply(id, wire, truncate);
+}
+
+void Network::EndAfterReply(WireId id, Wire& wire, bool reset) {
+  wire.deaf = true;
+  Push(id, false, {reset ? Kind::kReset : Kind::kEnd, "", false});
+  if (!reset) return;
+  servers_->OnHangUp(wire.node, id);
+  wire.served = false;
 }
 
 void Network::ReplyInPieces(WireId id, std::string_view bytes, uint64_t gap_ns, size_t most_bytes) {

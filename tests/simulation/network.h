@@ -63,6 +63,17 @@ class Network {
   // After a change of cut_out or cut_back: what stood still goes on its way.
   void Heal(int host, int node);
 
+  // The reply of this number, from 1 on, comes in so many bytes, and with them its connection ends:
+  // is reset, or closed by the node, which goes on reading.
+  struct CutOfReply {
+    uint64_t number = 0;
+    size_t bytes = 0;
+    bool reset = false;
+  };
+  void CutReply(const CutOfReply& cut) { cut_ = cut; }
+  // As it was before; empty: not sent yet.
+  const std::string& cut_reply() const { return cut_reply_; }
+
   // Every connection between the two ends at once.
   void Reset(int host, int node);
 
@@ -105,6 +116,7 @@ class Network {
   void Arrive(WireId id, bool out, Segment segment);
   void DeliverOut(WireId id, Wire& wire, Segment segment);
   void DeliverBack(Wire& wire, const Segment& segment);
+  void EndAfterReply(WireId id, Wire& wire, bool reset);
   void ReplyInPieces(WireId id, std::string_view bytes, uint64_t gap_ns, size_t most_bytes);
   void Unpark(WireId id, bool out);
 
@@ -117,6 +129,9 @@ class Network {
   std::vector<Link> links_;
   std::map<WireId, Wire> wires_;
   WireId next_wire_ = 1;
+  CutOfReply cut_;
+  std::string cut_reply_;
+  uint64_t replies_ = 0;
 };
 
 // One host's ring::Ring. Wait never waits: it runs what is ready; the host decides when to call it.

@@ -62,6 +62,7 @@ class Simulation {
     for (const auto& host : hosts_) {
       report_.checks += host->checks();
       report_.killed_clients += host->killed_clients();
+      report_.rule_changes += host->rule_changes();
     }
     return std::move(report_);
   }
@@ -94,6 +95,7 @@ class Simulation {
                     Rule("per-day", 100'000, 3600 * kSecond, 2000)};
     // Two machines made from one image: nothing may depend on the name.
     const bool same_names = random_.Chance(0.3);
+    const bool give_back = random_.Chance(0.6);
     for (int i = 0; i < host_count_; ++i) {
       redis.host_name = absl::StrCat("host-", same_names ? 0 : i);
       HostOptions options;
@@ -102,6 +104,7 @@ class Simulation {
       options.base_ns = random_.Between(100, 100'000) * kSecond;
       options.clients = static_cast<int>(random_.Between(1, 4));
       options.check_gap_ns = random_.Between(5, 60) * kMs;
+      if (give_back) options.give_back = random_.Unit() / 2;
       hosts_.push_back(std::make_unique<Host>(std::move(options), &timeline_, &network_, &trace_,
                                               random_.Fork()));
     }

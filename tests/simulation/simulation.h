@@ -30,6 +30,7 @@ struct Report {
   uint64_t failovers = 0;
   uint64_t checks = 0;
   uint64_t killed_clients = 0;
+  uint64_t rule_changes = 0;
   uint64_t events = 0;
   uint64_t settled_ns = 0;  // from the end of the last fault until all was well
 };
