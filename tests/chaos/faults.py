@@ -1,6 +1,7 @@
 """The faults of scripts/chaos. Each is a context: inside it the fault is on."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -8,12 +9,15 @@ import threading
 import time
 
 from harness import resp
-from harness.redis_cluster import RedisServer, shipped_acl
-from harness.sluice import wait_until
+from harness.redis_cluster import PASSWORD, USER, RedisServer, shipped_acl
+from harness.sluice import ctl, wait_until
 
 from chaos.proxy import Fault
+from chaos.worlds import ip
 
 FAULTS = {}  # name -> Row
+# Until an alarm stands, or a daemon is well after a first half of a fault.
+ALARM_S = 30
 
 
 class Row:
@@ -236,6 +240,23 @@ def user_deleted(world):
     on_each(world, "ACL", "SETUSER", *shipped_acl().split()[1:])
 
 
+@fault("password-changed", hold_s=1.0)
+def password_changed(world):
+    """First on the servers, two seconds later in the daemons' file: the worst order."""
+    def change(old, new):
+        for node in world.redis.nodes:
+            node.call("ACL", "SETUSER", USER, f"<{old}", f">{new}")
+            node.call("CLIENT", "KILL", "USER", USER)
+        wait_until(lambda: world.has_alarm("redis-wrong_password"), ALARM_S, "the alarm")
+        time.sleep(2.0)
+        world.write_password(new)
+
+    change(PASSWORD, "another")
+    wait_until(world.is_healthy, ALARM_S, "the new password is taken")
+    yield
+    change("another", PASSWORD)
+
+
 @fault("too-few-replicas", hold_s=2.0)
 def too_few_replicas(world):
     for node in world.redis.nodes:
@@ -288,6 +309,112 @@ def no_descriptors(world):
     with Repeated(lambda: on_each(world, "CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES"), 0.5):
         yield
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@fault("memory-limit-reached", world="memory", hold_s=1.0, lost_s=0.5,
+       why="without memory the worker ends, and its keeper starts another: a kill")
+def memory_limit(world):
+    """No more memory for the worker, while tens of thousands of buckets are new."""
+    daemon = world.daemons[0]
+    pid = daemon.worker_pid()
+    resource.prlimit(pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+    world.rate_besides = 20000
+    done = ctl("replay", "--generate", f"keys=100000,skew=0.1,rate={world.rate_besides}",
+               "--seconds", 5, "--json", daemon=daemon)
+    world.admitted_besides = json.loads(done.stdout.splitlines()[-1])["allowed"]
+    assert daemon.worker_pid() != pid, "the limit was not reached"
+    yield
+
+
+# --- what is under the daemon ----------------------------------------------------------------------
+
+@fault("certificate-expired-and-renewed", world="tls")
+def certificate_expired(world):
+    def take(days):
+        world.authority.issue("server", days=days)
+        world.redis.call("CONFIG", "SET", "tls-cert-file", world.authority.path("server.pem"),
+                         "tls-key-file", world.authority.path("server.key"))
+        world.redis.call("CLIENT", "KILL", "USER", USER)
+
+    take(-1)
+    wait_until(lambda: world.has_alarm("redis-tls", mend="renew it"), ALARM_S, "the alarm")
+    yield
+    take(2)
+
+
+fault("no-io-uring-primary-killed", world="epoll")(primary_killed)
+fault("no-io-uring-connections-killed-in-a-loop", world="epoll")(connections_killed)
+
+
+@fault("wall-clock-of-the-daemons-back-an-hour", world="clock")
+def daemons_clock(world):
+    asked = [world.set_back(daemon.worker_pid()) for daemon in world.daemons]
+    connections_kill = Repeated(lambda: on_each(world, "CLIENT", "KILL", "USER", USER), 0.5)
+    with connections_kill:
+        wait_until(lambda: all(look() for look in asked), ALARM_S, "they ask for the time")
+        yield
+
+
+@fault("wall-clock-of-redis-back-an-hour", world="clock")
+def redis_clock(world):
+    for node in world.redis.nodes:
+        world.set_back(node.pid)
+        assert int(node.call("TIME")[0]) < time.time() - 3000, "the clock stands"
+    yield
+
+
+@fault("links-down-5s", world="links", hold_s=5.0)
+def links_down(world):
+    del world
+    for link in ("h1", "h2"):
+        ip("link", "set", link, "down")
+    yield
+    for link in ("h1", "h2"):
+        ip("link", "set", link, "up")
+
+
+@fault("link-of-one-host-down-5s", world="links", hold_s=5.0)
+def one_link_down(world):
+    del world
+    ip("link", "set", "h1", "down")
+    yield
+    ip("link", "set", "h1", "up")
+
+
+@contextlib.contextmanager
+def full(disk):
+    """No byte of that disk is free."""
+    path = os.path.join(disk, "filler")
+    with open(path, "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            for _ in range(1 << 16):
+                file.write(bytes(4096))
+        left = os.statvfs(disk).f_bavail
+        assert left == 0, f"{left} blocks are free"
+        yield
+    os.unlink(path)
+
+
+@fault("disk-full-connections-killed-in-a-loop", world="disk")
+def disk_full(world):
+    logs = [len(daemon.log()) for daemon in world.daemons]
+    with full(world.disk), Repeated(lambda: on_each(world, "CLIENT", "KILL", "TYPE", "NORMAL",
+                                                    "SKIPME", "YES"), 0.1):
+        yield
+        assert max(os.path.getsize(d.process.log_path) for d in world.daemons) < 1 << 20, logs
+
+
+@fault("disk-full-daemon-killed-in-a-loop", world="disk", hold_s=0.5, lost_s=1.0,
+       why="a kill loses what was harvested and not acknowledged")
+def disk_full_daemon_killed(world):
+    # What it has there is taken by the filler, too.
+    os.truncate(os.path.join(world.daemons[0].runtime_dir, "sluiced.lock"), 0)
+    with full(world.disk):
+        for _ in range(3):
+            world.daemons[0].kill_worker()
+            time.sleep(0.5)
+        wait_until(world.is_healthy, ALARM_S, "healthy on the full disk")
+        yield
 
 
 # --- the network, by a proxy before one server ---------------------------------------------------

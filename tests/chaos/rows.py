@@ -1,21 +1,28 @@
 """One row: hosts under load, calm, then a fault, then calm again, and the books."""
 
+import json
 import math
+import os
+import sys
+import tempfile
 import time
 
 from harness.load import counted
-from harness.processes import Timeout
+from harness.processes import Process, Timeout
 from harness.resp import RespError
-from harness.sluice import wait_until
+from harness.sluice import ROOT, build_dir, wait_until
 
 from chaos.faults import FAULTS
-from chaos.world import RATE, cluster_world, proxy_world
+from chaos.world import LOAD_S, RATE
+from chaos.worlds import INSIDE, ISOLATE, ISOLATED, WORLDS, Refused, enter, may_isolate
 
 CALM_S = 4.0
+CALM_MOST_S = 120
 RECOVER_S = 90
 BOOKS_S = 30
 ALARMS_S = 60
-WORLDS = {"cluster": cluster_world, "proxy": proxy_world}
+# A world, and a row of it, in a process of their own.
+ISOLATED_START_S, ISOLATED_ROW_S = 120, LOAD_S
 
 
 def p999_ns(reports, begin_s, end_s):
@@ -35,13 +42,14 @@ def happens(predicate, deadline_s):
     return True
 
 
-def measure(name, world):
+def measure(name, world, calm_for_s):
     """The row of the fault `name`, as plain values."""
     row = FAULTS[name]
     before = counted(world.redis)
+    world.admitted_besides = world.rate_besides = 0
     with world.under_load():
         calm_s = time.monotonic()
-        time.sleep(CALM_S)
+        time.sleep(calm_for_s)
         begin_s = time.monotonic()
         with row.act(world):
             time.sleep(row.hold_s)
@@ -54,8 +62,8 @@ def measure(name, world):
                          for a in ids if a != "client-same-user"})
         reports = [r for load in world.loads for r in load.stop()]
         healthy_s = time.monotonic()
-    admitted = sum(r["allowed"] for r in reports)
-    bound = admitted if row.forgets else int(row.lost_s * RATE)
+    admitted = sum(r["allowed"] for r in reports) + world.admitted_besides
+    bound = admitted if row.forgets else int(row.lost_s * (RATE + world.rate_besides))
     if row.forgets:
         before = 0
 
@@ -66,20 +74,22 @@ def measure(name, world):
     happens(lambda: not world.alarms(), ALARMS_S)
     missing = off()
     return {
-        "name": name, "world": row.world, "checks": sum(r["checks"] for r in reports),
+        "name": name, "world": row.world, "calm_s": calm_for_s, "checks": sum(r["checks"] for r in reports),
         "p999_calm_ns": p999_ns(reports, calm_s, begin_s),
         "p999_fault_ns": p999_ns(reports, begin_s, end_s),
         "p999_after_ns": p999_ns(reports, end_s, healthy_s),
-        "error": None, "to_emergency_s": round(min(emergencies) - begin_s, 2) if emergencies else None,
+        "error": None, "skipped": None,
+        "to_emergency_s": round(min(emergencies) - begin_s, 2) if emergencies else None,
         "recovery_s": recovery_s, "admitted": admitted, "lost": max(0, missing),
-        "doubled": max(0, -missing), "lost_bound": bound, "why_lost": row.why, "alarms_raised": raised, "alarms_left": world.alarms(),
+        "doubled": max(0, -missing), "lost_bound": bound, "why_lost": row.why,
+        "alarms_raised": raised, "alarms_left": world.alarms(),
     }
 
 
 def problems_of(row):
     """What is wrong with a row, as texts."""
-    if row["error"]:
-        return [row["error"]]
+    if row["error"] or row["skipped"]:
+        return [row["error"]] if row["error"] else []
     found = []
     if row["recovery_s"] is None:
         found.append(f"not healthy within {RECOVER_S} s of its end")
@@ -92,18 +102,53 @@ def problems_of(row):
     return found
 
 
-def run(names):
+def none(name, *, error=None, skipped=None):
+    """The row of a fault that was not measured."""
+    return {"name": name, "world": FAULTS[name].world, "error": error, "skipped": skipped}
+
+
+def run(names, calm_for_s=CALM_S):
     """Yields the rows of these faults; those of one world share it."""
-    for kind, make in WORLDS.items():
+    enter()
+    for kind in WORLDS:
         of_kind = [name for name in names if FAULTS[name].world == kind]
-        if not of_kind:
-            continue
-        while of_kind:
-            with make() as world:
-                while of_kind:
-                    name = of_kind.pop(0)
-                    try:
-                        yield measure(name, world)
-                    except (AssertionError, OSError, Timeout, RespError) as error:
-                        yield {"name": name, "world": kind, "error": str(error)}
-                        break  # the next one finds a world that is whole
+        if kind in ISOLATED and INSIDE not in os.environ:
+            yield from run_isolated(of_kind, calm_for_s)
+        else:
+            yield from run_here(kind, of_kind, calm_for_s)
+
+
+def run_here(kind, names, calm_for_s):
+    left = list(names)
+    while left:
+        with WORLDS[kind]() as world:
+            while left:
+                name = left.pop(0)
+                try:
+                    yield measure(name, world, calm_for_s)
+                except (AssertionError, OSError, Timeout, RespError) as error:
+                    yield none(name, error=f"{type(error).__name__}: {error}")
+                    break  # the next one finds a world that is whole
+
+
+def run_isolated(names, calm_for_s):
+    """The same in a process with a network and mounts of its own."""
+    if not names:
+        return
+    try:
+        may_isolate()
+    except Refused as refused:
+        yield from (none(name, skipped=str(refused)) for name in names)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        result = os.path.join(folder, "rows")
+        argv = [*ISOLATE, sys.executable, os.path.join(ROOT, "scripts", "chaos"), "--json", result,
+                "--build", build_dir(), "--calm", calm_for_s]
+        argv += [word for name in names for word in ("--only", name)]
+        with Process(argv, os.path.join(folder, "log"), env={INSIDE: "1"}) as process:
+            process.wait(ISOLATED_START_S + len(names) * (ISOLATED_ROW_S + calm_for_s))
+            if not os.path.exists(result):
+                yield from (none(name, error=process.log_tail()) for name in names)
+                return
+        with open(result, encoding="utf-8") as file:
+            yield from json.load(file)

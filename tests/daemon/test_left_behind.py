@@ -3,15 +3,14 @@
 import fcntl
 import json
 import os
-import sys
 
 import pytest
 
 from harness.processes import wait_until
+from harness.refuse_call import refusing
 from harness.service_manager import Manager, handing_over
 from harness.sluice import START_DEADLINE_S, Daemon, ctl
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 # linux/fcntl.h; Python 3.11 does not name them.
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 # Of ControlHeader; see docs/shared-memory.md.
@@ -103,7 +102,7 @@ def test_a_lock_file_with_the_id_of_a_living_process_does_not_hinder_it():
 # There is none here from the beginning: who allocates first is told, and nobody ever maps it.
 def test_without_room_for_the_segments_it_refuses_to_start_and_says_why():
     with Daemon(RULES, wait=False, args=["--no-keeper"],
-                wrapper=[sys.executable, os.path.join(HERE, "no_room.py")]) as daemon:
+                wrapper=refusing("fallocate", "ENOSPC")) as daemon:
         assert daemon.process.wait(START_DEADLINE_S) == 1
         assert "no memory for the shared segments: lower daemon.buckets" in daemon.log()
         assert "No space left" in daemon.log()

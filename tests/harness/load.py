@@ -11,12 +11,12 @@ TENTH_NS = 100_000_000
 
 
 class Load:
-    """One steady_load process against one daemon."""
+    """One steady_load process against one daemon; its reports go to a file in `directory`."""
 
-    def __init__(self, daemon, rate, seconds, env=None, **descriptors):
+    def __init__(self, daemon, rate, seconds, env=None, directory=None, **descriptors):
         self.seconds = seconds
-        number = len(os.listdir(daemon.directory))
-        self.path = os.path.join(daemon.directory, f"load-{number}")
+        directory = directory or daemon.directory
+        self.path = os.path.join(directory, f"load-{len(os.listdir(directory))}")
         self.process = Process(
             [os.path.join(build_dir(), "tests", "integration", "steady_load"), daemon.runtime_dir,
              rate, seconds, *(f"{name}={value}" for name, value in descriptors.items())],

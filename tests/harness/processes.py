@@ -74,6 +74,11 @@ def _die_with(parent_pid):
     return prepare
 
 
+def die_with_parent():
+    """For a program that a wrapper started which made it forget its parent-death signal."""
+    _die_with(os.getppid())()
+
+
 class Process:
     """A started process with its output in a file.
 

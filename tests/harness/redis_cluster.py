@@ -64,13 +64,15 @@ class RedisServer:
     """One redis-server process.
 
     `password` is that of the default user. `acl` is a list of ACL lines as in redis.conf, such as
-    "user sluice on >secret ~rl:* +@all", in place of USER's. `config` is a dict of further redis.conf settings. After
-    `kill` or `stop`, `restart` starts it again on its port, empty.
+    "user sluice on >secret ~rl:* +@all", in place of USER's. `config` is a dict of further
+    redis.conf settings, `env` of the environment. After `kill` or `stop`, `restart` starts it again
+    on its port, empty.
     """
 
     def __init__(self, *, password=None, acl=(), config=None, cluster=False, directory=None,
-                 server="redis-server"):
+                 server="redis-server", env=None):
         self.password = password
+        self._env = env
         self._acl = tuple(acl)
         self._config = dict(config or {})
         self._cluster = cluster
@@ -148,7 +150,8 @@ class RedisServer:
     def _start(self):
         config = self._write_config()
         log = os.path.join(self.directory, f"redis-{self.port}.log")
-        self.process = Process([self._server, config], log, name=f"redis-server :{self.port}")
+        self.process = Process([self._server, config], log, name=f"redis-server :{self.port}",
+                               env=self._env)
         try:
             self.process.wait_for(self._answers, START_DEADLINE_S, "it answers")
         except BaseException:
@@ -198,10 +201,12 @@ class RedisCluster:
     """A real Redis Cluster of `primaries` primaries and `replicas` replicas in all.
 
     Up, with every slot served and every replica in step, when the constructor returns. `config`
-    goes into every node's redis.conf (for instance {"cluster-require-full-coverage": "no"}).
+    goes into every node's redis.conf (for instance {"cluster-require-full-coverage": "no"}), `env`
+    into its environment.
     """
 
-    def __init__(self, primaries=3, replicas=3, *, password=None, acl=(), config=None):
+    def __init__(self, primaries=3, replicas=3, *, password=None, acl=(), config=None,
+                 env=None):
         if primaries < 3:
             raise ValueError("a cluster that can fail over needs 3 primaries")
         if replicas % primaries:
@@ -212,7 +217,7 @@ class RedisCluster:
         self.nodes = []
         try:
             for _ in range(primaries + replicas):
-                self.nodes.append(RedisServer(password=password, acl=acl, config=config,
+                self.nodes.append(RedisServer(password=password, acl=acl, config=config, env=env,
                                               cluster=True, directory=self.directory))
             self._create(replicas // primaries)
             self.wait_healthy()

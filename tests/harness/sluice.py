@@ -123,13 +123,14 @@ class Daemon:
     put before it; a text "{runtime_dir}" in it is replaced. The constructor returns when the admin
     socket answers; with `wait=False` at once, for tests of a daemon that refuses to start.
     `wrapper` is put before the command; where it changes the user, `owner` is that user. It
-    inherits `pass_fds`.
+    inherits `pass_fds`. Its folder is made under `under`; left out: where temporary files go.
     """
 
     def __init__(self, config, *, wait=True, args=(), env=None, user=None, group=None,
-                 extra_groups=None, name="sluiced", wrapper=(), owner=None, pass_fds=()):
+                 extra_groups=None, name="sluiced", wrapper=(), owner=None, pass_fds=(),
+                 under=None):
         program = binary("sluiced")
-        self.directory = tempfile.mkdtemp(prefix="sluice-daemon-")
+        self.directory = tempfile.mkdtemp(prefix="sluice-daemon-", dir=under)
         # Clients run as other users and must be able to pass through.
         os.chmod(self.directory, 0o755)
         self.runtime_dir = os.path.join(self.directory, "run")
