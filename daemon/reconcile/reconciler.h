@@ -115,6 +115,7 @@ class Reconciler : public harvest::Sink {
   Breaker::State breaker(uint32_t primary) const;
   uint64_t live_buckets() const { return harvester_.live_buckets(); }
   uint32_t emergencies() const { return emergencies_; }  // shards in emergency
+  bool forces_rules() const { return !forced_rules_.empty(); }
   const Ledger& ledger() const { return ledger_; }
   // Shards served by a primary, by the transport's present map.
   uint32_t ShardsOf(uint32_t primary) const;

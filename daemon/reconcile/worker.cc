@@ -16,6 +16,7 @@ namespace sluice::reconcile {
 namespace {
 
 constexpr uint64_t kAlarmsNs = 200'000'000;
+constexpr std::string_view kDegradedAlarm = "degraded:";
 constexpr redis::ScriptId kFoldScript = 0;
 constexpr redis::ScriptId kProbeScript = 1;
 
@@ -247,16 +248,35 @@ void Worker::SetAlarm(const std::string& id, bool raised, std::string text, std:
   alarms_[id] = {.id = id, .text = std::move(text), .mend = std::move(mend), .since_ns = Now()};
 }
 
+// A rule is degraded once a request was decided by its when_degraded; which shards are in emergency
+// says nothing of a rule that has no buckets there.
 void Worker::RaiseRuleAlarms() {
   const uint32_t shards = reconciler_->emergencies();
   SetAlarm("emergency", shards != 0, "shards are in emergency: their routes follow when_degraded",
            "look at redis.primaries in sluicectl status");
   if (rules_ == nullptr) return;
+  const bool over = shards == 0 && !reconciler_->forces_rules();
   for (const config::CompiledRule& rule : rules_->rules()) {
-    if (!rule.alert) continue;
-    SetAlarm(absl::StrCat("degraded:", rule.label), shards != 0,
+    const auto totals = reconciler_->totals().find(rule.label);
+    const uint64_t degraded = totals == reconciler_->totals().end() ? 0 : totals->second.degraded;
+    uint64_t& before = degraded_before_[rule.label];
+    if (over) before = degraded;
+    if (!rule.alert || degraded == before) continue;
+    SetAlarm(std::string(kDegradedAlarm) + rule.label, true,
              absl::StrCat("rule ", rule.label, " is degraded"), "Redis must come back");
   }
+  ClearRuleAlarms(over);
+}
+
+// Those of rules that have recovered, are gone or alert no more.
+void Worker::ClearRuleAlarms(bool over) {
+  std::vector<std::string> ended;
+  for (const auto& [id, alarm] : alarms_) {
+    if (!id.starts_with(kDegradedAlarm)) continue;
+    const config::CompiledRule* rule = rules_->Find(id.substr(kDegradedAlarm.size()));
+    if (over || rule == nullptr || !rule->alert) ended.push_back(id);
+  }
+  for (const std::string& id : ended) SetAlarm(id, false, "", "");
 }
 
 void Worker::UpdateAlarms() {

@@ -60,6 +60,7 @@ class Worker final : private redis::Listener, private Transport {
   absl::Status Open();
   void UpdateAlarms();
   void RaiseRuleAlarms();
+  void ClearRuleAlarms(bool over);
   void SetAlarm(const std::string& id, bool raised, std::string text, std::string mend);
   PrimaryStatus StatusOf(const redis::PrimaryStats& stats) const;
 
@@ -98,10 +99,11 @@ class Worker final : private redis::Listener, private Transport {
   uint64_t lag_ns_ = 0;         // of the clock, by chaos
   uint64_t not_before_ns_ = 0;
   std::map<std::string, Alarm> alarms_;
-  std::map<uint32_t, std::string> last_error_;  // by primary
-  std::map<uint32_t, uint64_t> failures_;       // by primary
-  uint64_t tick_ns_ = 0;                        // the next
-  uint64_t alarms_ns_ = 0;                      // last looked at
+  std::map<std::string, uint64_t> degraded_before_;  // by label, while no emergency stood
+  std::map<uint32_t, std::string> last_error_;       // by primary
+  std::map<uint32_t, uint64_t> failures_;            // by primary
+  uint64_t tick_ns_ = 0;                             // the next
+  uint64_t alarms_ns_ = 0;                           // last looked at
 };
 
 }  // namespace sluice::reconcile

@@ -40,7 +40,7 @@ rules:
     match: {{route: /ledger}}
     limit: 100000 per 1h
     burst: 100000
-    when_degraded: {{mode: open}}
+    when_degraded: {{mode: open, alert: true}}
 """
 
 
@@ -84,6 +84,7 @@ def test_each_route_follows_its_word_within_a_second_and_recovers(cluster):
             assert daemon.metrics().sum("sluice_emergency") > 0
             alarms = [a["id"] for a in daemon.status()["alarms"]]
             assert "degraded:metadata" in alarms, alarms
+            assert "degraded:ledger" not in alarms, "nobody has asked for it"
             assert len(alarms) == len(set(alarms))
         finally:
             thaw_all(cluster)
