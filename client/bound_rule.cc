@@ -42,7 +42,7 @@ void RuleBlock::Set(const Attachment& a, uint64_t coarse_step_ns) {
   policy_word = &a.control->policy;
   usual_until_ns.store(0, std::memory_order_relaxed);
   plain_bytes = PlainKeyBytes(key);
-  coarse_serves = shm::CoarseServes(rule.limit.tau_ns, coarse_step_ns);
+  coarse_serves = shm::CoarseServes(rule, coarse_step_ns);
   lag_ns = coarse_serves ? shm::kCoarseLagSteps * coarse_step_ns : 0;
 }
 

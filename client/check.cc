@@ -202,6 +202,7 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
   if (allowed) decision->retry_after_ns = 0;
   decision->reset_after_ns = shm::ResetAfterNs(tat, now_ns);
   decision->rule = rule.id;
+  decision->delay_ns = allowed ? DelayOf(rule, seen, now_ns) : 0;
 }
 
 void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,

@@ -175,6 +175,13 @@ inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attem
 // kGaveUp becomes an answer by the rule's fail mode; a shadow rule's denial is none.
 void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt);
 
+// How long an admitted item waits for its turn; 0 but for leaky buckets that are in force.
+inline uint64_t DelayOf(const Rule& rule, const shm::Seen& seen, uint64_t now_ns) {
+  return rule.max_delay_ns == 0 || rule.shadow
+             ? 0
+             : shm::DelayNs(seen.verdict.new_ns, now_ns, rule.limit.tau_ns, rule.max_delay_ns);
+}
+
 // The parts of a decision: what heads it, the deciding rule's numbers, one line per rule.
 void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, Time* time,
                    sluice_decision_t* decision);

@@ -91,7 +91,7 @@ bool FollowNumbers(const Attachment& a, uint64_t coarse_step_ns, const HandleBlo
   for (size_t i = 0; i < old.count; ++i) {
     block->rules[i] = reader.Read(old.rules[i].id);
     block->coarse_serves =
-        block->coarse_serves && shm::CoarseServes(block->rules[i].limit.tau_ns, coarse_step_ns);
+        block->coarse_serves && shm::CoarseServes(block->rules[i], coarse_step_ns);
   }
   if (!reader.IsWhole()) return false;
   block->policy = reader.policy();

@@ -71,8 +71,11 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
   const bool shadow = rule.numbers.shadow != 0;
   entry->label_bytes = CopyLabel(a, decision.policy, spend.rule, entry->label);
   if (entry->label_bytes == 0 || shadow || limit.interval_ns == 0) return false;
-  const bool bursty = limit.burst > limit.limit;
-  entry->quota = bursty ? limit.burst : limit.limit;
+  // A leaky bucket takes what passes at once and what may wait.
+  const uint64_t capacity =
+      rule.numbers.max_delay_ns == 0 ? limit.burst : limit.tau_ns / limit.interval_ns;
+  const bool bursty = capacity > limit.limit;
+  entry->quota = bursty ? capacity : limit.limit;
   entry->window_s = std::max<uint64_t>(CeilSeconds(bursty ? limit.tau_ns : limit.period_ns), 1);
   const uint64_t per_token =
       spend.tokens == 0 || spend.cost_ns == 0

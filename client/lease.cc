@@ -19,8 +19,10 @@ struct Contention {
 };
 constinit thread_local Contention contention = {};
 
-// How many checks one lease covers. `unit_ns`: what one costs this host.
+// How many checks one lease covers; none of a leaky bucket, whose checks each have an instant of
+// their own. `unit_ns`: what one costs this host.
 uint32_t ChecksOf(const Rule& rule, uint64_t unit_ns) {
+  if (rule.max_delay_ns != 0) return 0;
   const uint64_t fitting = rule.limit.tau_ns / kLeaseShare / std::max<uint64_t>(unit_ns, 1);
   return static_cast<uint32_t>(std::min<uint64_t>(kLeaseTokens / std::max(rule.cost, 1u), fitting));
 }

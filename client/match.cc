@@ -134,7 +134,7 @@ void MakeCandidate(const PolicyView& view, uint32_t index, const Present& presen
   candidate->hash_seed = rule.hash_seed;
   candidate->label_bytes = rule.label.length;
   candidate->plain_bytes = static_cast<uint32_t>(MaxPlainValueBytes(rule.label.length));
-  candidate->coarse_serves = shm::CoarseServes(storage->limit.tau_ns, coarse_step_ns);
+  candidate->coarse_serves = shm::CoarseServes(*storage, coarse_step_ns);
 }
 
 // The value of one part of a key. False where the plan has no room for another address.
@@ -167,7 +167,7 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
     rule = &plan->rules[plan->count];
     hash_seed = r.hash_seed;
     label_bytes = r.label.length;
-    coarse_serves = shm::CoarseServes(rule->limit.tau_ns, coarse_step_ns);
+    coarse_serves = shm::CoarseServes(*rule, coarse_step_ns);
   }
   Item& item = plan->items[plan->count];
   item.rule = rule;
@@ -239,7 +239,7 @@ void FollowNumbers(const PolicyView& view, uint64_t coarse_step_ns, const Shape&
     if (candidate.rule == nullptr) continue;
     shape->rules[i] = view.rule(candidate.rule->id).numbers;
     candidate.rule = &shape->rules[i];
-    candidate.coarse_serves = shm::CoarseServes(candidate.rule->limit.tau_ns, coarse_step_ns);
+    candidate.coarse_serves = shm::CoarseServes(*candidate.rule, coarse_step_ns);
   }
 }
 

@@ -96,6 +96,15 @@ void sluice_close(sluice_t* client) {
   delete client;
 }
 
+int sluice_wait_turn(const sluice_decision_t* decision) {
+  if (decision == nullptr) return SLUICE_E_ARGUMENT;
+  if (decision->allowed == 0 || decision->delay_ns == 0) return 1;
+  const uint64_t turn_ns = decision->now_ns + decision->delay_ns;
+  const timespec turn = {static_cast<time_t>(turn_ns / 1'000'000'000),
+                         static_cast<long>(turn_ns % 1'000'000'000)};
+  return clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &turn, nullptr) == 0 ? 1 : 0;
+}
+
 int sluice_wait(sluice_t* client, uint32_t timeout_ms) {
   if (client == nullptr) return 0;
   const uint64_t until_ns = Clock::PreciseNs() + uint64_t{timeout_ms} * 1'000'000;

@@ -87,6 +87,7 @@ nlohmann::json ToJson(sluice_t* client, const sluice_decision_t& d, int result,
     json["retry_after_ns"] =
         d.retry_after_ns == SLUICE_NEVER ? nlohmann::json() : nlohmann::json(d.retry_after_ns);
     json["reset_after_ns"] = d.reset_after_ns;
+    json["delay_ns"] = d.delay_ns;
     json["shadow"] = d.shadow != 0;
   }
   json["rules"] = nlohmann::json::array();
@@ -108,6 +109,9 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
     std::cout << "  decided by   " << Rule(client, d, d.rule) << ": "
               << FormatLimit(d.limit, d.period_ns) << ", burst " << d.burst << "\n"
               << "  remaining    " << d.remaining << "\n";
+    if (d.delay_ns != 0) {
+      std::cout << "  goes on in   " << FormatDuration(d.delay_ns) << "\n";
+    }
     if (d.allowed == 0) {
       std::cout << "  retry after  " << FormatDuration(d.retry_after_ns)
                 << (d.retry_after_ns == SLUICE_NEVER ? ": the cost is more than the burst" : "")

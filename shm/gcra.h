@@ -31,19 +31,24 @@ struct Limit {
   uint64_t period_ns = 0;    // 1 ms..400 days
   uint64_t burst = 0;        // tokens, 1..10^9
   uint64_t interval_ns = 0;  // emission interval T, rounded up: the cost of one token
-  uint64_t tau_ns = 0;       // burst tolerance
+  uint64_t tau_ns = 0;       // burst tolerance, and with it max_delay for a leaky bucket
   uint64_t debt_max_ns = 0;  // how far beyond tau the TAT may stand
 };
 
 // tau = burst * T. Single tokens cost ceil(T) each, so tau is widened by the rounding of `burst`
 // single costs, yet stays below the exact cost of burst + 1 tokens: a whole burst in one piece
 // fits, and one token more never does, in one piece or in many.
-inline Limit MakeLimit(uint64_t limit, uint64_t period_ns, uint64_t burst) {
+//
+// A leaky bucket that queues (I.371's leaky bucket with a place to wait) is the same TAT under a
+// wider tolerance: what comes before its time by more than `burst` allows, but by no more than
+// `max_delay_ns` beyond, is admitted and told to wait. See DelayNs.
+inline Limit MakeLimit(uint64_t limit, uint64_t period_ns, uint64_t burst,
+                       uint64_t max_delay_ns = 0) {
   Limit l{.limit = limit, .period_ns = period_ns, .burst = burst};
   l.interval_ns = CostNs(1, period_ns, limit);
   const uint64_t exact = CostNs(burst, period_ns, limit);
   const uint64_t below_next = CostNs(burst + 1, period_ns, limit) - 1;
-  l.tau_ns = std::min(burst * l.interval_ns, std::max(exact, below_next));
+  l.tau_ns = std::min(burst * l.interval_ns, std::max(exact, below_next)) + max_delay_ns;
   l.debt_max_ns = std::max(l.tau_ns, kMinDebtNs);
   return l;
 }
@@ -74,6 +79,14 @@ inline uint64_t RetryAfterNs(const Verdict& v, uint64_t now_ns, uint64_t cost_ns
   if (v.allowed) return 0;
   if (cost_ns > tau_ns) return kNever;
   return v.new_ns - tau_ns - now_ns;
+}
+
+// How long an admitted request of a leaky bucket waits for its turn: what its TAT is ahead of what
+// passes at once. Never more than max_delay_ns, also where a rule that fails open admits anyway.
+inline uint64_t DelayNs(uint64_t new_ns, uint64_t now_ns, uint64_t tau_ns, uint64_t max_delay_ns) {
+  const uint64_t ahead = new_ns > now_ns ? new_ns - now_ns : 0;
+  const uint64_t at_once = tau_ns - std::min(tau_ns, max_delay_ns);
+  return ahead > at_once ? std::min(ahead - at_once, max_delay_ns) : 0;
 }
 
 // How long until the bucket is full again.

@@ -23,6 +23,7 @@
 #include <cstring>
 #include <string_view>
 
+#include "shm/clock.h"
 #include "shm/gcra.h"
 #include "shm/layout.h"
 
@@ -124,8 +125,15 @@ struct RuleNumbers {
   uint8_t shadow;  // count, never deny
   uint8_t reserved[3];
   uint16_t group;
+  uint64_t max_delay_ns;  // of a leaky bucket, part of limit.tau_ns; 0: a token bucket
 };
-static_assert(sizeof(RuleNumbers) == 88);
+static_assert(sizeof(RuleNumbers) == 96);
+
+// Whether the coarse clock serves a rule, see clock.h. A leaky bucket's answer is an instant, told
+// by the precise one.
+inline bool CoarseServes(const RuleNumbers& rule, uint64_t step_ns) {
+  return rule.max_delay_ns == 0 && CoarseServes(rule.limit.tau_ns, step_ns);
+}
 
 struct RuleView {
   RuleNumbers numbers;
@@ -133,7 +141,7 @@ struct RuleView {
   StringRef label;     // "name" or "name@tier"
   StringRef tier;      // the tier's value
 };
-static_assert(sizeof(RuleView) == 112);
+static_assert(sizeof(RuleView) == 120);
 
 // Cheap index of descriptor names; not a defence, names come from the configuration.
 inline uint32_t NameSlot(std::string_view name) {

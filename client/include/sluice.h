@@ -89,9 +89,9 @@ typedef struct sluice_decision {
   uint64_t remaining;      /* tokens left under the deciding rule after this decision */
   uint64_t retry_after_ns; /* 0 when allowed; until this very cost fits; SLUICE_NEVER: it cannot */
   uint64_t reset_after_ns; /* until the deciding rule's bucket is full again */
-  uint64_t delay_ns;       /* reserved for leaky buckets: wait this long before going on; now 0 */
+  uint64_t delay_ns;       /* leaky buckets: allowed, but to go on so long after now_ns; else 0 */
+  uint64_t now_ns;         /* of the decision, CLOCK_MONOTONIC */
   /* what follows serves the functions below */
-  uint64_t now_ns;
   uint64_t policy;
   uint64_t generation;
   uint16_t rule; /* index of the deciding rule; 0xffff: none */
@@ -168,6 +168,12 @@ typedef struct sluice_key {
 } sluice_key_t;
 SLUICE_API int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* keys, size_t count,
                                       uint32_t cost, int* results, sluice_decision_t* decisions);
+
+/* Sleeps until an allowed decision's delay is over, if it has any (leaky buckets). The only call
+ * but sluice_wait that may block: for the rule's max_delay at most. Returns 1 when the time has
+ * come, 0 when a signal came first (call it again to go on waiting, or refund the decision), or
+ * SLUICE_E_ARGUMENT. Not needed by callers that wait by a timer of their own. */
+SLUICE_API int sluice_wait_turn(const sluice_decision_t* decision);
 
 /* Gives back what an allowed decision spent, as far as it still stands: nothing once its time has
  * passed. A decision is refunded at most once (it is marked). Returns the number of rules that got

@@ -38,6 +38,10 @@ class Decision {
   std::chrono::nanoseconds reset_after() const {
     return std::chrono::nanoseconds(raw_.reset_after_ns);
   }
+  // Leaky buckets: allowed, but to go on only after this time; zero else.
+  std::chrono::nanoseconds delay() const { return std::chrono::nanoseconds(raw_.delay_ns); }
+  // Sleeps until then; false where a signal came first.
+  bool wait_turn() const { return sluice_wait_turn(&raw_) > 0; }
   bool is_emergency() const { return raw_.source == SLUICE_SOURCE_EMERGENCY; }
   bool is_default() const { return raw_.source == SLUICE_SOURCE_DEFAULT; }
   bool shadow_denied() const { return raw_.shadow != 0; }

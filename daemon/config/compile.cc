@@ -105,10 +105,11 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   const std::string label = RuleLabel(rule, tier);
   RuleView view{};
   shm::RuleNumbers& numbers = view.numbers;
-  numbers.limit = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
+  numbers.limit = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
   numbers.unit_ns = shm::CostNs(limit.cost, limit.period_ns, limit.limit);
   numbers.for_ns = degraded.for_ns;
   numbers.cost = limit.cost;
+  numbers.max_delay_ns = limit.max_delay_ns;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
   numbers.id = static_cast<uint16_t>(rules_.size());
@@ -289,6 +290,7 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .hash_seed = rule.hash_seed,
                                .limit = n.limit,
                                .cost = n.cost,
+                               .max_delay_ns = n.max_delay_ns,
                                .mode = n.mode,
                                .factor_q16 = n.factor_q16,
                                .for_ns = n.for_ns,

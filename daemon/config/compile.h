@@ -38,7 +38,8 @@ struct CompiledRule {
   std::string label;   // "name" or "name@tier"
   uint64_t hash_seed = 0;
   shm::Limit limit;
-  uint32_t cost = 1;  // tokens per unit of a request's cost
+  uint32_t cost = 1;          // tokens per unit of a request's cost
+  uint64_t max_delay_ns = 0;  // 0: a token bucket
   shm::DegradedMode mode = shm::DegradedMode::kDegrade;
   uint32_t factor_q16 = 0;  // 1/factor, 16 fraction bits
   uint64_t for_ns = 0;      // 0: `mode` for good

@@ -91,13 +91,15 @@ struct KeyConfig {
   uint8_t v6_bits = 64;  // kIp only
 };
 
-// Invariant: cost <= burst, and burst * period / limit <= kMaxTauNs.
+// Invariant: cost <= burst, and burst * period / limit + max_delay <= kMaxTauNs.
 struct LimitConfig {
-  uint64_t limit = 0;      // tokens per period, 1..10^9
-  uint64_t period_ns = 0;  // 1 ms..400 days
-  uint64_t burst = 0;      // tokens, 1..10^9
-  uint32_t cost = 1;       // tokens per unit of a request's cost, 1..10^6
+  uint64_t limit = 0;         // tokens per period, 1..10^9
+  uint64_t period_ns = 0;     // 1 ms..400 days
+  uint64_t burst = 0;         // tokens, 1..10^9
+  uint32_t cost = 1;          // tokens per unit of a request's cost, 1..10^6
+  uint64_t max_delay_ns = 0;  // leaky_bucket: 1 ms..1 h; 0: a token bucket
 };
+inline constexpr uint64_t kMaxDelayNs = 3'600'000'000'000;  // of a leaky bucket
 inline constexpr uint64_t kMaxTauNs = 366ull * 86'400'000'000'000;
 
 // What a rule does while its shard is in emergency. `mode` holds for `for_ns`, then `then`.

@@ -1,3 +1,4 @@
+#include "daemon/config/config.h"
 #include "daemon/config/keys.h"
 #include "daemon/config/units.h"
 #include "shm/layout.h"
@@ -15,6 +16,10 @@ constexpr int64_t kMillion = 1'000'000;
 constexpr std::string_view kBurstDoc =
     "How many tokens may be spent at once after a rest. burst x period / limit is at most 366 "
     "days.";
+constexpr std::string_view kMaxDelayDoc =
+    "For leaky_bucket, which needs it: how long a request may wait for its turn. One that would "
+    "wait "
+    "longer is denied. `burst` requests pass at once; left out, it is one.";
 constexpr std::string_view kCostDoc =
     "Tokens that one unit of a request's cost takes. At most the burst, else nothing would ever "
     "be allowed.";
@@ -292,9 +297,17 @@ constexpr KeySpec kKeys[] = {
     {.path = "rules[].algorithm",
      .type = KeyType::kChoice,
      .fallback = "token_bucket",
-     .choices = "token_bucket",
-     .doc = "How tokens come back: steadily, up to the burst.",
-     .example = "token_bucket"},
+     .choices = "token_bucket|leaky_bucket",
+     .doc =
+         "Tokens come back steadily, up to the burst. A token bucket denies a request that comes "
+         "too early; a leaky bucket lets it wait for its turn, up to `max_delay`.",
+     .example = "leaky_bucket"},
+    {.path = "rules[].max_delay",
+     .type = KeyType::kDuration,
+     .min = kMs,
+     .max = kMaxDelayNs,
+     .doc = kMaxDelayDoc,
+     .example = "500ms"},
     {.path = "rules[].consistency",
      .type = KeyType::kChoice,
      .fallback = "approximate",
@@ -338,6 +351,13 @@ constexpr KeySpec kKeys[] = {
      .max = kMillion,
      .doc = kCostDoc,
      .example = "1"},
+    {.path = "rules[].tiers.*.max_delay",
+     .type = KeyType::kDuration,
+     .fallback = "the rule's",
+     .min = kMs,
+     .max = kMaxDelayNs,
+     .doc = kMaxDelayDoc,
+     .example = "500ms"},
     {.path = "rules[].tiers.*.when_degraded",
      .type = KeyType::kSection,
      .fallback = "the rule's",

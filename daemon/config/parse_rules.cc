@@ -17,7 +17,7 @@ constexpr size_t kMaxTierBytes = 31;  // with the longest name and '@' it fills 
 static_assert(32 + 1 + kMaxTierBytes == shm::kMaxLabelBytes);
 
 constexpr std::string_view kOtherAlgorithms[] = {"fixed_window", "sliding_window", "sliding_log",
-                                                 "leaky_bucket", "concurrency"};
+                                                 "concurrency"};
 
 bool IsRuleName(std::string_view name) {
   return std::all_of(name.begin(), name.end(), [](char c) {
@@ -37,7 +37,8 @@ bool IsTierName(std::string_view name) {
 
 // Whether the numbers of a limit fit each other; says which does not.
 bool CheckLimit(Section* section, const LimitConfig& limit) {
-  const uint64_t tau_ns = shm::CostNs(limit.burst, limit.period_ns, limit.limit);
+  const uint64_t tau_ns =
+      shm::CostNs(limit.burst, limit.period_ns, limit.limit) + limit.max_delay_ns;
   const std::string rate = FormatRate({limit.limit, limit.period_ns});
   if (tau_ns > kMaxTauNs) {
     const auto largest = static_cast<uint64_t>(static_cast<unsigned __int128>(kMaxTauNs) *
@@ -76,7 +77,11 @@ void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& confi
   const double per_interval = static_cast<double>(limit.limit) *
                               static_cast<double>(config.redis->flush_interval_ns) /
                               static_cast<double>(limit.period_ns);
-  if (static_cast<double>(limit.burst) < 2 * per_interval) {
+  // What may wait is room, too.
+  const double room = static_cast<double>(limit.burst) +
+                      static_cast<double>(limit.limit) * static_cast<double>(limit.max_delay_ns) /
+                          static_cast<double>(limit.period_ns);
+  if (room < 2 * per_interval) {
     section->Warning(section->Has("burst") ? "burst" : "limit",
                      Cat("a burst of ", limit.burst, " is spent within two flush intervals at ",
                          rate, ": over several hosts less than the limit may be used"),
@@ -85,21 +90,47 @@ void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& confi
   }
 }
 
+// What a tier has of its rule where it says nothing.
+struct OfRule {
+  bool is_leaky = false;
+  uint32_t cost = 1;
+  uint64_t max_delay_ns = 0;  // 0: not said
+};
+
+// max_delay, which only a leaky bucket may have.
+void ReadMaxDelay(Section* section, const OfRule& of_rule, LimitConfig* limit) {
+  limit->max_delay_ns = of_rule.max_delay_ns;
+  uint64_t said_ns = 0;
+  if (!section->ReadDuration("max_delay", &said_ns)) return;
+  if (of_rule.is_leaky) {
+    limit->max_delay_ns = said_ns;
+    return;
+  }
+  section->Problem("max_delay", "is for leaky buckets: with a token bucket nothing waits",
+                   "write `algorithm: leaky_bucket` in the rule, or remove the line");
+}
+
 // The limit of a rule or of a tier; false when there is none, or a wrong one (then a problem).
-bool ParseLimit(Section* section, const Config& config, uint32_t default_cost, LimitConfig* limit) {
+bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, LimitConfig* limit) {
   const size_t problems_before = section->problem_count();
   Rate rate;
   const bool has_rate = section->ReadRate("limit", &rate);
-  uint64_t burst = rate.tokens;
-  uint64_t cost = default_cost;
-  section->Read("burst", &burst);
+  uint64_t cost = of_rule.cost;
   section->Read("cost", &cost);
+  ReadMaxDelay(section, of_rule, limit);
+  // What a leaky bucket lets pass at once is one request, so that it spaces all others.
+  uint64_t burst = of_rule.is_leaky ? cost : rate.tokens;
+  section->Read("burst", &burst);
   limit->cost = static_cast<uint32_t>(cost);
   if (!has_rate) {
     if (section->Has("burst") && !section->Has("limit")) {
       section->Problem("burst", "has no limit beside it", "write `limit`, for example 100/s");
     }
     return false;
+  }
+  if (of_rule.is_leaky && limit->max_delay_ns == 0 && !section->Has("max_delay")) {
+    section->Problem("limit", "is a leaky bucket's, and nothing says how long a request may wait",
+                     "write `max_delay` beside it, for example `max_delay: 500ms`");
   }
   limit->limit = rate.tokens;
   limit->period_ns = rate.period_ns;
@@ -156,7 +187,7 @@ void ParseDegraded(Section* rule, DegradedConfig* degraded, Findings* findings) 
   }
 }
 
-void ParseTiers(Section* rule, uint32_t rule_cost, const Config& config, RuleConfig* out,
+void ParseTiers(Section* rule, const OfRule& of_rule, const Config& config, RuleConfig* out,
                 Findings* findings) {
   const YAML::Node node = rule->Value("tiers");
   if (!node.IsDefined()) return;
@@ -176,21 +207,21 @@ void ParseTiers(Section* rule, uint32_t rule_cost, const Config& config, RuleCon
                     findings);
     TierConfig tier{.tier = entry.name, .degraded = out->degraded};
     if (section.Has("when_degraded")) ParseDegraded(&section, &tier.degraded, findings);
-    if (ParseLimit(&section, config, rule_cost, &tier.limit)) out->tiers.push_back(tier);
+    if (ParseLimit(&section, config, of_rule, &tier.limit)) out->tiers.push_back(tier);
   }
 }
 
-void ParseAlgorithm(Section* rule) {
+bool IsLeaky(Section* rule) {
   const YAML::Node node = rule->Value("algorithm");
-  if (!node.IsDefined()) return;
+  if (!node.IsDefined()) return false;
   if (node.IsScalar() && std::find(std::begin(kOtherAlgorithms), std::end(kOtherAlgorithms),
                                    node.Scalar()) != std::end(kOtherAlgorithms)) {
     rule->Problem("algorithm", Cat("`", node.Scalar(), "` is not in this version"),
-                  "write `algorithm: token_bucket`, or remove the line");
-    return;
+                  "write `algorithm: token_bucket` or `leaky_bucket`, or remove the line");
+    return false;
   }
   size_t index = 0;
-  rule->ReadChoice("algorithm", &index);
+  return rule->ReadChoice("algorithm", &index) && index == 1;
 }
 
 void ParseConsistency(Section* rule, bool* strict) {
@@ -224,20 +255,22 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseRuleName(&section, &rule, config.rules);
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
-  ParseAlgorithm(&section);
   ParseConsistency(&section, &rule.strict);
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
+  OfRule of_rule{.is_leaky = IsLeaky(&section)};
   LimitConfig own;
-  if (ParseLimit(&section, config, 1, &own)) rule.limit = own;
+  if (ParseLimit(&section, config, of_rule, &own)) rule.limit = own;
+  of_rule.cost = own.cost;
+  of_rule.max_delay_ns = own.max_delay_ns;
   if (section.Read("tier_by", &rule.tier_by) &&
       CheckDescriptorName(rule.tier_by, section.MarkOf("tier_by"), section.PathOf("tier_by"),
                           findings) &&
       !section.Has("tiers")) {
     section.Warning("tier_by", "has no effect without `tiers`", "write `tiers`, or remove it");
   }
-  ParseTiers(&section, own.cost, config, &rule, findings);
+  ParseTiers(&section, of_rule, config, &rule, findings);
   if (!section.Has("limit") && !section.Has("tiers")) {
     section.Problem("limit", "is missing",
                     "write for example `limit: 100/s`, or limits by `tiers`");

@@ -155,10 +155,11 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   constexpr uint64_t kMostTokens = 1'000'000'000;
   if (limit.limit == 0 || limit.limit > kMostTokens || limit.burst == 0 ||
       limit.burst > kMostTokens || limit.period_ns == 0 || limit.period_ns > shm::kMaxSpanNs ||
-      n.cost == 0 || n.cost > limit.burst) {
+      n.cost == 0 || n.cost > limit.burst || n.max_delay_ns > kMaxDelayNs) {
     return Bad("a limit is out of range");
   }
-  const shm::Limit expected = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
+  const shm::Limit expected =
+      shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, n.max_delay_ns);
   if (limit.interval_ns != expected.interval_ns || limit.tau_ns != expected.tau_ns ||
       limit.debt_max_ns != expected.debt_max_ns || limit.tau_ns > shm::kMaxSpanNs ||
       n.unit_ns != shm::CostNs(n.cost, limit.period_ns, limit.limit)) {

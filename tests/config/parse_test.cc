@@ -203,6 +203,14 @@ INSTANTIATE_TEST_SUITE_P(
         BadLine{"burst: 5", "has no limit beside it"},
         BadLine{"limit: 1/s\n    algorithm: sliding_window", "is not in this version"},
         BadLine{"limit: 1/s\n    algorithm: token_buckt", "write token_bucket"},
+        BadLine{"limit: 1/s\n    algorithm: leaky_bucket", "write `max_delay` beside it"},
+        BadLine{"limit: 1/s\n    max_delay: 1s", "write `algorithm: leaky_bucket`"},
+        BadLine{"limit: 1/s\n    algorithm: leaky_bucket\n    max_delay: 2h", "from 1ms to 1h"},
+        BadLine{"algorithm: leaky_bucket\n    tiers: {a: {limit: 5/s}}",
+                "write `max_delay` beside it"},
+        BadLine{"limit: 1/s\n    algorithm: leaky_bucket\n    max_delay: 1s\n    burst: 2\n"
+                "    cost: 3",
+                "never fits a burst of 2"},
         BadLine{"limit: 1/s\n    consistency: eventual", "one of approximate, strict"},
         BadLine{"limit: 1/s\n    shadow: yes", "write true"},
         BadLine{"limit: 1/s\n    shadow: 7", "write true or false"},
@@ -381,6 +389,29 @@ TEST(ParseTest, AcceptsTheEdgesOfEveryRange) {
     const ParseResult result = OfRule(line);
     EXPECT_TRUE(result.ok()) << line << "\n" << Text(result.problems);
   }
+}
+
+TEST(ParseTest, ALeakyBucketLetsOneRequestPassAtOnceUnlessToldOtherwise) {
+  const ParseResult result = OfRule(
+      "limit: 100/s\n    algorithm: leaky_bucket\n    max_delay: 2s\n    cost: 3\n"
+      "    tiers: {a: {limit: 5/s}, b: {limit: 5/s, burst: 9, max_delay: 1s, cost: 1}}");
+  ASSERT_TRUE(result.ok()) << Text(result.problems);
+  const RuleConfig& rule = result.config.rules.front();
+  ASSERT_TRUE(rule.limit.has_value());
+  EXPECT_EQ(rule.limit->max_delay_ns, 2 * kSecond);
+  EXPECT_EQ(rule.limit->burst, 3u);
+  ASSERT_EQ(rule.tiers.size(), 2u);
+  EXPECT_EQ(rule.tiers[0].limit.max_delay_ns, 2 * kSecond);
+  EXPECT_EQ(rule.tiers[0].limit.burst, 3u);
+  EXPECT_EQ(rule.tiers[1].limit.max_delay_ns, kSecond);
+  EXPECT_EQ(rule.tiers[1].limit.burst, 9u);
+}
+
+TEST(ParseTest, TiersOfALeakyBucketHaveTheRulesDelay) {
+  const ParseResult result =
+      OfRule("algorithm: leaky_bucket\n    max_delay: 3s\n    tiers: {a: {limit: 5/s}}");
+  ASSERT_TRUE(result.ok()) << Text(result.problems);
+  EXPECT_EQ(result.config.rules.front().tiers.front().limit.max_delay_ns, 3 * kSecond);
 }
 
 TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {

@@ -101,6 +101,9 @@ class Host : public reconcile::Transport {
           shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table, &seen);
       if (outcome == shm::Outcome::kLost) continue;
       if (outcome == shm::Outcome::kAllowed) {
+        const uint64_t delay_ns = shm::DelayNs(seen.verdict.new_ns, VirtualClock::now_ns,
+                                               rule.limit.tau_ns, rule.max_delay_ns);
+        longest_delay_ns = std::max(longest_delay_ns, delay_ns);
         shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
         admitted += tokens;
         return true;
@@ -176,6 +179,7 @@ class Host : public reconcile::Transport {
   const shm::MappedBuckets& buckets() const { return buckets_.buckets(); }
 
   uint64_t admitted = 0;
+  uint64_t longest_delay_ns = 0;
 
  private:
   struct Event {

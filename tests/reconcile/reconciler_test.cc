@@ -56,6 +56,30 @@ TEST(ReconcilerTest, TwoHostsAtTwiceTheLimitAdmitTheLimitTogether) {
   }
 }
 
+// Requests of both hosts stand in one queue: at twice the limit it is full, and all that comes out
+// of it comes at the limit's pace.
+TEST(ReconcilerTest, TwoHostsShareALeakyBucketsQueue) {
+  config::Config config = OneRule(200, kSecond, 1);
+  config.rules.front().limit->max_delay_ns = 500 * kMs;
+  Fleet fleet(2, config);
+  Demand a(fleet.host(0), 200);
+  Demand b(fleet.host(1), 200);
+  const auto step = [&] {
+    a.Step();
+    b.Step();
+  };
+  fleet.Run(3 * kSecond, step);
+  for (int window = 0; window < 3; ++window) {
+    const uint64_t before = fleet.Admitted();
+    fleet.Run(10 * kSecond, step);
+    EXPECT_NEAR(static_cast<double>(fleet.Admitted() - before), 2000, 60) << "3 % over 10 s";
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_LE(fleet.host(i).longest_delay_ns, 500 * kMs);
+    EXPECT_GE(fleet.host(i).longest_delay_ns, 400 * kMs);
+  }
+}
+
 TEST(ReconcilerTest, UnevenHostsAdmitTheLimitTogether) {
   Fleet fleet(4, OneRule(2000, kSecond, 400));
   Demand a(fleet.host(0), 3000);
