@@ -31,6 +31,9 @@ Reconciler::Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buck
       ledger_(options_.shard_count) {}
 
 void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
+  // What came under the former rules is believed by their measure: a lower limit could not have
+  // admitted it.
+  if (rules_ != nullptr && started_ns_ != 0) Harvest(now_ns_);
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
   harvester_.SetRules(rules_);
