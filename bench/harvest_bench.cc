@@ -235,7 +235,7 @@ class Host {
                      .instance = std::string(32, 'b'),
                      .use_since_ns = now_ns_},
                     &served_.buckets(), &served_.control(), &packed_, [] { return 0.5; }) {
-    reconciler_.SetRules(std::make_shared<const config::CompiledRules>(served_.rules()));
+    reconciler_.SetRules(std::make_shared<const config::CompiledRules>(served_.rules()), now_ns_);
     for (uint64_t i = 0; i < kBuckets / kPerTick; ++i) Harvest();  // all buckets are known
     floor_ = std::make_unique<Floor>(served_.buckets(), served_.control().info().shard_count,
                                      served_.rules().Find("live")->limit.interval_ns);

@@ -150,7 +150,8 @@ absl::Status App::StartAll() {
   const admin::RulesInForce in_force = book_->InForce();
   engine_ = MakeEngine({.control = &segments_.control(),
                         .buckets = &segments_.buckets(),
-                        .redis = in_force.config->redis});
+                        .redis = in_force.config->redis,
+                        .former_rules = book_->former()});
   absl::Status status = engine_->Start(in_force.rules);
   if (!status.ok()) return status;
   book_->SetEngine(engine_.get());

@@ -75,6 +75,8 @@ struct EngineParts {
   shm::ControlWriter* control = nullptr;  // only SetShard and what is for any thread
   const shm::MappedBuckets* buckets = nullptr;
   std::optional<config::RedisConfig> redis;  // none: this host alone
+  // In force while no daemon ran, where segments were taken over: use of that time is theirs.
+  std::shared_ptr<const config::CompiledRules> former_rules;
 };
 
 // Harvest and reconcile with their thread. All members may be called from any thread but for

@@ -103,6 +103,9 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
 
 absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   std::lock_guard lock(mutex_);
+  if (auto former = config::CompiledRules::Load(control_->policy()); former.ok()) {
+    former_ = std::make_shared<const config::CompiledRules>(*std::move(former));
+  }
   absl::Status status = Publish(now_ns);
   if (!absl::IsUnavailable(status)) return status;
   // Restarted amid a flurry of changes: the rules of before stay until a buffer has rested.

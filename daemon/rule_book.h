@@ -33,7 +33,7 @@ absl::StatusOr<LoadedConfig> LoadConfig(const std::string& path, const std::stri
 // Reads the file as it is, at most config::kMaxConfigBytes; empty when it cannot be read.
 std::string ReadConfigText(const std::string& path);
 
-// Any thread, but for the constructor and PublishFirst.
+// Any thread, but for the constructor, PublishFirst and former.
 class RuleBook {
  public:
   // `control` outlives the book.
@@ -41,6 +41,8 @@ class RuleBook {
 
   // Puts the first rules in force, before the segments are published.
   absl::Status PublishFirst(uint64_t now_ns);
+  // Those that stood in the segment before the first; null: none.
+  std::shared_ptr<const config::CompiledRules> former() const { return former_; }
   // What the file says; before PublishFirst only.
   const config::Config& wanted() const { return wanted_; }
   // Who is told of new rules; outlives the book's use.
@@ -68,6 +70,7 @@ class RuleBook {
   bool is_pending_ = false;
   uint64_t retry_ns_ = 0;
   admin::RulesInForce in_force_;
+  std::shared_ptr<const config::CompiledRules> former_;
   admin::ConfigState state_;
 };
 

@@ -30,10 +30,11 @@ Reconciler::Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buck
       harvester_(buckets, control->info().hash_key, options_.shard_count, options_.use_since_ns),
       ledger_(options_.shard_count) {}
 
-void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
+void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, uint64_t now_ns) {
+  now_ns_ = now_ns;
   // What came under the former rules is believed by their measure: a lower limit could not have
   // admitted it.
-  if (rules_ != nullptr && started_ns_ != 0) Harvest(now_ns_);
+  if (rules_ != nullptr) Harvest(now_ns);
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
   harvester_.SetRules(rules_);

@@ -85,7 +85,7 @@ class Reconciler : public harvest::Sink {
   Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buckets,
              shm::ControlWriter* control, Transport* transport, std::function<double()> random);
 
-  void SetRules(std::shared_ptr<const config::CompiledRules> rules);
+  void SetRules(std::shared_ptr<const config::CompiledRules> rules, uint64_t now_ns);
   void Tick(uint64_t now_ns);
   // Harvests all and sends what may be sent, without waiting for intervals.
   void FlushAll(uint64_t now_ns);

@@ -137,13 +137,14 @@ absl::Status Worker::Open() {
   reconciler_ = std::make_unique<Reconciler>(
       options, parts_.buckets, parts_.control, has_redis ? static_cast<Transport*>(this) : nullptr,
       [this] { return static_cast<double>(environment_.random() >> 11) * 0x1p-53; });
+  if (parts_.former_rules != nullptr) reconciler_->SetRules(parts_.former_rules, Now());
   return absl::OkStatus();
 }
 
 void Worker::SetRules(std::shared_ptr<const config::CompiledRules> rules) {
   if (client_ != nullptr) client_->ReadFilesAnew();
   rules_ = rules;
-  reconciler_->SetRules(std::move(rules));
+  reconciler_->SetRules(std::move(rules), Now());
 }
 
 uint64_t Worker::Tick() {

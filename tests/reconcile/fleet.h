@@ -59,7 +59,7 @@ class Host : public reconcile::Transport {
                                      .use_since_ns = now},
         &buckets_.buckets(), &control_, this,
         [this] { return std::uniform_real_distribution<double>(0, 1)(random_); });
-    reconciler_->SetRules(rules_);
+    reconciler_->SetRules(rules_, VirtualClock::now_ns);
   }
 
   void SetConfig(const config::Config& config, uint64_t seq) {
@@ -69,7 +69,7 @@ class Host : public reconcile::Transport {
     absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*bytes);
     if (!rules.ok()) abort();
     rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));
-    if (reconciler_ != nullptr) reconciler_->SetRules(rules_);
+    if (reconciler_ != nullptr) reconciler_->SetRules(rules_, VirtualClock::now_ns);
   }
 
   // One check of `label` with key `value`, as a client makes it (but for the emergency's modes).

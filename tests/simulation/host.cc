@@ -87,6 +87,7 @@ void Host::ChangeRules(std::vector<config::RuleConfig> rules) {
 }
 
 void Host::TakeRules() {
+  if (!wanted_rules_) return;  // a daemon began with them
   if (worker_ == nullptr || is_paused() || !PublishRules(*wanted_rules_)) {
     return timeline_->After(kRetryRulesNs, [this] { TakeRules(); });
   }
@@ -107,6 +108,12 @@ void Host::StartDaemon() {
                             .reconciling = true},
                            NowNs()));
   }
+  // It finds another file than the one before it.
+  const std::shared_ptr<const config::CompiledRules> former = rules_;
+  if (wanted_rules_ && PublishRules(*wanted_rules_)) {
+    ++rule_changes_;
+    wanted_rules_.reset();
+  }
   Life life;
   life.begin_ns = timeline_->now_ns();
   for (int i = 0; i < 2; ++i)
@@ -121,9 +128,12 @@ void Host::StartDaemon() {
   environment.instance = life.instance;
   environment.transport_name = "simulated";
   environment.use_since_ns = last_beat_ns;
-  absl::StatusOr<std::unique_ptr<reconcile::Worker>> worker = reconcile::Worker::Create(
-      {.control = &control_, .buckets = &buckets_.buckets(), .redis = options_.config.redis},
-      std::move(environment));
+  absl::StatusOr<std::unique_ptr<reconcile::Worker>> worker =
+      reconcile::Worker::Create({.control = &control_,
+                                 .buckets = &buckets_.buckets(),
+                                 .redis = options_.config.redis,
+                                 .former_rules = former},
+                                std::move(environment));
   if (!worker.ok()) abort();
   worker_ = *std::move(worker);
   worker_->SetRules(rules_);

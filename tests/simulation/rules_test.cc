@@ -12,21 +12,41 @@ namespace {
 
 // What the daemon believes of a bucket is capped by what its rule could have admitted: the rule of
 // that time, not the new one.
-TEST(RulesTest, UseOfAHigherLimitIsCountedAfterItIsLowered) {
-  OneHost world({.check_gap_ns = 20 * kUs});
-  world.RunFor(8 * kMs);
-  ASSERT_GT(world.host().UnreportedTokens(), 500) << "a lot in one turn";
-  std::vector<config::RuleConfig> rules = world.host().first_rules();
-  rules[0].limit = config::LimitConfig{.limit = 1, .period_ns = kSecond, .burst = 3};
-  world.host().ChangeRules(rules);
-  ASSERT_EQ(1u, world.host().rule_changes());
-  world.RunFor(100 * kMs);
-  world.host().StopClients();
-  ASSERT_TRUE(world.RunUntil([&] { return world.host().IsSettled(); }, 15 * kSecond))
-      << world.host().Unsettled();
-  Books books(&world.cluster(), &world.hosts());
-  for (const std::string& what : books.Check(/*closing=*/true)) ADD_FAILURE() << what;
-  EXPECT_EQ(books.totals().admitted, books.totals().counted);
+class RulesTest : public testing::Test {
+ protected:
+  void Lower() {
+    std::vector<config::RuleConfig> rules = world_.host().first_rules();
+    rules[0].limit = config::LimitConfig{.limit = 1, .period_ns = kSecond, .burst = 3};
+    world_.host().ChangeRules(rules);
+  }
+  void ExpectThatAllIsCounted() {
+    EXPECT_EQ(1u, world_.host().rule_changes());
+    world_.RunFor(100 * kMs);
+    world_.host().StopClients();
+    ASSERT_TRUE(world_.RunUntil([&] { return world_.host().IsSettled(); }, 15 * kSecond))
+        << world_.host().Unsettled();
+    Books books(&world_.cluster(), &world_.hosts());
+    for (const std::string& what : books.Check(/*closing=*/true)) ADD_FAILURE() << what;
+    EXPECT_EQ(books.totals().admitted, books.totals().counted);
+  }
+
+  OneHost world_{{.check_gap_ns = 20 * kUs}};
+};
+
+TEST_F(RulesTest, UseOfAHigherLimitIsCountedAfterItIsLowered) {
+  world_.RunFor(8 * kMs);
+  ASSERT_GT(world_.host().UnreportedTokens(), 500) << "a lot in one turn";
+  Lower();
+  ExpectThatAllIsCounted();
+}
+
+TEST_F(RulesTest, UseOfAHigherLimitIsCountedByADaemonThatStartsWithALowerOne) {
+  world_.host().KillDaemon();
+  world_.RunFor(100 * kMs);
+  ASSERT_GT(world_.host().UnreportedTokens(), 1000) << "a lot while no daemon ran";
+  Lower();
+  world_.host().StartDaemon();
+  ExpectThatAllIsCounted();
 }
 
 }  // namespace
