@@ -22,6 +22,7 @@ def bench(*arguments):
                            *arguments], capture_output=True, text=True, timeout=600, check=False)
 
 
+@pytest.mark.timeout_s(400)
 def test_every_row_is_measured_beside_its_floor(tmp_path):
     if not os.path.exists(os.path.join(build_dir(), "bench")):
         pytest.skip("built without the benchmarks")

@@ -230,9 +230,13 @@ TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
       text = "rules:\n  - " + pair + "\n    limit: 1/s\n    " +
              (key == "name" ? "key: [u]" : "name: aa");
     } else if (section == "rules[]") {
-      text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair;
+      const std::string also = key == "max_delay"   ? "\n    algorithm: leaky_bucket"
+                               : key == "algorithm" ? "\n    max_delay: 1s"
+                                                    : "";
+      text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
     } else if (section == "rules[].tiers.*") {
-      text = named + "tiers: {t: {" + (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";
+      text = named + (key == "max_delay" ? "algorithm: leaky_bucket\n    " : "") + "tiers: {t: {" +
+             (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";
     } else if (section == "rules[].when_degraded") {
       const std::string also = key == "for" ? ", then: open" : key == "then" ? ", for: 1s" : "";
       text = named + "limit: 1/s\n    when_degraded: {" + pair + also + "}";
