@@ -103,7 +103,9 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
 
 absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   std::lock_guard lock(mutex_);
-  if (auto former = config::CompiledRules::Load(control_->policy()); former.ok()) {
+  auto former = config::CompiledRules::Load(control_->policy());
+  absl::Status read = former.status();
+  if (read.ok()) {
     former_ = std::make_shared<const config::CompiledRules>(*std::move(former));
   }
   absl::Status status = Publish(now_ns);
@@ -111,9 +113,8 @@ absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   // Restarted amid a flurry of changes: the rules of before stay until a buffer has rested.
   is_pending_ = true;
   state_.pending = std::string(status.message());
-  auto rules = config::CompiledRules::Load(control_->policy());
-  if (!rules.ok()) return rules.status();
-  in_force_.rules = std::make_shared<const config::CompiledRules>(*std::move(rules));
+  if (!read.ok()) return read;
+  in_force_.rules = former_;
   in_force_.config = std::make_shared<const config::Config>(wanted_);
   return absl::OkStatus();
 }
