@@ -169,7 +169,6 @@ void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, 
                    sluice_decision_t* decision) {
   if (!allowed && time->lag_ns() != 0) time->ReadPrecise();
   decision->shadow = 0;
-  decision->delay_ns = 0;
   decision->now_ns = time->now_ns();
   decision->policy = policy;
   decision->generation = attachment.generation;

@@ -186,7 +186,6 @@ class RequestCheck {
       decision->allowed = denied_ == 0 ? 1 : 0;
       if (denied_ == 0) decision->retry_after_ns = 0;
       decision->shadow = shadow_ != 0 ? 1 : 0;
-      decision->delay_ns = 0;
       for (size_t i = 0; i < count_; ++i) {
         RecordSpend(*items_[i].rule, attempts_[i], spent_[i], decision);
         // A request of several queues goes on when the last of them lets it.

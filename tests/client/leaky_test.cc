@@ -1,6 +1,8 @@
 // Leaky buckets: who comes too early is told when its turn is, over all processes and ways to
 // check.
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -185,6 +187,25 @@ TEST_F(LeakyTest, WaitTurnSleepsUntilTheTurn) {
   EXPECT_GE(shm::MonotonicClock::PreciseNs(), d.raw().now_ns + d.raw().delay_ns);
   EXPECT_TRUE(d.wait_turn()) << "the turn has come";
   EXPECT_EQ(sluice_wait_turn(nullptr), SLUICE_E_ARGUMENT);
+}
+
+TEST_F(LeakyTest, ASignalEndsTheWait) {
+  auto handle = client_.bind({{"route", "/spaced"}, {"user", "interrupted"}});
+  ASSERT_TRUE(handle);
+  handle->check();
+  const Decision d = handle->check();
+  ASSERT_TRUE(d);
+  struct sigaction wake = {};
+  wake.sa_handler = [](int) {};
+  struct sigaction before;
+  ASSERT_EQ(sigaction(SIGALRM, &wake, &before), 0);
+  // Again and again: the first may come before the sleep begins.
+  const itimerval soon = {.it_interval = {0, 20'000}, .it_value = {0, 20'000}};
+  ASSERT_EQ(setitimer(ITIMER_REAL, &soon, nullptr), 0);
+  EXPECT_FALSE(d.wait_turn());
+  const itimerval off = {};
+  setitimer(ITIMER_REAL, &off, nullptr);
+  sigaction(SIGALRM, &before, nullptr);
 }
 
 TEST_F(LeakyTest, ADeniedRequestHasNoTurnToWaitFor) {
