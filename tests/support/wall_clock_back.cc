@@ -1,14 +1,12 @@
 // Loaded into a program by LD_PRELOAD: once there is a file PREFIX.PID, PREFIX as the environment's
 // WALL_CLOCK_BACK says and PID the process, its wall clock stands an hour back; PREFIX.PID.asked is
-// made then when somebody asks for the time. The other clocks stand as they are.
-#include <errno.h>
+// made then when somebody asks for the time.
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "tests/support/wall_clock.h"
 
 namespace {
 
@@ -27,30 +25,4 @@ bool IsBack() {
 
 }  // namespace
 
-extern "C" {
-
-int clock_gettime(clockid_t clock, timespec* ts) noexcept {
-  const long result = syscall(SYS_clock_gettime, clock, ts);
-  const bool is_wall = clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE;
-  const int error = errno;
-  if (result == 0 && is_wall && IsBack()) ts->tv_sec -= kHourS;
-  errno = error;
-  return static_cast<int>(result);
-}
-
-int gettimeofday(timeval* tv, void*) noexcept {
-  timespec ts;
-  clock_gettime(CLOCK_REALTIME, &ts);
-  tv->tv_sec = ts.tv_sec;
-  tv->tv_usec = ts.tv_nsec / 1000;
-  return 0;
-}
-
-time_t time(time_t* out) noexcept {
-  timespec ts;
-  clock_gettime(CLOCK_REALTIME, &ts);
-  if (out != nullptr) *out = ts.tv_sec;
-  return ts.tv_sec;
-}
-
-}  // extern "C"
+time_t ToldSecond(time_t second) { return IsBack() ? second - kHourS : second; }
