@@ -4,6 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <memory>
+#include <vector>
+
 #include "tests/reconcile/fleet.h"
 
 namespace sluice::test {
@@ -34,14 +38,18 @@ class Demand {
   double owed_ = 0;
 };
 
+// A step of all of them: so many checks a second on each of the first hosts.
+std::function<void()> DemandOf(Fleet& fleet, const std::vector<double>& per_second) {
+  auto demands = std::make_shared<std::vector<Demand>>();
+  for (const double rate : per_second) demands->emplace_back(fleet.host(demands->size()), rate);
+  return [demands] {
+    for (Demand& demand : *demands) demand.Step();
+  };
+}
+
 TEST(ReconcilerTest, TwoHostsAtTwiceTheLimitAdmitTheLimitTogether) {
   Fleet fleet(2, OneRule(2000, kSecond, 400));
-  Demand a(fleet.host(0), 2000);
-  Demand b(fleet.host(1), 2000);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {2000, 2000});
   fleet.Run(2 * kSecond, step);
   for (int window = 0; window < 3; ++window) {
     const uint64_t before = fleet.Admitted();
@@ -62,12 +70,7 @@ TEST(ReconcilerTest, TwoHostsShareALeakyBucketsQueue) {
   config::Config config = OneRule(200, kSecond, 1);
   config.rules.front().limit->max_delay_ns = 500 * kMs;
   Fleet fleet(2, config);
-  Demand a(fleet.host(0), 200);
-  Demand b(fleet.host(1), 200);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {200, 200});
   fleet.Run(3 * kSecond, step);
   for (int window = 0; window < 3; ++window) {
     const uint64_t before = fleet.Admitted();
@@ -82,14 +85,7 @@ TEST(ReconcilerTest, TwoHostsShareALeakyBucketsQueue) {
 
 TEST(ReconcilerTest, UnevenHostsAdmitTheLimitTogether) {
   Fleet fleet(4, OneRule(2000, kSecond, 400));
-  Demand a(fleet.host(0), 3000);
-  Demand b(fleet.host(1), 500);
-  Demand c(fleet.host(2), 100);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-    c.Step();
-  };
+  const auto step = DemandOf(fleet, {3000, 500, 100});
   fleet.Run(2 * kSecond, step);
   const uint64_t before = fleet.Admitted();
   fleet.Run(10 * kSecond, step);
@@ -125,12 +121,7 @@ TEST(ReconcilerTest, NothingIsLostOrDoubledWhenMessagesAre) {
 
 TEST(ReconcilerTest, AFailoverThatLosesWritesIsMadeUpFromTheJournal) {
   Fleet fleet(2, OneRule(5000, kSecond, 1000));
-  Demand a(fleet.host(0), 1000);
-  Demand b(fleet.host(1), 1000);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {1000, 1000});
   fleet.Run(5 * kSecond, step);
   const LuaRedis::Data replica = fleet.redis.data;
   fleet.Run(kSecond, step);
@@ -164,12 +155,7 @@ TEST(ReconcilerTest, AFailoverIsMadeUpThoughTheFirstReplyAfterItIsLost) {
 // and a slot that is mended. What was counted again in the one must not count twice in the other.
 TEST(ReconcilerTest, ACopyThatForgotAndIsForgottenItselfCountsNothingTwice) {
   Fleet fleet(2, OneRule(5000, kSecond, 1000));
-  Demand a(fleet.host(0), 1000);
-  Demand b(fleet.host(1), 300);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {1000, 300});
   fleet.Run(5 * kSecond, step);
   for (int turn = 0; turn < 4; ++turn) {
     const LuaRedis::Data forgetful = fleet.redis.data;
@@ -199,12 +185,7 @@ TEST(ReconcilerTest, AFlushOfRedisLosesOnlyWhatIsOlderThanTheJournal) {
 
 TEST(ReconcilerTest, AnOutageIsAnEmergencyWithinASecondAndItsUseIsCountedOnce) {
   Fleet fleet(2, OneRule(2000, kSecond, 400));
-  Demand a(fleet.host(0), 500);
-  Demand b(fleet.host(1), 500);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {500, 500});
   fleet.Run(5 * kSecond, step);
   for (uint32_t shard = 0; shard < 4; ++shard) {
     EXPECT_EQ(fleet.host(0).Mode(shard), shm::ShardMode::kHealthy);
@@ -229,12 +210,7 @@ TEST(ReconcilerTest, AnOutageIsAnEmergencyWithinASecondAndItsUseIsCountedOnce) {
 // limitador#297: a batch that the server refused was dropped, and what it counted with it.
 TEST(ReconcilerTest, ABatchThatRedisRefusesIsKeptUntilItIsTaken) {
   Fleet fleet(2, OneRule(2000, kSecond, 400));
-  Demand a(fleet.host(0), 500);
-  Demand b(fleet.host(1), 500);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {500, 500});
   fleet.Run(2 * kSecond, step);
   const int64_t before = fleet.Counted();
   fleet.network.busy = true;
@@ -255,12 +231,7 @@ TEST(ReconcilerTest, ARaisedLimitFreesAKeyThatTheOldOneHadShut) {
   fleet.Run(2 * kSecond);
   ASSERT_EQ(fleet.Counted(), 1);
   for (size_t i = 0; i < 2; ++i) fleet.host(i).SetConfig(OneRule(100, kSecond, 100), 2);
-  Demand a(fleet.host(0), 100);
-  Demand b(fleet.host(1), 100);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {100, 100});
   fleet.Run(3 * kSecond, step);  // tau and debt_max of the new limit, 1 s each
   const uint64_t before = fleet.Admitted();
   fleet.Run(5 * kSecond, step);
@@ -288,12 +259,7 @@ TEST(ReconcilerTest, ALoweredLimitLeavesNoDebtBeyondItsOwnBound) {
 // limitador#288: 60 s of use, added as fresh debt after a partition, blocks the fleet.
 TEST(ReconcilerTest, TheUseOfALongOutageDoesNotBlockTheFleetAfterwards) {
   Fleet fleet(2, OneRule(1000, kSecond, 200));
-  Demand a(fleet.host(0), 450);
-  Demand b(fleet.host(1), 450);
-  const auto step = [&] {
-    a.Step();
-    b.Step();
-  };
+  const auto step = DemandOf(fleet, {450, 450});
   fleet.Run(3 * kSecond, step);
   fleet.network.cut = true;
   fleet.Run(60 * kSecond, step);
