@@ -68,11 +68,11 @@ class Proxy:
             fault = self.fault
             readable, _, _ = select.select([self._listener, *(w.source for w in self._ways
                                                               if not w.ended)], [], [], LOOK_S)
-            for ready in readable:
-                if ready is self._listener:
-                    self._accept()
-                else:
-                    self._read(next(w for w in self._ways if w.source is ready), fault)
+            if self._listener in readable:
+                self._accept()
+            for way in [w for w in self._ways if w.source in readable]:
+                if way in self._ways:  # else its other direction has just ended both
+                    self._read(way, fault)
             for way in list(self._ways):
                 self._pass_on(way, fault)
 
