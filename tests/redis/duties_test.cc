@@ -66,7 +66,7 @@ TEST_P(DutiesTest, LoadingAsksForPatience) {
   StartServer({"--enable-debug-command", "local", "--key-load-delay", "500",
                "--loading-process-events-interval-bytes", "1024"});
   ASSERT_EQ("OK", server_->Command({"DEBUG", "POPULATE", "5000"}).text);
-  ASSERT_EQ("OK", server_->Command({"SAVE"}).text);
+  ASSERT_EQ("OK", server_->Command({"SAVE"}).text) << server_->log();
   CreateSingle();
   ASSERT_TRUE(BecomesReady());
   ASSERT_TRUE(server_->Restart());

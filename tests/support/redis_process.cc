@@ -11,8 +11,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -122,8 +124,15 @@ redis::Reply RedisCommand(uint16_t port, const std::vector<std::string>& argumen
     char buffer[16384];
     for (;;) {
       const ssize_t got = recv(fd, buffer, sizeof buffer, 0);
-      if (got <= 0 || !reader.Feed(std::string_view(buffer, static_cast<size_t>(got))).ok()) {
-        result = TestError("no reply");
+      // With a time limit a call is not begun again by itself after the process was stopped.
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) {
+        result =
+            TestError(got == 0 ? "no reply: closed" : std::string("no reply: ") + strerror(errno));
+        break;
+      }
+      if (!reader.Feed(std::string_view(buffer, static_cast<size_t>(got))).ok()) {
+        result = TestError("no reply that can be read");
         break;
       }
       if (std::optional<redis::Reply> reply = reader.Next()) {
