@@ -1,0 +1,132 @@
+// A host's tokens on loan from one bucket (docs/accuracy.md).
+//
+// L1  A credit is spent, returned or expired, each once and by this host alone.
+// L2  Credits end within 0.999 generations of this host's clock after the request that brought them
+//     was FIRST sent, whichever copy was answered: before Redis forgets them, for clocks that
+//     differ by less than 1,000 ppm.
+// L3  What is returned is taken out of the credits before the request is built.
+//
+// Pure and single-threaded: time and randomness come in. One request may be on its way at a time;
+// Session keeps its bytes.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "daemon/lease/demand.h"
+#include "daemon/lease/terms.h"
+
+namespace sluice::lease {
+
+inline constexpr uint64_t kGenerationNs = 1'000'000'000;  // as in lua/lease.lua
+inline constexpr uint64_t kLifetimeNs = kGenerationNs / 1000 * 999;
+inline constexpr uint64_t kEarlyGapNs = 2'000'000;  // between requests out of turn: 500/s at most
+inline constexpr uint64_t kRecentNs = 1'000'000'000;
+inline constexpr size_t kMaxParked = 1024;
+
+enum class Verdict : uint8_t { kAllow, kDeny, kWait };
+
+// How long replies take; the lead with which credits are renewed.
+struct RoundTrip {
+  double mean_ns = 1e6;
+  double deviation_ns = 0.5e6;
+  double least_ns = 1e6;  // of late: without what lost messages add
+
+  void Add(uint64_t seen_ns);
+  double lead_ns() const;
+};
+
+class Lease {
+ public:
+  struct Options {
+    Terms terms;
+    uint64_t sync_ns = 50'000'000;
+  };
+
+  explicit Lease(const Options& options) : terms_(options.terms), sync_ns_(options.sync_ns) {}
+
+  // kWait: the answer comes from Answered() with this ticket; a wait needs Terms::wait_ns.
+  Verdict Check(uint64_t cost, uint64_t now_ns, uint64_t ticket = 0);
+
+  // Is a request due? `random` is uniform in [0, 1).
+  bool Tick(uint64_t now_ns, const RoundTrip& rtt, double random);
+  // The next time at which Tick may say yes without a check in between.
+  uint64_t NextTickNs() const;
+
+  // What to send now. A second one only after OnGrant.
+  Ask Freeze(uint64_t now_ns, const RoundTrip& rtt, double random);
+  void OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns, const RoundTrip& rtt);
+
+  struct Answer {
+    uint64_t ticket;
+    bool allowed;
+  };
+  // Parked callers that were served or whose time is over, once each.
+  std::vector<Answer> Answered(uint64_t now_ns);
+  // When the first parked caller's time is over; UINT64_MAX without one.
+  uint64_t NextDeadlineNs() const;
+
+  uint64_t credits() const { return credits_; }
+  uint64_t held() const { return held_; }
+  bool in_flight() const { return in_flight_; }
+
+ private:
+  struct Parked {
+    uint64_t ticket;
+    uint64_t cost;
+    uint64_t deadline_ns;
+  };
+
+  void Expire(uint64_t now_ns);
+  bool Blocked(uint64_t now_ns) const { return short_ && now_ns < retry_ns_; }
+  uint64_t Unreported() const { return held_ - credits_ - pending_; }
+  uint64_t Waiting() const;
+  uint64_t Target(uint64_t now_ns, const RoundTrip& rtt) const;
+  bool DueInTurn(uint64_t now_ns, uint64_t target) const;
+  bool HasExcess(uint64_t target) const;
+  void EndWaits(uint64_t now_ns);
+  void ServeParked();
+
+  Terms terms_;
+  uint64_t sync_ns_;
+
+  // The lease
+  uint64_t credits_ = 0;  // spendable until expiry
+  uint64_t expiry_ns_ = 0;
+  uint64_t held_ = 0;     // counted for this host by Redis: credits, spent and pending
+  uint64_t pending_ = 0;  // expired: not spendable, and not yet given back
+  uint64_t fence_us_ = 0;
+  int64_t gen_ = -1;
+
+  // Demand
+  Demand demand_;
+  uint64_t attempts_ = 0;     // tokens asked for since it was brought up to date
+  uint64_t said_milli_ = 0;   // as said in the lease that is held
+  uint64_t asked_milli_ = 0;  // as said in the request on its way
+  uint64_t denied_ = 0;       // tokens, since the last request
+  uint64_t need_ = 1;         // the largest cost among them
+  uint64_t last_check_ns_ = 0;
+  bool checked_ = false;
+  std::deque<Parked> parked_;
+  std::vector<Answer> answers_;
+
+  // What Redis said last
+  bool short_ = false;
+  bool starved_ = false;  // of a cost larger than what is held
+  uint64_t retry_ns_ = 0;
+  double share_ = 1;
+  double all_demand_ = 0;
+  uint64_t hosts_ = 1;
+
+  // The pace
+  bool in_flight_ = false;
+  bool early_ = false;
+  uint64_t sent_ns_ = 0;
+  uint64_t tick_ns_ = 0;
+  uint64_t target_ = 0;
+  uint64_t frozen_rem_ = 0;
+  uint64_t low_water_ = 0;
+};
+
+}  // namespace sluice::lease

@@ -1,0 +1,74 @@
+// A daemon's conversation with one shard about leases: one call on its way at a time, its bytes
+// frozen, sent again unchanged until it is answered. Pure: who sends the bytes is the caller.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "daemon/lease/lease.h"
+#include "daemon/lease/terms.h"
+#include "daemon/redis/reply.h"
+
+namespace sluice::lease {
+
+inline constexpr uint64_t kResendMinNs = 25'000'000;
+inline constexpr uint64_t kResendMaxNs = 250'000'000;
+inline constexpr uint64_t kTokensMax = 1ull << 40;  // a bound on what a reply may claim
+
+// `limit` tokens in `period_us`, in lowest terms. Refused where the script could not count exactly.
+absl::StatusOr<Terms> MakeTerms(uint64_t limit, uint64_t period_us, uint64_t burst,
+                                uint64_t wait_ns);
+
+// 128 random bits, made at each start of a daemon.
+using Instance = std::array<uint64_t, 2>;
+
+struct Asked {
+  std::string field;  // of the bucket
+  Terms terms;
+  Ask ask;
+};
+
+struct Call {
+  uint64_t seq = 0;
+  uint64_t first_sent_ns = 0;
+  uint64_t sent_ns = 0;
+  uint64_t timeout_ns = kResendMinNs;
+  size_t buckets = 0;
+  // ARGV of lua/lease.lua but for `primary`, which stands at kPrimaryArg and is the sender's: it
+  // knows whom it sends to.
+  std::vector<std::string> args;
+};
+
+inline constexpr size_t kPrimaryArg = 3;
+
+class Session {
+ public:
+  Session(const Instance& instance, uint64_t sync_us) : instance_(instance), sync_us_(sync_us) {}
+
+  // None may be on its way. `time_us` is 0 where scripts may ask TIME.
+  const Call& Start(std::span<const Asked> asked, uint64_t time_us, uint64_t now_ns);
+  // Is the call on its way to be sent again? Counts as sent then.
+  bool Resend(uint64_t now_ns);
+  // The grants in the order of what was asked; none where the reply is to no call on its way.
+  absl::StatusOr<std::optional<std::vector<Grant>>> OnReply(uint64_t seq, const redis::Reply& reply,
+                                                            uint64_t now_ns);
+
+  const Call* call() const { return call_.has_value() ? &*call_ : nullptr; }
+  uint64_t NextResendNs() const { return call_ ? call_->sent_ns + call_->timeout_ns : UINT64_MAX; }
+  const RoundTrip& rtt() const { return rtt_; }
+
+ private:
+  Instance instance_;
+  uint64_t sync_us_;
+  uint64_t seq_ = 0;
+  std::optional<Call> call_;
+  RoundTrip rtt_;
+};
+
+}  // namespace sluice::lease

@@ -1,0 +1,205 @@
+#include "tests/accuracy/scenario.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <numeric>
+#include <utility>
+
+namespace sluice::accuracy {
+namespace {
+
+constexpr double kZipfExponent = 1.1;
+constexpr double kHotShare = 0.9;
+constexpr uint64_t kMoveNs = 2 * kSecondNs;
+constexpr uint64_t kHopNs = kSecondNs;
+constexpr double kOnShare = 0.25;
+constexpr double kOnMeanNs = 100.0 * kMilliNs;
+constexpr double kOffMeanNs = 300.0 * kMilliNs;
+constexpr double kRampLeast = 0.2;
+constexpr double kRampMost = 3;
+constexpr double kRampNs = 20.0 * kSecondNs;
+
+bool IsZipf(Pattern p) { return p == Pattern::kZipf || p == Pattern::kMove || p == Pattern::kRamp; }
+
+const char* NameOf(Pattern p) {
+  static constexpr const char* kNames[] = {"uni", "zipf",  "hot",  "move",
+                                           "hop", "onoff", "ramp", "flash"};
+  return kNames[static_cast<size_t>(p)];
+}
+
+Scenario Make(Pattern pattern, uint32_t hosts, double load, const char* extra = "") {
+  Scenario s;
+  s.pattern = pattern;
+  s.hosts = hosts;
+  s.load = load;
+  std::string times = std::to_string(load);
+  times.erase(times.find_last_not_of('0') + 1);
+  if (times.back() == '.') times.pop_back();
+  s.name = std::string(NameOf(pattern)) + "-" + std::to_string(hosts) + "-x" + times;
+  if (*extra != '\0') s.name += std::string("-") + extra;
+  return s;
+}
+
+Scenario Low(Scenario s) {
+  s.limit_per_s = 10;
+  s.burst = 10;
+  s.wait_ns = 20 * kMilliNs;
+  s.duration_ns = 100 * kSecondNs;
+  return s;
+}
+
+}  // namespace
+
+uint64_t Exponential(simulation::Random* random, double mean_ns) {
+  return static_cast<uint64_t>(-std::log(1 - random->Unit()) * mean_ns);
+}
+
+std::vector<Scenario> Scenarios() {
+  std::vector<Scenario> all;
+  using enum Pattern;
+  for (const double load : {0.5, 0.9, 1.0, 1.2, 2.0, 5.0}) all.push_back(Make(kUni, 100, load));
+  for (const double load : {0.9, 2.0}) {
+    for (const Pattern p : {kZipf, kHot, kMove, kHop, kOnOff}) all.push_back(Make(p, 100, load));
+  }
+  all.push_back(Make(kRamp, 100, 2));
+  all.push_back(Make(kFlash, 100, 5));
+  for (const uint32_t hosts : {2, 10, 1000}) {
+    for (const double load : {0.9, 1.2, 2.0}) all.push_back(Make(kUni, hosts, load));
+    all.push_back(Make(kMove, hosts, 2));
+    all.push_back(Make(kFlash, hosts, 5));
+  }
+  for (const double load : {0.9, 2.0}) {
+    Scenario s = Make(kUni, 100, load, "loss1");
+    s.loss = 0.01;
+    all.push_back(s);
+    s = Make(kUni, 100, load, "loss5");
+    s.loss = 0.05;
+    all.push_back(s);
+    s = Make(kUni, 100, load, "crash");
+    s.crash = true;
+    all.push_back(s);
+    s = Make(kUni, 100, load, "pause");
+    s.pause = true;
+    all.push_back(s);
+    s = Make(kUni, 100, load, "failover");
+    s.failover = true;
+    all.push_back(s);
+    s = Make(kMove, 100, load, "allbad");
+    s.crash = s.pause = s.failover = true;
+    s.loss = 0.05;
+    all.push_back(s);
+    s = Make(kUni, 100, load, "cost");
+    s.max_cost = 20;
+    all.push_back(s);
+    // Where what is out and what is refilled meet most often.
+    s = Make(kHop, 10, load, "lossy");
+    s.loss = 0.2;
+    all.push_back(s);
+  }
+  for (const double load : {0.9, 2.0, 5.0}) all.push_back(Low(Make(kUni, 100, load, "low")));
+  Scenario s = Low(Make(kHop, 100, 0.9, "low"));
+  all.push_back(s);
+  s = Low(Make(kUni, 100, 2, "low-cost"));
+  s.max_cost = 5;
+  all.push_back(s);
+  s = Low(Make(kUni, 100, 0.9, "low-bad"));
+  s.loss = 0.05;
+  s.crash = true;
+  all.push_back(s);
+  return all;
+}
+
+Arrivals::Arrivals(const Scenario& scenario, simulation::Random random)
+    : scenario_(scenario), random_(random) {
+  // Costs are 1 in three of four, so that the load is of tokens.
+  const double cost = 0.75 + 0.25 * (1 + static_cast<double>(scenario.max_cost)) / 2;
+  peak_per_s_ = static_cast<double>(scenario.limit_per_s) * scenario.load / cost;
+  if (scenario.pattern == Pattern::kOnOff) {
+    peak_per_s_ /= kOnShare;
+    for (uint32_t i = 0; i < scenario.hosts; ++i) {
+      const bool on = random_.Chance(kOnShare);
+      on_off_.push_back({on, Exponential(&random_, on ? kOnMeanNs : kOffMeanNs)});
+    }
+  }
+  if (scenario.pattern == Pattern::kRamp) peak_per_s_ *= kRampMost / scenario.load;
+  ranked_.resize(scenario.hosts);
+  std::iota(ranked_.begin(), ranked_.end(), 0);
+  double sum = 0;
+  for (uint32_t rank = 1; IsZipf(scenario.pattern) && rank <= scenario.hosts; ++rank) {
+    zipf_.push_back(sum += std::pow(rank, -kZipfExponent));
+  }
+  Shuffle();
+}
+
+void Arrivals::Shuffle() {
+  for (size_t i = ranked_.size(); i > 1; --i) std::swap(ranked_[i - 1], ranked_[random_.Below(i)]);
+}
+
+// As a part of the peak.
+double Arrivals::RateAt(uint64_t at_ns) const {
+  if (scenario_.pattern == Pattern::kRamp) {
+    const double wave =
+        (1 + std::sin(2 * std::numbers::pi * static_cast<double>(at_ns) / kRampNs)) / 2;
+    return (kRampLeast + (kRampMost - kRampLeast) * wave) / kRampMost;
+  }
+  if (scenario_.pattern == Pattern::kFlash) {
+    // Idle, then all at once: for 2 s, and for 0.2 s, each 10 s.
+    const uint64_t in_turn = at_ns % (10 * kSecondNs);
+    const bool lit = (in_turn >= 3 * kSecondNs && in_turn < 5 * kSecondNs) ||
+                     (in_turn >= 8 * kSecondNs && in_turn < 8 * kSecondNs + 200 * kMilliNs);
+    return lit ? 1 : 0.01;
+  }
+  return 1;
+}
+
+bool Arrivals::Picks(uint64_t at_ns, uint32_t* host) {
+  const uint32_t any = static_cast<uint32_t>(random_.Below(scenario_.hosts));
+  *host = any;
+  switch (scenario_.pattern) {
+    case Pattern::kHot:
+      if (random_.Chance(kHotShare)) *host = 0;
+      return true;
+    case Pattern::kHop:
+      *host = ranked_[at_ns / kHopNs % scenario_.hosts];
+      return true;
+    case Pattern::kMove:
+    case Pattern::kRamp:
+      if (at_ns >= moved_ns_ + kMoveNs) {
+        moved_ns_ = at_ns;
+        Shuffle();
+      }
+      [[fallthrough]];
+    case Pattern::kZipf: {
+      const double at = random_.Unit() * zipf_.back();
+      const auto found = std::lower_bound(zipf_.begin(), zipf_.end(), at);
+      *host = ranked_[static_cast<size_t>(found - zipf_.begin())];
+      return true;
+    }
+    case Pattern::kOnOff: {
+      OnOff& state = on_off_[any];
+      while (state.until_ns <= at_ns) {
+        state.on = !state.on;
+        state.until_ns += Exponential(&random_, state.on ? kOnMeanNs : kOffMeanNs) + 1;
+      }
+      return state.on;
+    }
+    case Pattern::kUni:
+    case Pattern::kFlash:
+      return true;
+  }
+  return true;
+}
+
+Arrival Arrivals::Next() {
+  Arrival a;
+  do {  // ends with the duration, since time only grows
+    at_ns_ += Exponential(&random_, 1e9 / peak_per_s_) + 1;
+    a.at_ns = at_ns_;
+  } while (at_ns_ < scenario_.duration_ns &&
+           (!random_.Chance(RateAt(at_ns_)) || !Picks(at_ns_, &a.host)));
+  a.cost = random_.Chance(0.75) ? 1 : random_.Between(1, scenario_.max_cost);
+  return a;
+}
+
+}  // namespace sluice::accuracy

@@ -1,0 +1,73 @@
+// Who asks when, and what goes wrong.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/simulation/random.h"
+
+namespace sluice::accuracy {
+
+inline constexpr uint64_t kSecondNs = 1'000'000'000;
+inline constexpr uint64_t kMilliNs = 1'000'000;
+
+enum class Pattern : uint8_t { kUni, kZipf, kHot, kMove, kHop, kOnOff, kRamp, kFlash };
+
+struct Scenario {
+  std::string name;
+  Pattern pattern = Pattern::kUni;
+  uint32_t hosts = 100;
+  double load = 0.9;  // of the limit
+  uint64_t limit_per_s = 10'000;
+  uint64_t burst = 1'000;
+  uint64_t max_cost = 1;  // costs are 1, 1, 1 and up to this
+  uint64_t wait_ns = 0;
+  uint64_t duration_ns = 30 * kSecondNs;
+  uint64_t rtt_ns = kMilliNs;
+  double loss = 0;  // of messages each way; as many are late
+  bool crash = false;
+  bool pause = false;
+  bool failover = false;
+};
+
+// All that are known, in the order of the table.
+std::vector<Scenario> Scenarios();
+
+struct Arrival {
+  uint64_t at_ns = 0;
+  uint32_t host = 0;
+  uint64_t cost = 1;
+};
+
+// The arrivals of one run in order of time.
+class Arrivals {
+ public:
+  Arrivals(const Scenario& scenario, simulation::Random random);
+  // The next one; at_ns beyond the duration: it is over.
+  Arrival Next();
+
+ private:
+  double RateAt(uint64_t at_ns) const;
+  bool Picks(uint64_t at_ns, uint32_t* host);
+  void Shuffle();
+
+  struct OnOff {
+    bool on;
+    uint64_t until_ns;
+  };
+
+  const Scenario scenario_;
+  simulation::Random random_;
+  uint64_t at_ns_ = 0;
+  double peak_per_s_;
+  std::vector<double> zipf_;      // cumulative weights by rank
+  std::vector<uint32_t> ranked_;  // hosts by rank
+  uint64_t moved_ns_ = 0;
+  std::vector<OnOff> on_off_;
+};
+
+// Exponential, of this mean.
+uint64_t Exponential(simulation::Random* random, double mean_ns);
+
+}  // namespace sluice::accuracy

@@ -1,0 +1,40 @@
+"""The strict scheme over a few seeds: nothing over in a window of any length, whatever goes wrong."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from harness.sluice import build_dir
+
+SUITE_TIMEOUT_S = 900
+RUN_TIMEOUT_S = 240
+ACCURACY = os.path.join(build_dir(), "tests/accuracy/accuracy")
+
+# scenario: (seeds, the least that must be used, in percent; what a bucket without hosts admits is 100)
+RUNS = {
+    "hop-100-x2": (3, 98),
+    "hop-10-x2-lossy": (3, 5),
+    "flash-10-x5": (2, 90),
+    "uni-10-x1.2": (1, 97),
+    "uni-100-x0.9-failover": (1, 50),
+    "uni-100-x0.9-crash": (1, 90),
+    "uni-100-x2-low": (2, 90),
+    "uni-100-x2-low-cost": (2, 30),
+}
+
+
+@pytest.mark.timeout_s(RUN_TIMEOUT_S)
+@pytest.mark.parametrize("scenario", RUNS)
+def test_admits_nothing_over_and_wastes_little(scenario):
+    seeds, used_percent = RUNS[scenario]
+    run = subprocess.run([ACCURACY, "--scenario", scenario, "--seeds", str(seeds)], check=False,
+                         capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    assert run.returncode == 0, run.stderr
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(results) == seeds
+    for result in results:
+        assert result["over_tokens"] == 0, result
+        assert result["over_1s_percent"] == 0 and result["over_10s_percent"] == 0, result
+        assert result["used_percent"] >= used_percent, result

@@ -1,0 +1,163 @@
+#include "daemon/lease/lease.h"
+
+#include <gtest/gtest.h>
+
+#include "daemon/lease/session.h"
+
+namespace sluice::lease {
+namespace {
+
+constexpr uint64_t kMs = 1'000'000;
+constexpr uint64_t kStartNs = 1'000'000 * kMs;
+const RoundTrip kRtt;
+
+Lease NewLease(uint64_t wait_ns = 0) {
+  return Lease({.terms = *MakeTerms(100, 1'000'000, 50, wait_ns), .sync_ns = 50 * kMs});
+}
+
+Grant Of(uint64_t tokens, int64_t gen = 1) {
+  Grant g;
+  g.live = true;
+  g.tokens = tokens;
+  g.gen = gen;
+  return g;
+}
+
+// Asks for one token, and is lent `tokens` by a reply that comes `late_ns` after the request.
+void Borrow(Lease* lease, uint64_t tokens, uint64_t now_ns, uint64_t late_ns = kMs) {
+  (void)lease->Check(1, now_ns);
+  (void)lease->Freeze(now_ns, kRtt, 0.5);
+  lease->OnGrant(Of(tokens), now_ns, now_ns + late_ns, kRtt);
+}
+
+TEST(LeaseTest, AdmitsWhatItWasLentAndNoMore) {
+  Lease lease = NewLease();
+  EXPECT_EQ(lease.Check(1, kStartNs), Verdict::kDeny);
+  EXPECT_TRUE(lease.Tick(kStartNs, kRtt, 0.5));
+  Borrow(&lease, 5, kStartNs);
+  EXPECT_EQ(lease.Check(3, kStartNs + 2 * kMs), Verdict::kAllow);
+  EXPECT_EQ(lease.Check(3, kStartNs + 2 * kMs), Verdict::kDeny);
+  EXPECT_EQ(lease.Check(2, kStartNs + 2 * kMs), Verdict::kAllow);
+  EXPECT_EQ(lease.Check(1, kStartNs + 2 * kMs), Verdict::kDeny);
+}
+
+TEST(LeaseTest, EndsAGenerationAfterTheRequestWasFirstSentHoweverLateItsReply) {
+  Lease lease = NewLease();
+  Borrow(&lease, 5, kStartNs, 500 * kMs);
+  EXPECT_EQ(lease.Check(1, kStartNs + kLifetimeNs - 1), Verdict::kAllow);
+  EXPECT_EQ(lease.Check(1, kStartNs + kLifetimeNs), Verdict::kDeny);
+  EXPECT_EQ(lease.credits(), 0u);
+}
+
+TEST(LeaseTest, GivesBackWhatAReplyBringsAfterItsEnd) {
+  Lease lease = NewLease();
+  Borrow(&lease, 5, kStartNs, kLifetimeNs);
+  EXPECT_EQ(lease.credits(), 0u);
+  const Ask ask = lease.Freeze(kStartNs + kLifetimeNs + kMs, kRtt, 0.5);
+  EXPECT_EQ(ask.held, 5u);
+  EXPECT_EQ(ask.ret, 5u);
+  EXPECT_EQ(ask.rem, 0u);
+}
+
+TEST(LeaseTest, ReportsWhatItSpentAndKeepsTheRest) {
+  Lease lease = NewLease();
+  Borrow(&lease, 10, kStartNs);
+  for (int i = 0; i < 4; ++i) ASSERT_EQ(lease.Check(1, kStartNs + 10 * kMs), Verdict::kAllow);
+  const Ask ask = lease.Freeze(kStartNs + 20 * kMs, kRtt, 0.5);
+  EXPECT_EQ(ask.held, 10u);
+  EXPECT_EQ(ask.rem + ask.ret, 6u);
+}
+
+TEST(LeaseTest, TakesWhatItReturnsOutOfItsCreditsBeforeItIsSent) {
+  Lease lease = NewLease();
+  Borrow(&lease, 40, kStartNs);
+  const uint64_t idle_ns = kStartNs + 900 * kMs;
+  const Ask ask = lease.Freeze(idle_ns, kRtt, 0.5);
+  EXPECT_GT(ask.ret, 30u);
+  EXPECT_EQ(lease.credits(), ask.rem);
+  EXPECT_EQ(ask.rem + ask.ret, 40u);
+}
+
+TEST(LeaseTest, DropsAllThatIsNoLongerCountedForIt) {
+  Lease lease = NewLease();
+  Borrow(&lease, 10, kStartNs);
+  (void)lease.Freeze(kStartNs + 10 * kMs, kRtt, 0.5);
+  Grant grant = Of(2, 9);
+  grant.live = false;
+  lease.OnGrant(grant, kStartNs + 10 * kMs, kStartNs + 11 * kMs, kRtt);
+  EXPECT_EQ(lease.credits(), 2u);
+  EXPECT_EQ(lease.held(), 2u);
+}
+
+TEST(LeaseTest, AsksNoSoonerThanItIsTold) {
+  Lease lease = NewLease();
+  (void)lease.Check(1, kStartNs);
+  (void)lease.Freeze(kStartNs, kRtt, 0.5);
+  Grant none = Of(0);
+  none.shortage = true;
+  none.retry_us = 10'000;
+  lease.OnGrant(none, kStartNs, kStartNs + kMs, kRtt);
+  EXPECT_EQ(lease.Check(1, kStartNs + 5 * kMs), Verdict::kDeny);
+  EXPECT_FALSE(lease.Tick(kStartNs + 5 * kMs, kRtt, 0.5));
+  EXPECT_EQ(lease.Check(1, kStartNs + 12 * kMs), Verdict::kDeny);
+  EXPECT_TRUE(lease.Tick(kStartNs + 12 * kMs, kRtt, 0.5));
+}
+
+TEST(LeaseTest, ServesParkedCallersInOrderAndEndsTheirWaits) {
+  Lease lease = NewLease(20 * kMs);
+  EXPECT_EQ(lease.Check(2, kStartNs, 7), Verdict::kWait);
+  EXPECT_EQ(lease.Check(1, kStartNs, 8), Verdict::kWait);
+  const Ask ask = lease.Freeze(kStartNs, kRtt, 0.5);
+  EXPECT_EQ(ask.waiting, 3u);
+  EXPECT_EQ(ask.need, 2u);
+  lease.OnGrant(Of(2), kStartNs, kStartNs + kMs, kRtt);
+  std::vector<Lease::Answer> answers = lease.Answered(kStartNs + kMs);
+  ASSERT_EQ(answers.size(), 1u);
+  EXPECT_EQ(answers[0].ticket, 7u);
+  EXPECT_TRUE(answers[0].allowed);
+  answers = lease.Answered(kStartNs + 21 * kMs);
+  ASSERT_EQ(answers.size(), 1u);
+  EXPECT_EQ(answers[0].ticket, 8u);
+  EXPECT_FALSE(answers[0].allowed);
+}
+
+TEST(LeaseTest, ACostAboveTheBurstIsDeniedWithoutACall) {
+  Lease lease = NewLease(20 * kMs);
+  EXPECT_EQ(lease.Check(51, kStartNs), Verdict::kDeny);
+  EXPECT_FALSE(lease.Tick(kStartNs, kRtt, 0.5));
+}
+
+TEST(LeaseTest, RefusesTermsThatCannotBeCountedExactly) {
+  EXPECT_TRUE(MakeTerms(1'000'000, 1'000'000, 1'000'000, 0).ok());
+  EXPECT_EQ(MakeTerms(10'000, 1'000'000, 1, 0)->unit_us, 100u);
+  EXPECT_FALSE(MakeTerms(7, 86'400'000'000, 1'000'000, 0).ok());
+  EXPECT_FALSE(MakeTerms(0, 1, 1, 0).ok());
+}
+
+TEST(SessionTest, SendsTheSameBytesUntilTheyAreAnswered) {
+  Session session({1, 2}, 50'000);
+  const Asked asked{"b", *MakeTerms(10, 1'000'000, 10, 0), Ask{}};
+  const std::vector<std::string> args = session.Start({&asked, 1}, 0, kStartNs).args;
+  EXPECT_EQ(args[0], "00000000000000010000000000000002");
+  EXPECT_FALSE(session.Resend(kStartNs + kResendMinNs - 1));
+  EXPECT_TRUE(session.Resend(kStartNs + kResendMinNs));
+  EXPECT_FALSE(session.Resend(kStartNs + 2 * kResendMinNs));
+  EXPECT_EQ(session.call()->args, args);
+  EXPECT_EQ(session.call()->first_sent_ns, kStartNs);
+}
+
+TEST(SessionTest, RefusesRepliesOfAnotherForm) {
+  Session session({1, 2}, 50'000);
+  const Asked asked{"b", *MakeTerms(10, 1'000'000, 10, 0), Ask{}};
+  (void)session.Start({&asked, 1}, 0, kStartNs);
+  redis::Reply reply;
+  EXPECT_TRUE(session.OnReply(9, reply, kStartNs).ok());  // to no call of ours
+  EXPECT_FALSE(session.OnReply(1, reply, kStartNs).ok());
+  reply.kind = redis::Reply::Kind::kArray;
+  reply.elements.resize(13);
+  EXPECT_FALSE(session.OnReply(1, reply, kStartNs).ok());
+  EXPECT_NE(session.call(), nullptr);
+}
+
+}  // namespace
+}  // namespace sluice::lease
