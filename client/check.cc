@@ -61,11 +61,12 @@ void UseOverflow(Context& ctx, const Item& item, Attempt* attempt) {
 
 void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Attempt* attempt) {
   const Attachment& a = *ctx.attachment;
-  attempt->fp = shm::FingerprintOf(item.hash);
+  const uint64_t hash = shm::HashOfKind(item.hash, item.rule->kind);
+  attempt->fp = shm::FingerprintOf(hash);
   attempt->overflow = false;
   uint32_t index = hint;
   uint64_t dead = 0;
-  if (index == shm::kNoSlot) index = ctx.table.Find(item.hash);
+  if (index == shm::kNoSlot) index = ctx.table.Find(hash);
   if (index != shm::kNoSlot) {
     // Pairs with the CASes of steps 2 and 4.
     const uint64_t w = a.slots[index].word.load(std::memory_order_acquire);
@@ -82,13 +83,13 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   const Table::Env env{.now_ns = ctx.time.now_ns(),
                        .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
                        .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
-  if (dead != 0) ctx.table.SettleOf(item.hash, index, dead, env);
+  if (dead != 0) ctx.table.SettleOf(hash, index, dead, env);
   Name name;
   const bool named = MakeName(a, item, policy, &name);
   const uint32_t shard = named ? ShardOfName(name, a.shard_count) : 0;
   bool claimed = false;
-  index = ctx.table.FindOrClaim(item.hash, shm::Kind::kTokenBucket,
-                                shm::aux::Make(0, shard, item.rule->id), env, &claimed);
+  index = ctx.table.FindOrClaim(hash, item.rule->kind, shm::aux::Make(0, shard, item.rule->id), env,
+                                &claimed);
   if (index == shm::kNoSlot) {
     UseOverflow(ctx, item, attempt);
     return;
@@ -151,6 +152,7 @@ bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, 
   attempt->seen.gen = shm::key::Gen(attempt->slot->key.load(std::memory_order_acquire));
   attempt->seen.verdict.base_ns = std::max(shm::word::IsDead(w) ? 0 : w, now_ns);
   attempt->seen.verdict.new_ns = now_ns + attempt->charge.tau_ns + kClosedRetryNs;
+  attempt->seen.retry_after_ns = kClosedRetryNs;
   attempt->outcome = Outcome::kDenied;
   return false;
 }
@@ -189,6 +191,14 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
   decision->limit = rule.limit.limit;
   decision->period_ns = rule.limit.period_ns;
   decision->burst = rule.limit.burst;
+  decision->rule = rule.id;
+  if (rule.kind != shm::Kind::kTokenBucket) {
+    decision->remaining = seen.remaining;
+    decision->retry_after_ns = allowed ? 0 : seen.retry_after_ns;
+    decision->reset_after_ns = seen.reset_after_ns;
+    decision->delay_ns = 0;
+    return;
+  }
   const uint64_t interval = shm::SharedCostNs(
       rule.limit.interval_ns, shm::Dearer(shm::aux::InvShare(seen.aux), attempt.charge.dearer_q16),
       rule.limit.tau_ns);
@@ -200,7 +210,6 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
       shm::RetryAfterNs(seen.verdict, now_ns, seen.cost_ns, rule.limit.tau_ns);
   if (allowed) decision->retry_after_ns = 0;
   decision->reset_after_ns = shm::ResetAfterNs(tat, now_ns);
-  decision->rule = rule.id;
   decision->delay_ns = allowed ? DelayOf(rule, seen, now_ns) : 0;
 }
 
@@ -209,13 +218,14 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   if (decision->spend_count >= kMaxItems) return;
   sluice_spend_t& spend = decision->spends[decision->spend_count++];
   spend.new_ns = spent ? attempt.seen.verdict.new_ns : attempt.seen.verdict.base_ns;
-  spend.cost_ns = attempt.seen.cost_ns;
+  spend.cost_ns =
+      rule.kind == shm::Kind::kTokenBucket ? attempt.seen.cost_ns : attempt.seen.remaining;
   spend.slot = attempt.index;
   spend.tokens = attempt.charge.tokens;
   spend.gen = attempt.seen.gen;
   spend.rule = rule.id;
-  spend.flags =
-      static_cast<uint16_t>((spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0));
+  spend.flags = static_cast<uint16_t>(
+      (spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) | KindFlags(rule.kind));
   spend.reserved = 0;
 }
 

@@ -27,6 +27,10 @@ inline constexpr uint64_t kClosedRetryNs = 1'000'000'000;
 // Bits of sluice_spend_t.flags.
 inline constexpr uint16_t kSpent = 1;
 inline constexpr uint16_t kOverflowSlot = 2;
+inline uint16_t KindFlags(shm::Kind kind) {
+  return static_cast<uint16_t>(static_cast<uint16_t>(kind) << 8);
+}
+inline shm::Kind KindOfFlags(uint16_t flags) { return static_cast<shm::Kind>((flags >> 8) & 7); }
 
 struct Context {
   sluice_t* client;
@@ -129,7 +133,33 @@ inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, b
           .tokens = cost * rule.cost,
           .dearer_q16 = 0,
           .admit_always = false,
-          .commit = commit && cost != 0};
+          .commit = commit && cost != 0,
+          .kind = rule.kind,
+          .limit = &rule.limit};
+}
+
+// The slot's second word; an overflow bucket has none.
+inline std::atomic<uint64_t>* SecondOf(const Attachment& a, const Attempt& attempt) {
+  return attempt.overflow ? nullptr : &a.second[attempt.index];
+}
+
+inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attempt) {
+  if (rule.kind == shm::Kind::kTokenBucket) [[likely]] {
+    return shm::CheckSlot(*attempt->slot, attempt->fp, attempt->charge, ctx.time, ctx.table,
+                          &attempt->seen);
+  }
+  return shm::CheckMeasured(*attempt->slot, SecondOf(*ctx.attachment, *attempt), attempt->fp,
+                            attempt->charge, ctx.time, ctx.table, &attempt->seen);
+}
+
+// Takes back what an attempt spent, by the rule of refunds of its kind.
+inline bool RefundAttempt(const Rule& rule, const Attempt& attempt, uint64_t fresh_ns) {
+  const shm::Seen& seen = attempt.seen;
+  return rule.kind == shm::Kind::kTokenBucket
+             ? shm::RefundSlot(*attempt.slot, attempt.fp, seen.gen, seen.verdict.new_ns,
+                               seen.cost_ns, fresh_ns)
+             : shm::RefundMeasured(*attempt.slot, rule.kind, attempt.fp, seen.gen,
+                                   seen.verdict.new_ns, attempt.charge.tokens, fresh_ns);
 }
 
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
@@ -144,8 +174,7 @@ inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, 
     if (degraded.is) [[unlikely]] {
       if (!ApplyDegraded(item, degraded, ctx.time.now_ns(), attempt)) return;
     }
-    attempt->outcome = shm::CheckSlot(*attempt->slot, attempt->fp, attempt->charge, ctx.time,
-                                      ctx.table, &attempt->seen);
+    attempt->outcome = CheckAnyKind(ctx, *item.rule, attempt);
     if (attempt->outcome == shm::Outcome::kAllowed || attempt->outcome == shm::Outcome::kDenied)
         [[likely]] {
       return;

@@ -45,11 +45,15 @@ struct PlannedRequest {
 
 // How far an attempt stays from its edge.
 uint64_t HeadroomNs(const Item& item, const Attempt& attempt, uint64_t now_ns) {
+  if (item.rule->kind != shm::Kind::kTokenBucket) {
+    return attempt.seen.remaining * item.rule->limit.interval_ns;
+  }
   const uint64_t ahead = attempt.seen.verdict.new_ns - now_ns;
   return ahead >= item.rule->limit.tau_ns ? 0 : item.rule->limit.tau_ns - ahead;
 }
 
 uint64_t RetryNs(const Item& item, const Attempt& attempt, uint64_t now_ns) {
+  if (item.rule->kind != shm::Kind::kTokenBucket) return attempt.seen.retry_after_ns;
   return shm::RetryAfterNs(attempt.seen.verdict, now_ns, attempt.seen.cost_ns,
                            item.rule->limit.tau_ns);
 }
@@ -166,8 +170,7 @@ class RequestCheck {
     for (size_t i = 0; i < count_; ++i) {
       if (!spent_[i]) continue;
       const Attempt& attempt = attempts_[i];
-      shm::RefundSlot(*attempt.slot, attempt.fp, attempt.seen.gen, attempt.seen.verdict.new_ns,
-                      attempt.seen.cost_ns, fresh_ns);
+      RefundAttempt(*items_[i].rule, attempt, fresh_ns);
       spent_[i] = false;
     }
   }

@@ -200,7 +200,12 @@ int sluice_refund(sluice_t* client, sluice_decision_t* decision) {
     const bool overflow = (spend.flags & sluice::client::kOverflowSlot) != 0;
     if (spend.slot >= (overflow ? shm::kMaxRules : a->capacity)) continue;
     shm::Slot& slot = overflow ? a->overflow[spend.slot] : a->slots[spend.slot];
-    if (!shm::RefundSlot(slot, 0, spend.gen, spend.new_ns, spend.cost_ns, now_ns)) continue;
+    const shm::Kind kind = sluice::client::KindOfFlags(spend.flags);
+    const bool refunds =
+        kind == shm::Kind::kTokenBucket
+            ? shm::RefundSlot(slot, 0, spend.gen, spend.new_ns, spend.cost_ns, now_ns)
+            : shm::RefundMeasured(slot, kind, 0, spend.gen, spend.new_ns, spend.tokens, now_ns);
+    if (!refunds) continue;
     if (!overflow) shm::TakeBackUse(slot, a->dirty, spend.slot, spend.gen, spend.tokens);
     ++refunded;
   }

@@ -7,6 +7,7 @@
 
 #include "shm/clock.h"
 #include "shm/gcra.h"
+#include "shm/kinds.h"
 #include "shm/layout.h"
 #include "shm/slot_table.h"
 
@@ -54,6 +55,8 @@ struct Charge {
   uint32_t dearer_q16;  // emergency: 1/factor, 16 fraction bits; 0: none
   bool admit_always;    // emergency, fail open: count on, deny nothing
   bool commit;          // false: look only, write nothing (but a heal)
+  Kind kind = Kind::kTokenBucket;
+  const Limit* limit = nullptr;  // where the kind is another
 };
 
 struct Seen {
@@ -62,6 +65,10 @@ struct Seen {
   uint64_t cost_ns;  // after share and factor
   uint64_t aux;
   uint16_t gen;
+  // Of other kinds than the token bucket: what is told; verdict.new_ns is the word to store.
+  uint64_t remaining;
+  uint64_t retry_after_ns;
+  uint64_t reset_after_ns;
 };
 
 // How much a private cost grows: the host's share, times what an emergency leaves of it.
@@ -148,6 +155,50 @@ inline Outcome CheckSlot(BasicSlot<Cell>& slot, uint64_t fp, const Charge& charg
   return Outcome::kGaveUp;
 }
 
+// The same for the other kinds. `second` is the slot's second word; null where it has none. What
+// is told is by the time that stands still in *seen, which is precise for these kinds.
+template <class Cell, class Clock>
+inline Outcome CheckMeasured(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, const Charge& charge,
+                             RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
+  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+    if (attempt != 0) time.ReadPrecise();
+    const uint64_t now_ns = time.now_ns();
+    // Memory orders as in LookSlot: the word's load pairs with step 4's CAS; aux orders nothing.
+    const uint64_t w = slot.word.load(std::memory_order_acquire);
+    if (word::IsDead(w)) return Outcome::kLost;
+    const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2
+    if (key::Fp(k) != fp) return Outcome::kLost;
+    seen->word_ns = w;
+    seen->aux = slot.aux.load(std::memory_order_relaxed);
+    seen->gen = key::Gen(k);
+    // Pairs with the CAS of who stored it.
+    const uint64_t beside = second != nullptr ? second->load(std::memory_order_acquire) : 0;
+    const Measured m = Measure(charge.kind, w, beside, now_ns, charge.tokens,
+                               Dearer(aux::InvShare(seen->aux), charge.dearer_q16), *charge.limit);
+    seen->cost_ns = 0;
+    seen->verdict = {m.allowed, w, m.new_word};
+    seen->remaining = m.remaining;
+    seen->retry_after_ns = m.retry_after_ns;
+    seen->reset_after_ns = m.reset_after_ns;
+    uint64_t expected = w;
+    if (m.is_wild) {
+      // The CASes pair with nothing of their own, as in CheckSlot.
+      if (attempt != 0 &&
+          slot.word.compare_exchange_strong(expected, m.new_word, std::memory_order_acq_rel)) {
+        table.Count(Counter::kHeals);
+      }
+      continue;
+    }
+    if (!m.allowed && !charge.admit_always) return Outcome::kDenied;
+    seen->verdict.allowed = true;
+    if (!charge.commit ||
+        slot.word.compare_exchange_strong(expected, m.new_word, std::memory_order_acq_rel)) {
+      return Outcome::kAllowed;
+    }
+  }
+  return Outcome::kGaveUp;
+}
+
 // The two halves of AddUse, for callers that have something else to do in between.
 template <class Cell>
 inline uint64_t CountUse(BasicSlot<Cell>& slot, uint32_t tokens) {
@@ -188,6 +239,22 @@ inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_
     if (w <= fresh_now_ns) return false;
     const uint64_t lowered = std::max(fresh_now_ns, w - std::min(back, w));
     if (slot.word.compare_exchange_weak(w, lowered, std::memory_order_acq_rel)) return true;
+  }
+  return false;
+}
+
+// The same for the other kinds, see Refunded.
+template <class Cell>
+inline bool RefundMeasured(BasicSlot<Cell>& slot, Kind kind, uint64_t fp, uint16_t gen,
+                           uint64_t spent_word, uint64_t tokens, uint64_t fresh_now_ns) {
+  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+    uint64_t w = slot.word.load(std::memory_order_acquire);
+    if (word::IsDead(w)) return false;
+    const uint64_t k = slot.key.load(std::memory_order_acquire);
+    if ((fp != 0 && key::Fp(k) != fp) || key::Gen(k) != gen) return false;
+    const uint64_t refunded = Refunded(kind, w, spent_word, tokens, fresh_now_ns);
+    if (refunded == w) return false;
+    if (slot.word.compare_exchange_weak(w, refunded, std::memory_order_acq_rel)) return true;
   }
   return false;
 }

@@ -94,7 +94,7 @@ static_assert(sizeof(KeyText) == 128 && offsetof(KeyText, words) == 8);
 // Kinds of word (3 bits of the key word). Every word answers "expired?" with word + grace <= now.
 enum class Kind : uint8_t {
   kTokenBucket = 0,    // GCRA: the word is the TAT in ns
-  kFixedWindow = 1,    // reserved: window end:40 (2^23 ns) | count:23
+  kFixedWindow = 1,    // window end:40 (2^23 ns) | count:23
   kSlidingWindow = 2,  // reserved: the same, the closed window in the second word
   kLease = 3,          // reserved: expiry:40 (2^23 ns) | credits:23
   kSlidingLog = 4,     // reserved
@@ -300,7 +300,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   5 /* policy and header */};
+                            kKeyTextBytes,   6 /* policy and header */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

@@ -123,16 +123,18 @@ struct RuleNumbers {
   uint8_t strict;  // consistency: strict (decides as approximate for now)
   uint8_t alert;   // raise an alert when this rule degrades
   uint8_t shadow;  // count, never deny
-  uint8_t reserved[3];
+  Kind kind;
+  uint8_t reserved[2];
   uint16_t group;
   uint64_t max_delay_ns;  // of a leaky bucket, part of limit.tau_ns; 0: a token bucket
 };
 static_assert(sizeof(RuleNumbers) == 96);
 
 // Whether the coarse clock serves a rule, see clock.h. A leaky bucket's answer is an instant, told
-// by the precise one.
+// by the precise one; so is the end of a window or a lease.
 inline bool CoarseServes(const RuleNumbers& rule, uint64_t step_ns) {
-  return rule.max_delay_ns == 0 && CoarseServes(rule.limit.tau_ns, step_ns);
+  return rule.kind == Kind::kTokenBucket && rule.max_delay_ns == 0 &&
+         CoarseServes(rule.limit.tau_ns, step_ns);
 }
 
 struct RuleView {

@@ -44,6 +44,7 @@
 #include <cstdint>
 
 #include "shm/gcra.h"
+#include "shm/kinds.h"
 #include "shm/layout.h"
 
 namespace sluice::shm {
@@ -174,10 +175,13 @@ class SlotTable {
 
   static uint16_t NextGen(uint64_t k) { return static_cast<uint16_t>(key::Gen(k) + 1); }
   // A time that is above every word of this tenure (I1). A wild word cannot be surpassed in 47
-  // bits of us; whoever still holds it can only heal from it, which fails or is right.
-  static uint64_t TimeAbove(uint64_t w, const Env& env) {
+  // bits of us; whoever still holds it can only heal from it, which fails or is right. Where one of
+  // the kinds, of before or to come, keeps a payload, above every payload: words of such a kind may
+  // fall within a tenure, and its fresh word stands at the step of its time.
+  static uint64_t TimeAbove(uint64_t w, bool has_payload, const Env& env) {
     const uint64_t now_us = env.now_ns / 1000;
-    return w > env.now_ns + env.max_debt_ns ? now_us : std::max(now_us, w / 1000 + 1);
+    if (w > env.now_ns + env.max_debt_ns) return now_us;
+    return std::max(now_us, (has_payload ? AboveNs(w) : w) / 1000 + 1);
   }
 
   // Pairs with step 3's CAS.
@@ -251,7 +255,8 @@ class SlotTable {
     uint64_t dead = candidate.word;
     if (word::IsDead(dead)) {
       const uint64_t k = s.key.load(std::memory_order_acquire);
-      if (key::Gen(k) != word::DeadGen(dead)) {  // further on than step 3, or hostile
+      // Further on than step 3, or hostile; or its time may not be above every payload.
+      if (key::Gen(k) != word::DeadGen(dead) || kind != Kind::kTokenBucket) {
         Settle(candidate.slot, dead, env.now_ns);
         return false;
       }
@@ -259,7 +264,8 @@ class SlotTable {
       uint64_t w = candidate.word;
       const uint64_t k = s.key.load(std::memory_order_acquire);  // after w: I2
       if (key::Fp(k) != 0 && !IsExpired(w, env)) return false;
-      dead = word::Dead(key::Gen(k), TimeAbove(w, env));
+      const bool has_payload = kind != Kind::kTokenBucket || key::KindOf(k) != Kind::kTokenBucket;
+      dead = word::Dead(key::Gen(k), TimeAbove(w, has_payload, env));
       if (!s.word.compare_exchange_strong(w, dead, std::memory_order_acq_rel)) return false;
     }
     uint64_t k = s.key.load(std::memory_order_acquire);
@@ -332,7 +338,8 @@ class SlotTable {
       }
     }
     uint64_t expected = d;
-    s.word.compare_exchange_strong(expected, word::DeadTimeUs(d) * 1000, std::memory_order_acq_rel);
+    s.word.compare_exchange_strong(expected, FreshWord(key::KindOf(k), word::DeadTimeUs(d) * 1000),
+                                   std::memory_order_acq_rel);
     return left;
   }
 
@@ -348,7 +355,8 @@ class SlotTable {
       }
       uint64_t k = s.key.load(std::memory_order_acquire);
       if (key::Fp(k) != FingerprintOf(hash)) return;
-      const uint64_t d = word::Dead(key::Gen(k), TimeAbove(w, env));
+      const bool has_payload = key::KindOf(k) != Kind::kTokenBucket;
+      const uint64_t d = word::Dead(key::Gen(k), TimeAbove(w, has_payload, env));
       if (!s.word.compare_exchange_strong(w, d, std::memory_order_acq_rel)) continue;
       // From here `w` is final: all that was spent in this slot stands in it. What is counted may
       // still grow, by who spent and has not counted yet: some of it here, some in Finish.
@@ -363,7 +371,7 @@ class SlotTable {
       if (s.key.compare_exchange_strong(k, emptied, std::memory_order_acq_rel)) {
         use += Finish(i, d, emptied);
       }
-      const bool owes = w > env.now_ns && w <= env.now_ns + env.max_debt_ns;
+      const bool owes = !has_payload && w > env.now_ns && w <= env.now_ns + env.max_debt_ns;
       MoveToWinner(hash, owes ? w - env.now_ns : 0, use, env);
       Count(Counter::kDuplicates);
       return;

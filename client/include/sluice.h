@@ -69,8 +69,9 @@ typedef struct sluice_descriptor {
 
 /* One matched rule in a decision. For sluice_refund and sluice_http_fields; opaque otherwise. */
 typedef struct sluice_spend {
-  uint64_t new_ns;  /* TAT after this cost (spent) or before it (not spent) */
-  uint64_t cost_ns; /* as charged */
+  uint64_t new_ns;  /* TAT, or what the algorithm has in its place, after this cost (spent) or
+                       before it (not spent) */
+  uint64_t cost_ns; /* as charged; tokens that remain where there is no TAT */
   uint32_t slot;
   uint32_t tokens;
   uint16_t gen;

@@ -72,8 +72,8 @@ ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& bu
     if (!Read(buckets, slot, &seen)) continue;
     const config::CompiledRule* rule = rules.Find(seen.name.label);
     // A text that does not hash to its slot's fingerprint was written by nobody in order.
-    if (rule != nullptr && shm::FingerprintOf(seen.name.Hash(info.hash_key, rule->hash_seed)) !=
-                               shm::key::Fp(seen.key)) {
+    if (rule != nullptr &&
+        shm::FingerprintOf(rule->HashOf(seen.name, info.hash_key)) != shm::key::Fp(seen.key)) {
       continue;
     }
     char text[kMaxNameBytes];

@@ -65,7 +65,7 @@ class Daemon : public StatusSource {
     shm::ParsedName name;
     if (shm::ParseParts(text, &name)) {
       const config::CompiledRule* const rule = in_force_.rules->Find(name.label);
-      if (rule != nullptr) hash = name.Hash(info_.hash_key, rule->hash_seed);
+      if (rule != nullptr) hash = rule->HashOf(name, info_.hash_key);
     }
     const uint64_t key = shm::key::Make(shm::FingerprintOf(hash), shm::Kind::kTokenBucket, 1);
     buckets_.buckets().slots()[i].key = key;

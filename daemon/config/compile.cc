@@ -110,6 +110,7 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.for_ns = degraded.for_ns;
   numbers.cost = limit.cost;
   numbers.max_delay_ns = limit.max_delay_ns;
+  numbers.kind = rule.kind;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
   numbers.id = static_cast<uint16_t>(rules_.size());
@@ -291,6 +292,7 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .limit = n.limit,
                                .cost = n.cost,
                                .max_delay_ns = n.max_delay_ns,
+                               .kind = n.kind,
                                .mode = n.mode,
                                .factor_q16 = n.factor_q16,
                                .for_ns = n.for_ns,

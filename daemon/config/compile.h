@@ -14,8 +14,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "daemon/config/config.h"
+#include "shm/bucket_name.h"
 #include "shm/gcra.h"
 #include "shm/hash.h"
+#include "shm/kinds.h"
 #include "shm/policy_view.h"
 
 namespace sluice::config {
@@ -40,6 +42,7 @@ struct CompiledRule {
   shm::Limit limit;
   uint32_t cost = 1;          // tokens per unit of a request's cost
   uint64_t max_delay_ns = 0;  // 0: a token bucket
+  shm::Kind kind = shm::Kind::kTokenBucket;
   shm::DegradedMode mode = shm::DegradedMode::kDegrade;
   uint32_t factor_q16 = 0;  // 1/factor, 16 fraction bits
   uint64_t for_ns = 0;      // 0: `mode` for good
@@ -49,6 +52,11 @@ struct CompiledRule {
   bool shadow = false;
   bool alert = false;
   uint32_t key_count = 0;  // values that a bucket name of this rule has
+
+  // Under which a bucket of this name stands in the table.
+  uint64_t HashOf(const shm::ParsedName& name, const shm::HashKey& key) const {
+    return shm::HashOfKind(name.Hash(key, hash_seed), kind);
+  }
 };
 
 // The rules of one policy, read back from its bytes, so that it cannot differ from what clients

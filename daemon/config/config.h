@@ -125,8 +125,9 @@ struct RuleConfig {
   std::optional<LimitConfig> limit;  // absent: the rule applies to its tiers only
   DegradedConfig degraded;
   std::string tier_by = "tier";
-  std::vector<TierConfig> tiers;  // in the order of the file; tier values are unique
-  bool strict = false;            // consistency: strict; decides as approximate in this version
+  std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
+  shm::Kind kind = shm::Kind::kTokenBucket;  // of word, by algorithm and consistency
+  bool strict = false;  // consistency: strict; decides as approximate in this version
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
 };

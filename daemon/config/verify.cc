@@ -168,7 +168,7 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   constexpr uint32_t kOne = 1u << 16;
   if (n.mode > shm::DegradedMode::kNormal || n.then_mode > shm::DegradedMode::kNormal ||
       n.factor_q16 < kOne || n.then_factor_q16 < kOne || n.for_ns > shm::kMaxSpanNs ||
-      n.strict > 1 || n.alert > 1 || n.shadow > 1) {
+      n.strict > 1 || n.alert > 1 || n.shadow > 1 || n.kind > shm::Kind::kSlidingLog) {
     return Bad("a rule's degraded mode or flags are broken");
   }
   return absl::OkStatus();

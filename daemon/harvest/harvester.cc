@@ -134,7 +134,7 @@ bool Harvester::Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink
   const config::CompiledRule* rule = rules_->Find(name.label);
   if (rule == nullptr) return false;  // of a rule that is gone: it expires where it stands
   if (!name.is_folded && name.count != rule->key_count) return false;
-  if (shm::FingerprintOf(name.Hash(hash_key_, rule->hash_seed)) != shm::key::Fp(key)) return false;
+  if (shm::FingerprintOf(rule->HashOf(name, hash_key_)) != shm::key::Fp(key)) return false;
   char text[kMaxTextBytes];
   const size_t n = shm::WriteNameText(name.label, name.values, name.count, text, sizeof text);
   Named named;
@@ -222,7 +222,7 @@ bool Harvester::ResolveDuplicates(uint32_t slot, uint64_t key,
   if (!ReadName(slot, key, parts, &name)) return false;
   const config::CompiledRule* rule = rules_->Find(name.label);
   if (rule == nullptr) return false;
-  const uint64_t hash = name.Hash(hash_key_, rule->hash_seed);
+  const uint64_t hash = rule->HashOf(name, hash_key_);
   shm::SlotTable<std::atomic<uint64_t>> table(buckets_->slots(), buckets_->capacity(),
                                               buckets_->counters());
   if (shm::FingerprintOf(hash) == shm::key::Fp(key) && table.Find(hash) != slot) {

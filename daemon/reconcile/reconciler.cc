@@ -332,7 +332,7 @@ void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
   b.touched_ns = now_ns;
   b.share_expired = false;
   b.inv_share = InverseShare(ShareOf(b.demand.rate(), b.others, b.hosts, RateOf(b.limit)));
-  if (!PublishShare(b)) return;
+  if (!PublishShare(b) || b.rule->kind != shm::Kind::kTokenBucket) return;
   const uint64_t unit =
       b.limit.interval_ns * uint64_t{b.inv_share != 0 ? b.inv_share : shm::aux::kShareOne};
   // Without debt there the bucket has been full at least once since: what waits here is then added
