@@ -29,6 +29,13 @@ class SentinelTest : public ClientFixture {
     return client_->PrimaryOf(0) == kNoPrimary ? ""
                                                : client_->Primary(client_->PrimaryOf(0)).address;
   }
+  // Whom the sentinels name; on a machine that stands still they may change their minds once more.
+  std::string Named() {
+    const redis::Reply reply = sentinels_->sentinel(0).Command(
+        {"SENTINEL", "GET-MASTER-ADDR-BY-NAME", Sentinels::kMaster});
+    if (reply.elements.size() != 2) return "nobody";
+    return reply.elements[0].text + ":" + reply.elements[1].text;
+  }
   bool Follows(const RedisProcess& server) {
     const std::string address = server.client_address();
     return Turn([&] { return Owner() == address && Finish(Call(0, kEcho)).ok; });
@@ -54,6 +61,7 @@ TEST_P(SentinelTest, AKilledPrimaryIsFollowedToTheOneThatTakesItsPlace) {
   StartSentinels();
   Create(AllSentinels());
   EXPECT_EQ(1, Finish(Call(0, kCount)).reply.integer);
+  ASSERT_EQ(1, sentinels_->primary().Command({"WAIT", "1", "10000"}).integer);
   sentinels_->primary().Kill();
   EXPECT_TRUE(Follows(sentinels_->replica()));
   EXPECT_TRUE(recorder_.alarms.empty()) << recorder_.alarms[0].text;
@@ -62,7 +70,7 @@ TEST_P(SentinelTest, AKilledPrimaryIsFollowedToTheOneThatTakesItsPlace) {
   ASSERT_TRUE(sentinels_->primary().Restart());
   const uint64_t refreshes = client_->Counters().refreshes;
   ASSERT_TRUE(Turn([&] { return client_->Counters().refreshes >= refreshes + 2; }));
-  EXPECT_EQ(sentinels_->replica().address(), Owner());
+  EXPECT_TRUE(Turn([&] { return Owner() == Named(); })) << Owner() << " is not " << Named();
 }
 
 TEST_P(SentinelTest, APrimaryThatIsDemotedAliveIsLeftAtReadonly) {
