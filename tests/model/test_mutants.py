@@ -17,6 +17,9 @@ from harness.sluice import ROOT
 SUITE_TIMEOUT_S = 900
 COMPILE_TIMEOUT_S = 300
 RUN_TIMEOUT_S = 300
+# Most mutants are found early: the scenarios before the one that finds them need not be walked far.
+# The code as it is walks the first bound here, and further in its own suite.
+STATES = (60_000, 1_000_000)
 
 SOURCES = ("tests/model/slot_protocol_test.cc", "tests/model/explorer.cc")
 TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
@@ -24,7 +27,7 @@ TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
 # name: (what it breaks, file, the code as it stands, the bug)
 MUTANTS = {
     "fresh_word_not_above_the_old": (
-        "I1", TABLE, "std::max(now_us, w / 1000 + 1)", "w / 1000"),
+        "I1", TABLE, "std::max(now_us, (has_payload ? AboveNs(w) : w) / 1000 + 1)", "w / 1000"),
     "spend_without_compare": (
         "I1", BUCKET,
         "return slot.word.compare_exchange_strong(w, seen.verdict.new_ns, "
@@ -41,8 +44,10 @@ MUTANTS = {
     "key_not_looked_at": (
         "I2", BUCKET, "if (key::Fp(k) != fp) [[unlikely]] {", "if (key::Fp(k) != fp && fp == 0) {"),
     "refund_of_any_tenant": (
-        "I2", BUCKET, "if ((fp != 0 && key::Fp(k) != fp) || key::Gen(k) != gen) return false;",
-        "if (k == gen + fp) return false;"),
+        "I2", BUCKET,
+        "if ((fp != 0 && key::Fp(k) != fp) || key::Gen(k) != gen) return false;\n"
+        "    // Never below",
+        "if (k == gen + fp) return false;\n    // Never below"),
     "fold_of_any_tenant": (
         "I2", TAKE,
         "if (word::IsDead(w) || slot.key.load(std::memory_order_acquire) != k) return false;",
@@ -121,10 +126,13 @@ def build_and_run(folder, name):
                            "-lgtest", "-lgtest_main", "-lboost_context", "-lpthread"],
                           capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
     assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
-    # A mutant is found early or not at all.
-    env = dict(os.environ, MODEL_STATES="1000000", GTEST_OUTPUT="")
-    return subprocess.run([program, "--gtest_fail_fast"], capture_output=True, text=True, env=env,
-                          timeout=RUN_TIMEOUT_S, check=False)
+    for states in STATES:
+        env = dict(os.environ, MODEL_STATES=str(states), GTEST_OUTPUT="")
+        run = subprocess.run([program, "--gtest_fail_fast"], capture_output=True, text=True,
+                             env=env, timeout=RUN_TIMEOUT_S, check=False)
+        if run.returncode != 0 or name == "none":
+            break
+    return run
 
 
 @pytest.fixture(scope="module", name="runs")
@@ -135,7 +143,7 @@ def fixture_runs(tmp_path_factory):
         return dict(zip(names, pool.map(lambda name: build_and_run(folder, name), names)))
 
 
-def test_the_code_as_it_is_passes_under_the_same_bound(runs):
+def test_the_code_as_it_is_passes(runs):
     assert runs[None].returncode == 0, runs[None].stdout
 
 
