@@ -224,8 +224,9 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.tokens = attempt.charge.tokens;
   spend.gen = attempt.seen.gen;
   spend.rule = rule.id;
-  spend.flags = static_cast<uint16_t>(
-      (spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) | KindFlags(rule.kind));
+  spend.flags =
+      static_cast<uint16_t>((spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) |
+                            KindFlags(rule.kind, rule.limit.limit));
   spend.reserved = 0;
 }
 

@@ -9,6 +9,7 @@
 #include "client/plan.h"
 #include "shm/bucket.h"
 #include "shm/clock.h"
+#include "shm/window_slot.h"
 
 namespace sluice::client {
 
@@ -27,9 +28,12 @@ inline constexpr uint64_t kClosedRetryNs = 1'000'000'000;
 // Bits of sluice_spend_t.flags.
 inline constexpr uint16_t kSpent = 1;
 inline constexpr uint16_t kOverflowSlot = 2;
-inline uint16_t KindFlags(shm::Kind kind) {
-  return static_cast<uint16_t>(static_cast<uint16_t>(kind) << 8);
+// The kind of word, and a window's scale (in eights, from -1): what a refund must know.
+inline uint16_t KindFlags(shm::Kind kind, uint64_t limit) {
+  const int scale = shm::IsWindow(kind) ? shm::window::ScaleOf(limit) / 8 + 1 : 0;
+  return static_cast<uint16_t>(static_cast<int>(kind) << 8 | scale << 12);
 }
+inline int ScaleOfFlags(uint16_t flags) { return ((flags >> 12 & 3) - 1) * 8; }
 inline shm::Kind KindOfFlags(uint16_t flags) { return static_cast<shm::Kind>((flags >> 8) & 7); }
 
 struct Context {
@@ -148,6 +152,11 @@ inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attemp
     return shm::CheckSlot(*attempt->slot, attempt->fp, attempt->charge, ctx.time, ctx.table,
                           &attempt->seen);
   }
+  if (shm::IsWindow(rule.kind)) {
+    return shm::window::CheckWindow(*attempt->slot, SecondOf(*ctx.attachment, *attempt),
+                                    attempt->fp, attempt->charge, ctx.time, ctx.table,
+                                    &attempt->seen);
+  }
   return shm::CheckMeasured(*attempt->slot, SecondOf(*ctx.attachment, *attempt), attempt->fp,
                             attempt->charge, ctx.time, ctx.table, &attempt->seen);
 }
@@ -155,6 +164,12 @@ inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attemp
 // Takes back what an attempt spent, by the rule of refunds of its kind.
 inline bool RefundAttempt(const Rule& rule, const Attempt& attempt, uint64_t fresh_ns) {
   const shm::Seen& seen = attempt.seen;
+  if (shm::IsWindow(rule.kind)) {
+    const uint64_t units =
+        shm::window::RefundUnits(attempt.charge.tokens, shm::window::ScaleOf(rule.limit.limit));
+    return shm::window::RefundWindow(*attempt.slot, attempt.fp, seen.gen, seen.verdict.new_ns,
+                                     units, fresh_ns);
+  }
   return rule.kind == shm::Kind::kTokenBucket
              ? shm::RefundSlot(*attempt.slot, attempt.fp, seen.gen, seen.verdict.new_ns,
                                seen.cost_ns, fresh_ns)

@@ -27,6 +27,11 @@ inline constexpr uint64_t Value(uint64_t w) { return w & kMask; }
 inline constexpr uint64_t Ceil(uint64_t time_ns) { return (time_ns + kMask) & ~kMask; }
 }  // namespace payload
 
+// Windows have two words, an arithmetic and a way to check of their own: window.h, window_slot.h.
+inline constexpr bool IsWindow(Kind kind) {
+  return kind == Kind::kFixedWindow || kind == Kind::kSlidingWindow;
+}
+
 // The word of a tenancy that begins at `time_ns`: nothing used, and expired already.
 inline constexpr uint64_t FreshWord(Kind kind, uint64_t time_ns) {
   return kind == Kind::kTokenBucket ? time_ns : payload::Make(time_ns, 0);
@@ -52,39 +57,14 @@ struct Measured {
   uint64_t reset_after_ns;
 };
 
-// A fixed window begins with the first check that it counts, and ends a period later. The word:
-// its end, and the tokens counted in it.
-inline Measured MeasureFixedWindow(uint64_t w, uint64_t now_ns, uint64_t tokens,
-                                   const Limit& limit) {
-  const bool is_over = payload::TimeNs(w) <= now_ns;
-  const uint64_t end_ns = is_over ? payload::Ceil(now_ns + limit.period_ns) : payload::TimeNs(w);
-  const uint64_t counted = is_over ? 0 : payload::Value(w);
-  Measured m;
-  m.is_wild = end_ns > payload::Ceil(now_ns + limit.period_ns);
-  if (m.is_wild) {
-    m.allowed = false;
-    m.new_word = payload::Make(payload::Ceil(now_ns + limit.period_ns), limit.limit);
-    return m;
-  }
-  m.allowed = tokens <= limit.limit && counted + tokens <= limit.limit;
-  const uint64_t after = counted + (m.allowed ? tokens : 0);
-  m.new_word = payload::Make(end_ns, counted + tokens);
-  m.remaining = limit.limit - std::min(limit.limit, after);
-  m.retry_after_ns = m.allowed ? 0 : tokens > limit.limit ? kNever : end_ns - now_ns;
-  m.reset_after_ns = after == 0 ? 0 : end_ns - now_ns;
-  return m;
-}
-
 // `word` is live, `second` what stands beside it. `dearer_q16`: what a token costs this host, 16
 // fraction bits; 0: one.
-inline Measured Measure(Kind kind, uint64_t word, [[maybe_unused]] uint64_t second, uint64_t now_ns,
-                        uint64_t tokens, uint32_t dearer_q16, const Limit& limit) {
-  const uint64_t cost =
-      dearer_q16 == 0 ? tokens : (tokens * dearer_q16 + aux::kShareOne - 1) / aux::kShareOne;
+inline Measured Measure(Kind kind, [[maybe_unused]] uint64_t word, [[maybe_unused]] uint64_t second,
+                        [[maybe_unused]] uint64_t now_ns, [[maybe_unused]] uint64_t tokens,
+                        [[maybe_unused]] uint32_t dearer_q16, [[maybe_unused]] const Limit& limit) {
   switch (kind) {
-    case Kind::kFixedWindow:
-      return MeasureFixedWindow(word, now_ns, cost, limit);
     case Kind::kTokenBucket:
+    case Kind::kFixedWindow:  // these two: window.h
     case Kind::kSlidingWindow:
     case Kind::kLease:
     case Kind::kSlidingLog:
@@ -95,11 +75,11 @@ inline Measured Measure(Kind kind, uint64_t word, [[maybe_unused]] uint64_t seco
 
 // The word after a refund of `tokens` that a check spent when it left `spent_word`; `w` itself
 // where nothing is given back: what the spend belonged to has ended.
-inline constexpr uint64_t Refunded(Kind kind, uint64_t w, uint64_t spent_word, uint64_t tokens,
-                                   uint64_t now_ns) {
-  if (kind != Kind::kFixedWindow) return w;
-  if (payload::TimeNs(w) != payload::TimeNs(spent_word) || payload::TimeNs(w) <= now_ns) return w;
-  return w - std::min(tokens, payload::Value(w));
+inline constexpr uint64_t Refunded([[maybe_unused]] Kind kind, uint64_t w,
+                                   [[maybe_unused]] uint64_t spent_word,
+                                   [[maybe_unused]] uint64_t tokens,
+                                   [[maybe_unused]] uint64_t now_ns) {
+  return w;
 }
 
 }  // namespace sluice::shm

@@ -95,7 +95,7 @@ static_assert(sizeof(KeyText) == 128 && offsetof(KeyText, words) == 8);
 enum class Kind : uint8_t {
   kTokenBucket = 0,    // GCRA: the word is the TAT in ns
   kFixedWindow = 1,    // window end:40 (2^23 ns) | count:23
-  kSlidingWindow = 2,  // reserved: the same, the closed window in the second word
+  kSlidingWindow = 2,  // a length after its end:40 | count:23, the closed window in the second word
   kLease = 3,          // reserved: expiry:40 (2^23 ns) | credits:23
   kSlidingLog = 4,     // reserved
 };

@@ -26,6 +26,7 @@
 #include <cstdint>
 
 #include "shm/gcra.h"
+#include "shm/kinds.h"
 #include "shm/layout.h"
 
 namespace sluice::shm::window {
@@ -54,6 +55,11 @@ inline constexpr int ScaleOf(uint64_t limit) {
   return limit < (1ull << 22) ? 0 : -8;
 }
 
+// What `tokens` are in whole units of a scale: what a refund may give back.
+inline constexpr uint64_t RefundUnits(uint64_t tokens, int scale) {
+  return scale >= 0 ? tokens << scale : tokens >> -scale;
+}
+
 // A window's rule as its arithmetic needs it.
 struct Terms {
   uint64_t period_ns;   // as configured
@@ -62,6 +68,8 @@ struct Terms {
   uint64_t limit;       // tokens
   int token_shift;      // a token in 256ths of a unit: 1 << token_shift
 
+  // Whether a token may be less than a unit, or a share of one more than a little of one.
+  constexpr bool has_purse() const { return token_shift < 2 * kPurseBits; }
   constexpr uint64_t capacity() const { return limit_fine >> kPurseBits; }  // units
   // Debt may stand up to there; see gcra.h for why not only to the limit.
   constexpr uint64_t ceiling() const { return 2 * capacity(); }
@@ -83,6 +91,11 @@ inline constexpr Terms TermsOf(uint64_t limit, uint64_t period_ns) {
           .token_shift = shift};
 }
 
+// The end of the window that a word counts in.
+inline constexpr uint64_t EndNs(const Terms& t, uint64_t w, bool slides) {
+  return TimeNs(w) - (slides ? std::min(TimeNs(w), t.length_ns) : 0);
+}
+
 // What `tokens` cost, in 256ths of a unit, where a token costs `dearer_q16` (16 fraction bits; 0:
 // one). A cost that fits the whole window still fits a share of it: a share never rejects all.
 // Precondition: tokens <= limit.
@@ -91,6 +104,34 @@ inline constexpr uint64_t CostFine(const Terms& t, uint64_t tokens, uint32_t dea
   if (dearer_q16 <= aux::kShareOne) return std::min(own, t.capacity() << kPurseBits);
   const unsigned __int128 dear = (static_cast<unsigned __int128>(own) * dearer_q16 + 0xffff) >> 16;
   return static_cast<uint64_t>(std::min<unsigned __int128>(dear, t.capacity() << kPurseBits));
+}
+
+// Tokens that were used, in 256ths of a unit, each as dear as `inv_share` says. Saturates.
+inline constexpr uint64_t FineOf(const Terms& t, int64_t tokens, uint32_t inv_share) {
+  if (tokens <= 0) return 0;
+  const uint64_t most = t.ceiling() << kPurseBits;
+  const unsigned __int128 own = static_cast<unsigned __int128>(tokens) << t.token_shift;
+  const unsigned __int128 dear =
+      inv_share <= aux::kShareOne
+          ? own
+          : (std::min<unsigned __int128>(own, most) * inv_share + 0xffff) >> 16;
+  return static_cast<uint64_t>(std::min<unsigned __int128>(dear, most));
+}
+inline constexpr uint64_t UnitsOf(uint64_t fine) {
+  return (fine + (1ull << kPurseBits) - 1) >> kPurseBits;
+}
+
+// As MakeLimit, for a window: its word may stand two lengths ahead of the time.
+inline Limit MakeLimit(uint64_t limit, uint64_t period_ns) {
+  Limit l = shm::MakeLimit(limit, period_ns, limit);
+  l.debt_max_ns = 2 * LengthNs(period_ns) + kStepNs;
+  return l;
+}
+
+// What of a rule a bucket's hash depends on, beside its label: with another scale or length the
+// word would mean something else.
+inline constexpr uint64_t HashSeed(uint64_t limit, uint64_t period_ns) {
+  return period_ns * 4 + static_cast<uint64_t>(ScaleOf(limit) / 8 + 1);
 }
 
 namespace second {
@@ -133,7 +174,7 @@ inline Open OpenSliding(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, ui
     const uint64_t start_ns = Ceil(now_ns);
     return {start_ns, start_ns + t.length_ns, 0, 0, 0, true};
   }
-  const uint64_t end_ns = until_ns - std::min(until_ns, t.length_ns);
+  const uint64_t end_ns = EndNs(t, w, /*slides=*/true);
   const bool is_ours = second::Gen(s) == gen;
   // Somebody whose clock was ahead of ours, or who was killed then, has begun the next window.
   const bool is_rolled = is_ours && second::StartsAt(s, end_ns);
@@ -159,9 +200,8 @@ struct Measured {
   // The second word that must stand before the word is stored, and what it is to become after.
   uint64_t second_first;
   uint64_t second_after;
-  uint64_t new_word;    // stored when allowed
-  uint64_t cost_units;  // what a refund may give back
-  uint64_t remaining;   // tokens; after this cost, where it is allowed
+  uint64_t new_word;   // stored when allowed
+  uint64_t remaining;  // tokens; after this cost, where it is allowed
   uint64_t retry_after_ns;
   uint64_t reset_after_ns;
 };
@@ -234,12 +274,11 @@ inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool 
   const Price price = PriceOf(fine, o.purse);
   const uint64_t used = Weight(t, o, now_ns) + o.count;
   m.allowed = ever && used + price.units <= capacity;
-  m.cost_units = fine >> kPurseBits;
   const uint64_t count = std::min(o.count + price.units, t.ceiling());
   m.new_word = Make(o.end_ns + tail_ns, count);
 
   // A second word of another gen says nothing, and so does an empty one.
-  const bool has_purse = has_second && t.token_shift < 2 * kPurseBits;
+  const bool has_purse = has_second && t.has_purse();
   const uint64_t tag_ns = slides ? o.start_ns : o.end_ns;
   const bool begins =
       o.is_new && has_second && (slides || has_purse) && (o.closed != 0 || second::Gen(s) == gen);
@@ -273,6 +312,13 @@ inline constexpr uint64_t Refunded(uint64_t w, uint64_t spent_word, uint64_t uni
                                    uint64_t now_ns) {
   if (TimeNs(w) != TimeNs(spent_word) || TimeNs(w) <= now_ns) return w;
   return w - std::min(units, Count(w));
+}
+
+// The word of two slots that counted for one key at once: both were spent. Never below `winner`.
+inline constexpr uint64_t Merged(uint64_t winner, uint64_t loser, uint64_t now_ns) {
+  if (TimeNs(loser) <= now_ns) return winner;
+  if (TimeNs(winner) <= now_ns) return std::max(winner, loser);
+  return Make(std::max(TimeNs(winner), TimeNs(loser)), Count(winner) + Count(loser));
 }
 
 }  // namespace sluice::shm::window

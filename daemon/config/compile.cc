@@ -8,6 +8,7 @@
 #include "daemon/config/text.h"
 #include "shm/hash.h"
 #include "shm/policy_buffer.h"
+#include "shm/window.h"
 
 namespace sluice::config {
 namespace {
@@ -105,7 +106,10 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   const std::string label = RuleLabel(rule, tier);
   RuleView view{};
   shm::RuleNumbers& numbers = view.numbers;
-  numbers.limit = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
+  const bool is_window = shm::IsWindow(rule.kind);
+  numbers.limit =
+      is_window ? shm::window::MakeLimit(limit.limit, limit.period_ns)
+                : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
   numbers.unit_ns = shm::CostNs(limit.cost, limit.period_ns, limit.limit);
   numbers.for_ns = degraded.for_ns;
   numbers.cost = limit.cost;
@@ -120,7 +124,8 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.strict = rule.strict ? 1 : 0;
   numbers.alert = degraded.alert ? 1 : 0;
   numbers.shadow = rule.shadow ? 1 : 0;
-  view.hash_seed = shm::HashValue(salt_key_, label, 0);
+  view.hash_seed = shm::HashValue(
+      salt_key_, label, is_window ? shm::window::HashSeed(limit.limit, limit.period_ns) : 0);
   view.label = Text(label);
   view.tier = Text(tier == nullptr ? std::string() : tier->tier);
   rules_.push_back(view);

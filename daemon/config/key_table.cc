@@ -297,11 +297,14 @@ constexpr KeySpec kKeys[] = {
     {.path = "rules[].algorithm",
      .type = KeyType::kChoice,
      .fallback = "token_bucket",
-     .choices = "token_bucket|leaky_bucket",
+     .choices = "token_bucket|leaky_bucket|fixed_window|sliding_window",
      .doc =
-         "Tokens come back steadily, up to the burst. A token bucket denies a request that comes "
-         "too early; a leaky bucket lets it wait for its turn, up to `max_delay`.",
-     .example = "leaky_bucket"},
+         "Buckets: tokens come back steadily, up to the burst; a token bucket denies a request "
+         "that comes too early, a leaky bucket lets it wait for its turn, up to `max_delay`. "
+         "Windows of the limit's period, at least 1s, and without a burst: a fixed one begins with "
+         "the first request and gives all back at its end, a sliding one as it moves on. See "
+         "[choosing](choosing.md#the-algorithm).",
+     .example = "sliding_window"},
     {.path = "rules[].max_delay",
      .type = KeyType::kDuration,
      .min = kMs,

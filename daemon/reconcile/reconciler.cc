@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "daemon/reconcile/batch.h"
+#include "daemon/reconcile/windows.h"
 #include "shm/take.h"
 
 namespace sluice::reconcile {
@@ -148,6 +149,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
   }
   const uint64_t since_ns = last_harvest_ns_ != 0 ? last_harvest_ns_ : now_ns_;
   ledger_.AddUse(bucket, tokens, denied, since_ns, now_ns_);
+  if (tokens != 0 && shm::IsWindow(b.kind)) NoteWindowUse(b, tokens, *buckets_);
   if (IsJump(b, now_ns_)) ledger_.shard(b.shard).urgent = true;
 }
 
@@ -271,7 +273,7 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
   now_ns_ = now_ns;
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
-  const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items.size());
+  const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items);
   // A refusal that names no batch as missing would be repeated for ever.
   if (!fold.ok() || (fold->refused && fold->last_seq >= s.known_seq)) {
     ++stats_.bad_replies;
@@ -305,8 +307,13 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
     hosts_next_ = std::max(hosts_next_, state.hosts);
     b.others =
         static_cast<double>(std::max<int64_t>(state.demand_milli - item.said_milli, 0)) / kMilli;
-    b.debt_ns = state.debt_us * 1000;
-    FoldBack(b, now_ns);
+    if (item.is_window) {
+      b.debt_ns = WindowDebtNs(b, state);
+      FoldBackWindow(b, item, state, now_ns);
+    } else {
+      b.debt_ns = state.debt_us * 1000;
+      FoldBack(b, now_ns);
+    }
   }
   ledger_.Acknowledge(shard, std::move(batch), now_ns);
   if (!s.again.empty()) SendAgain(shard, now_ns);
@@ -329,10 +336,7 @@ void Reconciler::SendAgain(uint32_t index, uint64_t now_ns) {
 
 // Global state into the word: what Redis holds, and what this host used and has not reported.
 void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
-  b.touched_ns = now_ns;
-  b.share_expired = false;
-  b.inv_share = InverseShare(ShareOf(b.demand.rate(), b.others, b.hosts, RateOf(b.limit)));
-  if (!PublishShare(b) || b.rule->kind != shm::Kind::kTokenBucket) return;
+  if (!RenewShare(b, now_ns) || b.kind != shm::Kind::kTokenBucket) return;
   const uint64_t unit =
       b.limit.interval_ns * uint64_t{b.inv_share != 0 ? b.inv_share : shm::aux::kShareOne};
   // Without debt there the bucket has been full at least once since: what waits here is then added
@@ -346,6 +350,22 @@ void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
         const unsigned __int128 cost = static_cast<unsigned __int128>(n) * unit;
         return static_cast<uint64_t>(std::min<unsigned __int128>(cost >> 16, shm::kMaxSpanNs));
       });
+}
+
+void Reconciler::FoldBackWindow(Bucket& b, const BatchItem& item, const BucketState& state,
+                                uint64_t now_ns) {
+  const int64_t on_the_way = NoteTold(b, item, state, stats_.interval_ns, now_ns);
+  if (RenewShare(b, now_ns) && shm::IsWindow(b.kind)) {
+    FoldWindow(b, state, on_the_way, *buckets_, now_ns);
+  }
+}
+
+// By what Redis told of all demand. False as in PublishShare.
+bool Reconciler::RenewShare(Bucket& b, uint64_t now_ns) {
+  b.touched_ns = now_ns;
+  b.share_expired = false;
+  b.inv_share = InverseShare(ShareOf(b.demand.rate(), b.others, b.hosts, RateOf(b.limit)));
+  return PublishShare(b);
 }
 
 // False when the bucket does not stand in the segment any more. The key's load pairs with step 3.

@@ -16,6 +16,7 @@
 #include "absl/container/node_hash_map.h"
 #include "daemon/config/compile.h"
 #include "daemon/harvest/harvester.h"
+#include "daemon/reconcile/batch.h"
 #include "daemon/reconcile/breaker.h"
 #include "daemon/reconcile/ledger.h"
 #include "daemon/reconcile/transport.h"
@@ -138,6 +139,8 @@ class Reconciler : public harvest::Sink {
   bool MaySend(uint32_t index, uint64_t now_ns);
   void OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns);
   void FoldBack(Bucket& b, uint64_t now_ns);
+  void FoldBackWindow(Bucket& b, const BatchItem& item, const BucketState& state, uint64_t now_ns);
+  bool RenewShare(Bucket& b, uint64_t now_ns);
   bool PublishShare(Bucket& b);
   bool IsForced(uint32_t shard) const;
   bool IsForced(const Bucket& b) const;

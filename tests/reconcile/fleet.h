@@ -19,6 +19,7 @@
 #include "shm/key_text.h"
 #include "shm/segment.h"
 #include "shm/take.h"
+#include "shm/window_slot.h"
 #include "tests/support/lua_redis.h"
 
 namespace sluice::test {
@@ -77,19 +78,24 @@ class Host : public reconcile::Transport {
     const config::CompiledRule& rule = *rules_->Find(label);
     const std::string_view values[] = {value};
     const shm::HashKey& key = control_.info().hash_key;
-    const uint64_t hash = shm::ShortNameHash(key, rule.hash_seed, values, 1);
+    const uint64_t hash =
+        shm::HashOfKind(shm::ShortNameHash(key, rule.hash_seed, values, 1), rule.kind);
     const shm::MappedBuckets& b = buckets_.buckets();
     shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
     const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
                              .tau_ns = rule.limit.tau_ns,
                              .debt_max_ns = rule.limit.debt_max_ns,
                              .tokens = tokens,
-                             .commit = true};
+                             .commit = true,
+                             .kind = rule.kind,
+                             .limit = &rule.limit};
     for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
       bool claimed = false;
-      const uint32_t slot = table.FindOrClaim(
-          hash, shm::Kind::kTokenBucket, 0,
-          {VirtualClock::now_ns, control_.header().grace_ns.load(), 10 * kSecond}, &claimed);
+      const uint32_t slot =
+          table.FindOrClaim(hash, rule.kind, 0,
+                            {VirtualClock::now_ns, control_.header().grace_ns.load(),
+                             std::max(10 * kSecond, rules_->max_debt_ns())},
+                            &claimed);
       if (claimed) {
         char parts[shm::kKeyTextBytes];
         shm::WriteParts(label, values, 1, false, parts);
@@ -98,11 +104,17 @@ class Host : public reconcile::Transport {
       shm::RequestTime<VirtualClock> time(false, 0);
       shm::Seen seen;
       const shm::Outcome outcome =
-          shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table, &seen);
+          shm::IsWindow(rule.kind)
+              ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot],
+                                         shm::FingerprintOf(hash), charge, time, table, &seen)
+              : shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table,
+                               &seen);
       if (outcome == shm::Outcome::kLost) continue;
       if (outcome == shm::Outcome::kAllowed) {
-        const uint64_t delay_ns = shm::DelayNs(seen.verdict.new_ns, VirtualClock::now_ns,
-                                               rule.limit.tau_ns, rule.max_delay_ns);
+        const uint64_t delay_ns = rule.max_delay_ns == 0
+                                      ? 0
+                                      : shm::DelayNs(seen.verdict.new_ns, VirtualClock::now_ns,
+                                                     rule.limit.tau_ns, rule.max_delay_ns);
         longest_delay_ns = std::max(longest_delay_ns, delay_ns);
         shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
         admitted += tokens;

@@ -23,7 +23,6 @@ struct Words {
   Terms terms;
   uint64_t word = 0;
   uint64_t second = 0;
-  uint64_t spent_units = 0;  // by the last check
 
   Measured Look(uint64_t tokens, uint64_t now, uint32_t dearer = 0) const {
     return window::Measure(kind, terms, word, second, true, kGen, now, tokens, dearer);
@@ -355,10 +354,13 @@ TEST(WindowTest, ARefundGivesBackWithinItsWindowOnly) {
     const Measured m = words.Ask(60, now);
     words.Ask(40, now);
     const uint64_t spent = m.new_word;
-    const uint64_t back = window::Refunded(words.word, spent, m.cost_units, now + kMs);
+    const uint64_t back = window::Refunded(
+        words.word, spent, window::RefundUnits(60, window::ScaleOf(100)), now + kMs);
     EXPECT_EQ(window::Count(words.word) - window::Count(back), 60u << 8);
     const uint64_t late = window::TimeNs(words.word);
-    EXPECT_EQ(window::Refunded(words.word, spent, m.cost_units, late), words.word);
+    EXPECT_EQ(
+        window::Refunded(words.word, spent, window::RefundUnits(60, window::ScaleOf(100)), late),
+        words.word);
     EXPECT_EQ(window::Refunded(words.word + window::kStepNs, spent, 1, now),
               words.word + window::kStepNs);
   }
