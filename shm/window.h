@@ -15,8 +15,7 @@
 //
 // The second word is read and believed only under the gen of its tenancy. Who begins a window
 // writes it first and the word after, so that a kill in between leaves a second word that says what
-// the word still does: "rolled" (its start is the end of the word's window), and the next to come
-// goes on from there. See CheckWindow in bucket.h.
+// the word still does, and the next to come goes on from there. See window_slot.h.
 //
 // All times are CLOCK_MONOTONIC ns below 2^62; lengths are at most kMaxSpanNs.
 #pragma once
@@ -176,10 +175,10 @@ inline Open OpenSliding(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, ui
   }
   const uint64_t end_ns = EndNs(t, w, /*slides=*/true);
   const bool is_ours = second::Gen(s) == gen;
-  // Somebody whose clock was ahead of ours, or who was killed then, has begun the next window.
-  const bool is_rolled = is_ours && second::StartsAt(s, end_ns);
-  if (end_ns <= now_ns || is_rolled) {
-    const uint64_t counted = std::max(Count(w), is_rolled ? second::Closed(s) : 0);
+  if (end_ns <= now_ns) {
+    // Somebody may have begun the next window already, and been killed before the word.
+    const bool is_half_begun = is_ours && second::StartsAt(s, end_ns);
+    const uint64_t counted = std::max(Count(w), is_half_begun ? second::Closed(s) : 0);
     return {end_ns, until_ns, 0, counted, 0, true};
   }
   return {end_ns - std::min(end_ns, t.length_ns), end_ns, Count(w), is_ours ? second::Closed(s) : 0,

@@ -6,12 +6,10 @@
 //    again. So who writes it knows whose it is, although it is not the word that is compared: had
 //    another tenancy or window begun meanwhile, its second word would be another, since each that
 //    begins where something can be misread writes its own first.
-// W2 A window begins with the second word, then the word. Killed in between, the second word's
-// start
-//    is the end of the word's window: whoever looks next takes the window as over, by whatever
-//    clock, and begins the same one. Until then the word may still be added to by who read the time
-//    before; the second word then follows, and is never lowered: what is refunded after the end
-//    still weighs.
+// W2 A window begins with the second word, then the word. Until the latter, and where a kill
+//    prevents that, the word may still be added to by who read the time before its end; whoever
+//    begins the window then lets the second word follow. It is never lowered: what is refunded
+//    after the end still weighs.
 // W3 A purse is taken from before the word is stored, and paid into after. Killed in between, or
 //    lost to another's CAS: less than a unit is lost, on the strict side.
 //

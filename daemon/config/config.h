@@ -138,6 +138,9 @@ struct Config {
   std::vector<RuleConfig> rules;     // 0..kMaxGroups
 };
 
+// As in the file: "token_bucket", "leaky_bucket", "fixed_window", "sliding_window".
+std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns);
+
 // The label under which a rule's limit is known everywhere: "name" or "name@tier".
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier);
 // The name in such a label.

@@ -304,7 +304,7 @@ constexpr KeySpec kKeys[] = {
          "Windows of the limit's period, at least 1s, and without a burst: a fixed one begins with "
          "the first request and gives all back at its end, a sliding one as it moves on. See "
          "[choosing](choosing.md#the-algorithm).",
-     .example = "sliding_window"},
+     .example = "leaky_bucket"},
     {.path = "rules[].max_delay",
      .type = KeyType::kDuration,
      .min = kMs,

@@ -201,7 +201,15 @@ INSTANTIATE_TEST_SUITE_P(
         BadLine{"limit: 10/s\n    cost: 11", "a cost of 11 never fits a burst of 10"},
         BadLine{"limit: 10/s\n    cost: 1000001", "out of range"},
         BadLine{"burst: 5", "has no limit beside it"},
-        BadLine{"limit: 1/s\n    algorithm: sliding_window", "is not in this version"},
+        BadLine{"limit: 1/s\n    algorithm: sliding_log", "is not in this version"},
+        BadLine{"limit: 5/s\n    algorithm: fixed_window\n    burst: 9", "is not for windows"},
+        BadLine{"limit: 5/s\n    algorithm: sliding_window\n    max_delay: 1s",
+                "is not for windows"},
+        BadLine{"limit: 5 per 999ms\n    algorithm: sliding_window", "steps of 8.4 ms"},
+        BadLine{"algorithm: fixed_window\n    tiers: {a: {limit: 5 per 100ms}}",
+                "write a period of at least 1s"},
+        BadLine{"limit: 5/s\n    algorithm: fixed_window\n    cost: 6", "never fits a limit of 5"},
+        BadLine{"limit: 1 per 367d\n    algorithm: fixed_window", "lasts more than 366 days"},
         BadLine{"limit: 1/s\n    algorithm: token_buckt", "write token_bucket"},
         BadLine{"limit: 1/s\n    algorithm: leaky_bucket", "write `max_delay` beside it"},
         BadLine{"limit: 1/s\n    max_delay: 1s", "write `algorithm: leaky_bucket`"},
@@ -412,6 +420,19 @@ TEST(ParseTest, TiersOfALeakyBucketHaveTheRulesDelay) {
       OfRule("algorithm: leaky_bucket\n    max_delay: 3s\n    tiers: {a: {limit: 5/s}}");
   ASSERT_TRUE(result.ok()) << Text(result.problems);
   EXPECT_EQ(result.config.rules.front().tiers.front().limit.max_delay_ns, 3 * kSecond);
+}
+
+TEST(ParseTest, AWindowIsOfItsLimitAndPeriod) {
+  const ParseResult result = OfRule(
+      "limit: 100 per 90s\n    algorithm: sliding_window\n    cost: 3\n"
+      "    tiers: {a: {limit: 1000000000/d}}");
+  ASSERT_TRUE(result.ok()) << Text(result.problems);
+  const RuleConfig& rule = result.config.rules.front();
+  EXPECT_EQ(rule.kind, shm::Kind::kSlidingWindow);
+  EXPECT_EQ(rule.limit->burst, 100u);
+  EXPECT_EQ(rule.tiers[0].limit.burst, 1'000'000'000u);
+  EXPECT_EQ(OfRule("limit: 1/s\n    algorithm: fixed_window").config.rules.front().kind,
+            shm::Kind::kFixedWindow);
 }
 
 TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {

@@ -21,8 +21,10 @@ RUN_TIMEOUT_S = 300
 # The code as it is walks the first bound here, and further in its own suite.
 STATES = (60_000, 1_000_000)
 
-SOURCES = ("tests/model/slot_protocol_test.cc", "tests/model/explorer.cc")
+SOURCES = ("tests/model/slot_protocol_test.cc", "tests/model/window_slot_test.cc",
+           "tests/model/explorer.cc")
 TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
+WINDOW, WINDOW_SLOT = "window.h", "window_slot.h"
 
 # name: (what it breaks, file, the code as it stands, the bug)
 MUTANTS = {
@@ -96,13 +98,38 @@ MUTANTS = {
         "I5", TABLE, "return ResolveDuplicates(hash, env);", "return candidate.slot;"),
     "larger_debt_instead_of_both": (
         "I5", TABLE,
-        "const uint64_t sum = std::max(w, env.now_ns) + debt_ns;",
-        "const uint64_t sum = std::max(w, env.now_ns + debt_ns);"),
+        "const uint64_t sum = std::max(w, env.now_ns) + owed.debt_ns;",
+        "const uint64_t sum = std::max(w, env.now_ns + owed.debt_ns);"),
     "debt_into_a_winner_that_loses": (
         "I5", TABLE,
         "        use += SettleTenancy(winner, w, FingerprintOf(hash), env.now_ns);\n"
         "        continue;\n",
         "        return;\n"),
+    "second_word_of_any_tenancy": (
+        "W1", WINDOW,
+        "  const bool is_ours = second::Gen(s) == gen;\n  if (end_ns",
+        "  const bool is_ours = gen == gen;\n  if (end_ns"),
+    "second_word_of_another_instant": (
+        "W1", WINDOW_SLOT,
+        "return second == nullptr || slot.word.load(std::memory_order_acquire) == pair->word;",
+        "return true;"),
+    "second_word_without_compare": (
+        "W1", WINDOW_SLOT,
+        "    if (!beside->compare_exchange_strong(s, m.second_first, std::memory_order_acq_rel)) {\n"
+        "      return false;\n    }\n",
+        "    beside->store(m.second_first + 0 * s);\n"),
+    "late_spends_of_a_closed_window_left_out": (
+        "W2", WINDOW, "std::max(Count(w), is_half_begun ? second::Closed(s) : 0);",
+        "is_half_begun ? second::Closed(s) : Count(w);"),
+    "word_before_the_second_word": (
+        "W2", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
+        "  m.second_first = price.is_from_purse ? paid : s;\n"),
+    "purse_paid_from_after_the_word": (
+        "W3", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
+        "  m.second_first = begun;\n"),
+    "purse_paid_into_before_the_word": (
+        "W3", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
+        "  m.second_first = paid;\n"),
     "moved_use_not_taken_back": (
         "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;", ""),
 }
