@@ -59,6 +59,11 @@ inline constexpr uint64_t RefundUnits(uint64_t tokens, int scale) {
   return scale >= 0 ? tokens << scale : tokens >> -scale;
 }
 
+// The tokens that so many units are, rounded up.
+inline constexpr uint64_t TokensOf(uint64_t units, int scale) {
+  return scale >= 0 ? (units + (1ull << scale) - 1) >> scale : units << -scale;
+}
+
 // A window's rule as its arithmetic needs it.
 struct Terms {
   uint64_t period_ns;   // as configured

@@ -52,7 +52,7 @@ inline bool ReadPair(const BasicSlot<Cell>& slot, const Cell* second, Pair* pair
 }
 
 // Stores what Measure() made of a pair. False when either word has changed since; then nothing was
-// spent, at most part of a unit of the purse (W3).
+// spent, at most part of a unit of the purse (W3). Its CASes pair with the loads of ReadPair().
 template <class Cell>
 inline bool Commit(BasicSlot<Cell>& slot, Cell* beside, const Pair& pair, const Measured& m) {
   if (m.second_first != pair.second) {
@@ -203,10 +203,11 @@ inline bool FoldWindow(BasicSlot<Cell>& slot, Cell& beside, uint64_t k, const Te
         (closed != 0 || purse != 0 || second::Gen(pair.second) == key::Gen(k))) {
       const uint64_t tag_ns = slides ? end_ns - t.length_ns : end_ns;
       const uint64_t next = second::Make(key::Gen(k), tag_ns, closed, purse);
-      uint64_t s = pair.second;
+      uint64_t s = pair.second;  // pairs with the load of ReadPair()
       if (next != s && !beside.compare_exchange_strong(s, next, std::memory_order_acq_rel))
         continue;
     }
+    // Pairs with the loads of ReadPair(), as the other.
     uint64_t w = pair.word;
     const uint64_t target = Make(end_ns + tail_ns, count);
     if (w == target || slot.word.compare_exchange_strong(w, target, std::memory_order_acq_rel)) {

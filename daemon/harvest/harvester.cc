@@ -17,7 +17,9 @@ constexpr uint64_t kSecondNs = 1'000'000'000;
 constexpr size_t kTakenTogether = 64;
 constexpr uint64_t kLineWords = 8;
 
-// The most that a bucket can have admitted in `elapsed_ns`, debt included; never less than 1.
+// The most that a bucket can have admitted in `elapsed_ns`, debt included; never less than 1. Of a
+// window a limit for each length that has passed, and for one that had begun and one that has not
+// ended: its debt_max is two lengths.
 int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
   const shm::Limit& limit = rule.limit;
   const uint64_t by_rate =

@@ -14,8 +14,8 @@ shm::window::Terms TermsOf(const Bucket& b) {
 
 }  // namespace
 
-// The word and the key are hints here, which order nothing: one that has changed belongs to a
-// window or a tenancy that has just begun.
+// The word, the key and the second word are hints here, which order nothing: one that has changed
+// belongs to a window or a tenancy that has just begun.
 void NoteWindowUse(Bucket& b, int64_t tokens, const shm::MappedBuckets& buckets) {
   const bool slides = b.kind == shm::Kind::kSlidingWindow;
   const shm::window::Terms terms = TermsOf(b);
@@ -32,6 +32,16 @@ void NoteWindowUse(Bucket& b, int64_t tokens, const shm::MappedBuckets& buckets)
   }
   b.window_end_ns = end_ns;
   b.in_window += tokens;
+  if (!is_ours) return;
+  const int scale = shm::window::ScaleOf(b.limit.limit);
+  const auto most = static_cast<int64_t>(shm::window::TokensOf(shm::window::Count(w), scale));
+  if (b.in_window <= most) return;
+  const uint64_t second = buckets.second()[b.place.slot].load(std::memory_order_acquire);
+  const bool is_closed = slides && shm::window::second::Gen(second) == shm::key::Gen(b.place.key);
+  const uint64_t closed = is_closed ? shm::window::second::Closed(second) : 0;
+  b.in_closed = std::min(b.in_closed + (b.in_window - most),
+                         static_cast<int64_t>(shm::window::TokensOf(closed, scale)));
+  b.in_window = most;
 }
 
 // At first what they ask for, or used at most at once in the window before; then what they used in

@@ -10,9 +10,10 @@
 
 namespace sluice::reconcile {
 
-// Tokens (less than 0: refunds) were taken from the bucket's slot, where the word stands that says
-// in which window they were used. That is right but for what was used in the moment between a
-// window's end and this harvest, which counts in the next.
+// Tokens (less than 0: refunds) were taken from the bucket's slot, where the word says which window
+// is open and how much of them it can have counted. More was used in the one before, where windows
+// slide at most what that counted, or earlier: before a window's end that this harvest is the first
+// to come after, or while no daemon ran.
 void NoteWindowUse(Bucket& b, int64_t tokens, const shm::MappedBuckets& buckets);
 
 // Takes in what Redis told when the batch with `item` was answered. Returns how many tokens other

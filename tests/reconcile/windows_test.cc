@@ -166,6 +166,28 @@ TEST_P(WindowsTest, AFlushIsOverWithinAWindow) {
   EXPECT_NEAR(static_cast<double>(fleet.Admitted() - before), 20'000, 600);
 }
 
+// What was used while no daemon ran is not all of the open window's.
+TEST_P(WindowsTest, UseOfManyWindowsAtOnceIsCountedByWhatTheWordsSay) {
+  const bool slides = GetParam() == shm::Kind::kSlidingWindow;
+  shm::BucketsOwner owner;
+  ASSERT_TRUE(owner.Create(1024).ok());
+  const shm::window::Terms terms = shm::window::TermsOf(100, kSecond);
+  const uint64_t end = shm::window::kStepNs * 1000;
+  reconcile::Bucket b;
+  b.kind = GetParam();
+  b.limit = shm::window::MakeLimit(100, kSecond);
+  b.place = {7, shm::key::Make(5, GetParam(), 3)};
+  owner.buckets().slots()[7].key = b.place.key;
+  owner.buckets().slots()[7].word =
+      shm::window::Make(end + (slides ? terms.length_ns : 0), shm::window::RefundUnits(30, 8));
+  owner.buckets().second()[7] =
+      shm::window::second::Make(3, end - terms.length_ns, shm::window::RefundUnits(80, 8), 0);
+  reconcile::NoteWindowUse(b, 1000, owner.buckets());
+  EXPECT_EQ(b.window_end_ns, end);
+  EXPECT_EQ(b.in_window, 30);
+  EXPECT_EQ(b.in_closed, slides ? 80 : 0);
+}
+
 // A limit that is lowered counts what was used under the former one.
 TEST_P(WindowsTest, ALimitThatChangesKeepsWhatWasCounted) {
   Fleet fleet(1, OneWindow(GetParam(), 2000, 60 * kSecond));

@@ -136,6 +136,23 @@ TEST_F(KindsTest, AFreshWordStandsAboveEveryPayloadOfBefore) {
   EXPECT_EQ(payload::Value(slots_[slot].word), 0u);
 }
 
+// A duplicate's count goes to the slot that remains, as a token bucket's debt does.
+TEST_F(KindsTest, ADuplicateOfAWindowIsCountedInItsWinner) {
+  const uint64_t hash = 7 << 20;
+  Seen seen;
+  ASSERT_EQ(Spend(hash, 4, &seen), Outcome::kAllowed);
+  const uint32_t first = table_.Find(hash);
+  const uint32_t group = first / 4 * 4;
+  const uint32_t other = group + (first % 4 + 1) % 4;
+  slots_[other].word = slots_[first].word.load();
+  slots_[other].key = slots_[first].key.load();
+  slots_[other].used = slots_[first].used.load();
+  const uint32_t winner = table_.ResolveDuplicates(hash, Env());
+  EXPECT_EQ(winner, std::min(first, other));
+  EXPECT_EQ(Spend(hash, 3, &seen), Outcome::kDenied);
+  EXPECT_EQ(seen.remaining, 2u);
+}
+
 TEST_F(KindsTest, TokenBucketsBeginAtTheirTimeExactly) {
   const uint32_t slot = Claim(7 << 20, Kind::kTokenBucket);
   EXPECT_EQ(slots_[slot].word, TestClock::now_ns / 1000 * 1000);

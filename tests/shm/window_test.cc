@@ -347,6 +347,53 @@ TEST(WindowTest, AWordBeyondOnePeriodIsHealedToAWindowThatBeginsNow) {
   }
 }
 
+// Any two words: looked at, healed, and forgotten two lengths later. No answer is out of range.
+TEST(WindowTest, AnyMemoryIsRightAgainAfterTwoLengths) {
+  std::mt19937_64 random(17);
+  for (int round = 0; round < 20'000; ++round) {
+    const Kind kind = random() % 2 == 0 ? Kind::kFixedWindow : Kind::kSlidingWindow;
+    const uint64_t limit = RandomLimit(random);
+    const uint64_t period = RandomPeriod(random);
+    Words words = WordsOf(kind, limit, period);
+    uint64_t now = kSecond + random() % (1ull << 50);
+    // Anything, or something near what could stand there.
+    words.word = random() >> (1 + random() % 40);
+    if (random() % 2 == 0) words.word = window::Make(now + random() % (4 * period), random());
+    words.second = random();
+    if (random() % 2 == 0) words.second = (words.second & ~(0xffffull << 48)) | kGen * (1ull << 48);
+    for (int i = 0; i < 4; ++i) {
+      const auto dearer = static_cast<uint32_t>(random() >> (32 + random() % 32));
+      Measured m = words.Ask(1 + random() % limit, now, dearer);
+      if (m.is_wild) {
+        words.word = m.new_word;
+        m = words.Look(1, now, dearer);
+        ASSERT_FALSE(m.is_wild);
+      }
+      ASSERT_LE(m.remaining, limit);
+      ASSERT_LE(m.reset_after_ns, 2 * words.terms.length_ns + window::kStepNs);
+      if (m.retry_after_ns != kNever) {
+        ASSERT_LE(m.retry_after_ns, 2 * words.terms.length_ns + window::kStepNs);
+      }
+      now += random() % period;
+    }
+    now += 2 * words.terms.length_ns + window::kStepNs;
+    ASSERT_TRUE(words.Ask(limit, now).allowed);
+    ASSERT_FALSE(words.Ask(1, now).allowed);
+  }
+}
+
+TEST(WindowTest, ADuplicatesCountIsAddedAndNeverLowersTheOther) {
+  const uint64_t now = 10 * kSecond;
+  const uint64_t a = window::Make(now + kSecond, 5);
+  const uint64_t b = window::Make(now + kSecond / 2, 7);
+  EXPECT_EQ(window::Merged(a, b, now), window::Make(now + kSecond, 12));
+  EXPECT_EQ(window::Merged(b, a, now), window::Make(now + kSecond, 12));
+  EXPECT_EQ(window::Merged(a, window::FreshWord(now), now), a);
+  EXPECT_EQ(window::Merged(window::FreshWord(now), b, now), b);
+  EXPECT_EQ(window::Count(window::Merged(a, window::Make(now + kSecond, window::kMaxCount), now)),
+            window::kMaxCount);
+}
+
 TEST(WindowTest, ARefundGivesBackWithinItsWindowOnly) {
   for (const Kind kind : {Kind::kFixedWindow, Kind::kSlidingWindow}) {
     Words words = WordsOf(kind, 100, kSecond);
