@@ -51,32 +51,54 @@ inline bool ReadPair(const BasicSlot<Cell>& slot, const Cell* second, Pair* pair
   return second == nullptr || slot.word.load(std::memory_order_acquire) == pair->word;  // W1
 }
 
+// Adds what was paid beyond whole units to the purse that stands beside the same window; where
+// there is another by now, or no room, it is lost (W3). Its CAS pairs with the load of ReadPair().
+template <class Cell>
+inline void PayIn(Cell& beside, uint64_t of_window, uint64_t fine) {
+  constexpr int kTries = 8;
+  uint64_t s = beside.load(std::memory_order_acquire);
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    const bool is_same = ((s ^ of_window) & ~second::kPurseMask) == 0;
+    if (!is_same || second::Purse(s) + fine > second::kPurseMask) return;
+    if (beside.compare_exchange_strong(s, s + fine, std::memory_order_acq_rel)) return;
+  }
+}
+
 // Stores what Measure() made of a pair. False when either word has changed since; then nothing was
 // spent, at most part of a unit of the purse (W3). Its CASes pair with the loads of ReadPair().
 template <class Cell>
 inline bool Commit(BasicSlot<Cell>& slot, Cell* beside, const Pair& pair, const Measured& m) {
-  if (m.second_first != pair.second) {
-    uint64_t s = pair.second;
-    if (!beside->compare_exchange_strong(s, m.second_first, std::memory_order_acq_rel)) {
-      return false;
-    }
+  uint64_t s = pair.second;
+  if (m.second_first != s &&
+      !beside->compare_exchange_strong(s, m.second_first, std::memory_order_acq_rel)) {
+    return false;
   }
   uint64_t w = pair.word;
   if (m.new_word != w &&
       !slot.word.compare_exchange_strong(w, m.new_word, std::memory_order_acq_rel)) {
-    // Back into the purse, if it is still the same. A window that has begun stays so.
-    uint64_t s = m.second_first;
-    if (m.second_first == m.second_after &&
-        second::Purse(m.second_first) < second::Purse(pair.second)) {
-      beside->compare_exchange_strong(s, pair.second, std::memory_order_acq_rel);
-    }
+    // A window that has begun stays so; what was taken from the purse goes back.
+    const uint64_t was = second::Purse(pair.second);
+    const uint64_t is = second::Purse(m.second_first);
+    if (m.second_first == m.second_after && was > is) PayIn(*beside, pair.second, was - is);
     return false;
   }
-  if (m.second_after != m.second_first) {
-    uint64_t s = m.second_first;
-    beside->compare_exchange_strong(s, m.second_after, std::memory_order_acq_rel);
+  if (m.second_after == m.second_first) return true;
+  s = m.second_first;
+  if (!beside->compare_exchange_strong(s, m.second_after, std::memory_order_acq_rel)) {
+    const uint64_t was =
+        (m.second_first ^ m.second_after) & ~second::kPurseMask ? 0 : second::Purse(m.second_first);
+    PayIn(*beside, m.second_after, second::Purse(m.second_after) - was);
   }
   return true;
+}
+
+// Waits a moment that grows and is hardly the same for two, so that those who meet over and over at
+// one word do not: who gave up would be answered uncounted.
+inline void StandBack(int attempt, uint64_t now_ns) {
+  const uint64_t most = 1ull << std::min(4 + attempt, 12);
+  for (uint64_t turns = now_ns * 0x9e3779b97f4a7c15 >> 52 & (most - 1); turns != 0; --turns) {
+    asm volatile("" ::: "memory");
+  }
 }
 
 // One check, as CheckSlot() in bucket.h makes it for token buckets: *seen is filled for kAllowed
@@ -87,7 +109,10 @@ inline Outcome CheckWindow(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, con
                            RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
   const Terms terms = TermsOf(charge.limit->limit, charge.limit->period_ns);
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-    if (attempt != 0) time.ReadPrecise();
+    if (attempt != 0) {
+      StandBack(attempt, time.now_ns());
+      time.ReadPrecise();
+    }
     Pair pair;
     bool is_lost;
     const bool is_whole = ReadPair(slot, second, &pair, &is_lost);
