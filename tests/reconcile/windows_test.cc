@@ -55,6 +55,7 @@ TEST_P(WindowsTest, TwoHostsAtTwiceTheLimitAdmitTheLimitTogether) {
       const uint64_t before = fleet.Admitted();
       fleet.Run(10 * period, step);
       const double used = static_cast<double>(fleet.Admitted() - before) / (10.0 * limit);
+      printf("window of %lu s: %.1f %% used\n", period / kSecond, used * 100);
       EXPECT_GE(used, 0.97) << period;
       EXPECT_LE(used, 1.02) << period;
     }
@@ -96,6 +97,7 @@ TEST_P(WindowsTest, LargeAndSmallLimitsAreShared) {
     const uint64_t before = fleet.Admitted();
     fleet.Run(50 * kSecond, step);
     const double used = static_cast<double>(fleet.Admitted() - before) / (10.0 * limit);
+    printf("limit %lu: %.1f %% used\n", static_cast<unsigned long>(limit), used * 100);
     EXPECT_GE(used, limit == 20 ? 0.8 : 0.97) << limit;
     EXPECT_LE(used, limit == 20 ? 1.2 : 1.02) << limit;
   }
