@@ -26,7 +26,8 @@ config::Config OneWindow(shm::Kind kind, uint64_t limit, uint64_t period_ns) {
 }
 
 // A step of all hosts: so many checks a second on each of the first, of `tokens` each.
-std::function<void()> DemandOf(Fleet& fleet, std::vector<double> per_second, uint32_t tokens = 1) {
+std::function<void()> DemandOf(Fleet& fleet, const std::vector<double>& per_second,
+                               uint32_t tokens = 1) {
   auto owed = std::make_shared<std::vector<double>>(per_second.size());
   return [&fleet, per_second, tokens, owed] {
     for (size_t i = 0; i < per_second.size(); ++i) {
