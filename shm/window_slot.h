@@ -33,6 +33,10 @@ namespace sluice::shm::window {
 // still be one: then the end that stands stays.
 inline constexpr uint64_t kSameEndNs = 2 * kStepNs;
 
+// A window that began so long before the end that Redis tells, or later, is the one after it: a
+// reply may be late by that much.
+inline constexpr uint64_t kAboutEndNs = 100'000'000;
+
 // What is read of a slot at one instant.
 struct Pair {
   uint64_t word;
@@ -200,8 +204,10 @@ inline bool FoldWindow(BasicSlot<Cell>& slot, Cell& beside, uint64_t k, const Te
     if (!is_whole) continue;
     if (global.left_ns == 0) return true;
     const uint64_t stood_ns = EndNs(t, pair.word, slides);
-    if (stood_ns > told_ns + half_ns && stood_ns <= Ceil(now_ns) + longest_ns + kStepNs)
+    if (stood_ns + kAboutEndNs >= told_ns + longest_ns &&
+        stood_ns <= Ceil(now_ns) + longest_ns + kStepNs) {
       return true;
+    }
     const bool stays = stood_ns > now_ns && is_near(stood_ns, told_ns, kSameEndNs);
     const uint64_t end_ns = stays ? stood_ns : Ceil(told_ns);
     const uint64_t u = slot.used.load(std::memory_order_seq_cst);

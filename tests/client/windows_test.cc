@@ -8,6 +8,7 @@
 #include <atomic>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/include/sluice.h"
@@ -147,6 +148,38 @@ TEST_F(ClientWindowsTest, AWindowEndsAndTheNextBegins) {
     usleep(1000);
   }
   EXPECT_TRUE(handle->check(500)) << "then, and not later";
+}
+
+TEST(DegradedWindowsTest, EachWindowFollowsItsOwnWordInAnEmergency) {
+  for (const char* const algorithm : {"fixed_window", "sliding_window"}) {
+    std::string rules = "rules:\n";
+    for (const auto& [name, mode] :
+         {std::pair("open", "{mode: open}"), std::pair("closed", "{mode: closed}"),
+          std::pair("quarter", "{mode: degrade, factor: 0.25}")}) {
+      rules.append("  - {name: ").append(name).append(", match: {route: ").append(name);
+      rules.append("}, key: [user], limit: 40 per 10m, algorithm: ").append(algorithm);
+      rules.append(", when_degraded: ").append(mode).append("}\n");
+    }
+    ServedSegments served(rules, {.reconciling = true});
+    Client client({.runtime_dir = served.dir().c_str()});
+    ASSERT_TRUE(client.wait(5000ms));
+    const auto set_all = [&served](shm::ShardMode mode) {
+      for (uint32_t i = 0; i < 16; ++i) served.control().SetShard(i, mode, 1);
+    };
+    const auto admitted = [&client](const char* route) {
+      int n = 0;
+      for (int i = 0; i < 100; ++i) n += client.allow({{"route", route}, {"user", "u"}}) ? 1 : 0;
+      return n;
+    };
+    set_all(shm::ShardMode::kEmergency);
+    EXPECT_EQ(admitted("open"), 100);
+    EXPECT_EQ(admitted("closed"), 0);
+    EXPECT_EQ(admitted("quarter"), 10);
+    EXPECT_EQ(served.TotalUse(), 110);
+    set_all(shm::ShardMode::kHealthy);
+    EXPECT_EQ(admitted("open"), 0) << "what was let through is held against the key afterwards";
+    EXPECT_EQ(admitted("closed"), 40);
+  }
 }
 
 // Counts what each process was admitted, in memory that outlives them.

@@ -81,6 +81,18 @@ TEST_P(WindowsTest, TenHostsAndCostsAboveOne) {
   EXPECT_NEAR(static_cast<double>(fleet.Admitted() - before), 1'000'000, 30'000);
 }
 
+// Its own window would have ended later: it is the fleet's from its first reply on.
+TEST_P(WindowsTest, AHostThatComesLateJoinsTheWindowThatIsOpen) {
+  for (const uint64_t comes_s : {10, 20, 40, 55}) {
+    Fleet fleet(2, OneWindow(GetParam(), 100, 60 * kSecond));
+    fleet.Run(kSecond, DemandOf(fleet, {500}));
+    ASSERT_EQ(fleet.Admitted(), 100u);
+    fleet.Run((comes_s - 1) * kSecond);
+    fleet.Run(4 * kSecond, DemandOf(fleet, {0, 20}));
+    EXPECT_LE(fleet.Admitted() - 100, 5u) << "until it had heard, after " << comes_s;
+  }
+}
+
 TEST_P(WindowsTest, UnderTheLimitNobodyIsDenied) {
   Fleet fleet(2, OneWindow(GetParam(), 2000, kSecond));
   fleet.Run(10 * kSecond, DemandOf(fleet, {800, 800}));
