@@ -115,9 +115,10 @@ MUTANTS = {
         "return true;"),
     "second_word_without_compare": (
         "W1", WINDOW_SLOT,
-        "    if (!beside->compare_exchange_strong(s, m.second_first, std::memory_order_acq_rel)) {\n"
-        "      return false;\n    }\n",
-        "    beside->store(m.second_first + 0 * s);\n"),
+        "  if (m.second_first != s &&\n"
+        "      !beside->compare_exchange_strong(s, m.second_first, std::memory_order_acq_rel)) {\n"
+        "    return false;\n  }\n",
+        "  if (m.second_first != s) beside->store(m.second_first);\n"),
     "late_spends_of_a_closed_window_left_out": (
         "W2", WINDOW, "std::max(Count(w), is_half_begun ? second::Closed(s) : 0);",
         "is_half_begun ? second::Closed(s) : Count(w);"),
