@@ -54,6 +54,23 @@ Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
   return Verdict::kDeny;
 }
 
+void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns) {
+  if (spent == 0 && denied == 0) return;
+  credits_ -= std::min(spent, credits_);
+  attempts_ += spent + denied;
+  last_check_ns_ = now_ns;
+  checked_ = true;
+  if ((denied > 0 || credits_ <= low_water_) && !Blocked(now_ns)) early_ = true;
+  if (denied == 0) return;
+  denied_ += denied;
+  need_ = std::max(need_, std::min(need, terms_.burst));
+}
+
+bool Lease::IsIdle(uint64_t now_ns) const {
+  return held_ == 0 && credits_ == 0 && pending_ == 0 && !in_flight_ && parked_.empty() &&
+         (!checked_ || now_ns >= last_check_ns_ + kRecentNs);
+}
+
 uint64_t Lease::Waiting() const {
   uint64_t tokens = 0;
   for (const Parked& p : parked_) tokens += p.cost;
@@ -160,6 +177,16 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   sent_ns_ = now_ns;
   tick_ns_ = now_ns + static_cast<uint64_t>(static_cast<double>(sync_ns_) * (0.8 + 0.4 * random));
   return ask;
+}
+
+void Lease::Settle(Ask* ask, uint64_t back, uint64_t taken, uint64_t left) {
+  const uint64_t missing = back - std::min(taken, back);
+  const uint64_t before = ask->rem + missing;
+  attempts_ += before - std::min(left, before);
+  ask->ret -= missing;
+  ask->rem = left;
+  held_ += missing;
+  credits_ = frozen_rem_ = left;
 }
 
 void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,

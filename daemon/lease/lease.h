@@ -62,6 +62,17 @@ class Lease {
     uint64_t ticket;
     bool allowed;
   };
+  // Where clients spend by themselves, out of a word that they share: what they did since the last
+  // call. `spent` of the credits, `denied` tokens refused, `need` the largest cost among these.
+  void Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns);
+  // So many of them were given back, before they were reported as spent.
+  void Restore(uint64_t tokens) { credits_ += tokens; }
+  // Tokens that nobody can spend or give back any more.
+  void Lose(uint64_t tokens) { credits_ -= tokens < credits_ ? tokens : credits_; }
+  // After Freeze, where the credits stand in such a word: of the `back` that it wanted to give back
+  // only `taken` were still there, and `left` remain. Puts *ask right (L3).
+  void Settle(Ask* ask, uint64_t back, uint64_t taken, uint64_t left);
+
   // Parked callers that were served or whose time is over, once each.
   std::vector<Answer> Answered(uint64_t now_ns);
   // When the first parked caller's time is over; UINT64_MAX without one.
@@ -69,7 +80,13 @@ class Lease {
 
   uint64_t credits() const { return credits_; }
   uint64_t held() const { return held_; }
+  uint64_t expiry_ns() const { return expiry_ns_; }
+  // Before it nothing is asked for, since nothing would come; 0: that was not said.
+  uint64_t retry_ns() const { return short_ ? retry_ns_ : 0; }
+  double share() const { return share_; }
   bool in_flight() const { return in_flight_; }
+  // Nothing is held, asked for or waited for: it needs no Tick before the next check.
+  bool IsIdle(uint64_t now_ns) const;
 
  private:
   struct Parked {
