@@ -7,6 +7,7 @@
 #include "client/client.h"
 #include "client/denials.h"
 #include "client/plan.h"
+#include "shm/alone.h"
 #include "shm/bucket.h"
 #include "shm/clock.h"
 
@@ -143,10 +144,16 @@ inline std::atomic<uint64_t>* SecondOf(const Attachment& a, const Attempt& attem
   return attempt.overflow ? nullptr : &a.second[attempt.index];
 }
 
+// A strict bucket to which nobody lends: in the overflow bucket, or in an emergency.
+shm::Outcome CheckUnlent(Context& ctx, const Rule& rule, Attempt* attempt);
+
 inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attempt) {
   if (rule.kind == shm::Kind::kTokenBucket) [[likely]] {
     return shm::CheckSlot(*attempt->slot, attempt->fp, attempt->charge, ctx.time, ctx.table,
                           &attempt->seen);
+  }
+  if (rule.kind == shm::Kind::kLease && (attempt->overflow || attempt->charge.dearer_q16 != 0)) {
+    return CheckUnlent(ctx, rule, attempt);
   }
   return shm::CheckMeasured(*attempt->slot, SecondOf(*ctx.attachment, *attempt), attempt->fp,
                             attempt->charge, ctx.time, ctx.table, &attempt->seen);
@@ -201,6 +208,9 @@ inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attem
   }
 }
 
+// Counts a denial, so that the daemon sees it: at once where it is to ask for tokens.
+void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt);
+
 // kGaveUp becomes an answer by the rule's fail mode; a shadow rule's denial is none.
 void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt);
 
@@ -233,7 +243,7 @@ inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t c
   if (allowed) {
     if (attempt->charge.commit) Account(ctx, item, policy, *attempt);
   } else if (!attempt->overflow) {
-    NoteDenied(*ctx.attachment, *ctx.client, *attempt->slot, attempt->seen.gen, ctx.time.now_ns());
+    NoteRefusal(ctx, item, policy, *attempt);
   }
   if (decision == nullptr) return allowed || item.rule->shadow ? 1 : 0;
   return AnswerOne(*ctx.attachment, ctx.time, *item.rule, policy, *attempt, decision);

@@ -180,8 +180,7 @@ class RequestCheck {
     for (size_t i = 0; i < count_ && denied_ + shadow_ != 0; ++i) {
       const Attempt& attempt = attempts_[i];
       if (attempt.outcome != Outcome::kDenied || attempt.overflow) continue;
-      NoteDenied(*ctx_.attachment, *ctx_.client, *attempt.slot, attempt.seen.gen,
-                 ctx_.time.now_ns());
+      NoteRefusal(ctx_, items_[i], policy_, attempt);
     }
     if (decision != nullptr) {
       BeginDecision(*ctx_.attachment, policy_, denied_ == 0, &ctx_.time, decision);

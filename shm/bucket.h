@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "shm/clock.h"
+#include "shm/credits.h"
 #include "shm/gcra.h"
 #include "shm/kinds.h"
 #include "shm/layout.h"
@@ -172,7 +173,8 @@ inline Outcome CheckMeasured(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, c
     seen->aux = slot.aux.load(std::memory_order_relaxed);
     seen->gen = key::Gen(k);
     // Pairs with the CAS of who stored it.
-    const uint64_t beside = second != nullptr ? second->load(std::memory_order_acquire) : 0;
+    uint64_t beside = second != nullptr ? second->load(std::memory_order_acquire) : 0;
+    if (charge.kind == Kind::kLease) beside = credits::second::TimeNs(beside, seen->gen);
     const Measured m = Measure(charge.kind, w, beside, now_ns, charge.tokens,
                                Dearer(aux::InvShare(seen->aux), charge.dearer_q16), *charge.limit);
     seen->cost_ns = 0;
@@ -292,6 +294,21 @@ inline void AddDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t i
     slot.aux.fetch_or(aux::kDirty, std::memory_order_seq_cst);
     dirty[index / 64].fetch_or(1ull << (index % 64), std::memory_order_seq_cst);
   }
+}
+
+// The same for a lease: the cell keeps the tokens that were asked for in vain, and the largest cost
+// among them (layout.h). Denials that are tallied add to the tokens alone.
+template <class Cell>
+inline void AddWanted(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index, uint16_t gen,
+                      uint64_t tokens) {
+  uint64_t d = cell.load(std::memory_order_relaxed);
+  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+    const uint64_t count = denied::Gen(d) == gen ? denied::Count(d) : 0;
+    const uint64_t next =
+        wanted::Make(wanted::Tokens(count) + tokens, std::max(wanted::Largest(count), tokens));
+    if (cell.compare_exchange_weak(d, denied::Make(gen, next), std::memory_order_seq_cst)) break;
+  }
+  if ((slot.aux.load(std::memory_order_seq_cst) & aux::kDirty) == 0) MarkDirty(slot, dirty, index);
 }
 
 }  // namespace sluice::shm

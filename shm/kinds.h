@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "shm/credits.h"
 #include "shm/gcra.h"
 #include "shm/layout.h"
 
@@ -75,18 +76,33 @@ inline Measured MeasureFixedWindow(uint64_t w, uint64_t now_ns, uint64_t tokens,
   return m;
 }
 
-// `word` is live, `second` what stands beside it. `dearer_q16`: what a token costs this host, 16
-// fraction bits; 0: one.
-inline Measured Measure(Kind kind, uint64_t word, [[maybe_unused]] uint64_t second, uint64_t now_ns,
-                        uint64_t tokens, uint32_t dearer_q16, const Limit& limit) {
+// Tokens on loan: spent while the lease lasts, whole or not at all. `not_before_ns`: see credits.h.
+inline Measured MeasureLease(uint64_t w, uint64_t not_before_ns, uint64_t now_ns, uint64_t tokens,
+                             const Limit& limit) {
+  const uint64_t spendable = credits::Spendable(w, now_ns);
+  Measured m;
+  m.allowed = tokens <= spendable;
+  m.is_wild = false;
+  m.new_word = m.allowed ? w - tokens : w;
+  m.remaining = spendable - (m.allowed ? tokens : 0);
+  m.retry_after_ns = m.allowed ? 0 : credits::RetryAfterNs(not_before_ns, now_ns, tokens, limit);
+  m.reset_after_ns = credits::ResetAfterNs(m.remaining, limit);
+  return m;
+}
+
+// `word` is live, `second` what stands beside it; of a lease the time in it. `dearer_q16`: what a
+// token costs this host, 16 fraction bits; 0: one.
+inline Measured Measure(Kind kind, uint64_t word, uint64_t second, uint64_t now_ns, uint64_t tokens,
+                        uint32_t dearer_q16, const Limit& limit) {
   const uint64_t cost =
       dearer_q16 == 0 ? tokens : (tokens * dearer_q16 + aux::kShareOne - 1) / aux::kShareOne;
   switch (kind) {
     case Kind::kFixedWindow:
       return MeasureFixedWindow(word, now_ns, cost, limit);
+    case Kind::kLease:  // whose share was lent, as tokens of its own
+      return MeasureLease(word, second, now_ns, tokens, limit);
     case Kind::kTokenBucket:
     case Kind::kSlidingWindow:
-    case Kind::kLease:
     case Kind::kSlidingLog:
       break;
   }
@@ -97,6 +113,7 @@ inline Measured Measure(Kind kind, uint64_t word, [[maybe_unused]] uint64_t seco
 // where nothing is given back: what the spend belonged to has ended.
 inline constexpr uint64_t Refunded(Kind kind, uint64_t w, uint64_t spent_word, uint64_t tokens,
                                    uint64_t now_ns) {
+  if (kind == Kind::kLease) return credits::Refunded(w, spent_word, tokens, now_ns);
   if (kind != Kind::kFixedWindow) return w;
   if (payload::TimeNs(w) != payload::TimeNs(spent_word) || payload::TimeNs(w) <= now_ns) return w;
   return w - std::min(tokens, payload::Value(w));

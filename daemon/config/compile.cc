@@ -25,7 +25,8 @@ uint32_t FactorQ16(double factor) { return static_cast<uint32_t>(std::llround(65
 // of the string bytes, and one-of offsets from the beginning of the references, until then.
 class Builder {
  public:
-  explicit Builder(const shm::HashKey& salt_key) : salt_key_(salt_key) {}
+  Builder(const shm::HashKey& salt_key, bool has_redis)
+      : salt_key_(salt_key), has_redis_(has_redis) {}
 
   absl::Status Add(const RuleConfig& rule);
   absl::StatusOr<std::string> Finish(uint64_t seq);
@@ -39,6 +40,7 @@ class Builder {
   void AddNameIndex(PolicyHeader* header) const;
 
   const shm::HashKey& salt_key_;
+  const bool has_redis_;
   std::vector<std::string> names_;
   std::vector<GroupView> groups_;
   std::vector<RuleView> rules_;
@@ -110,7 +112,8 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.for_ns = degraded.for_ns;
   numbers.cost = limit.cost;
   numbers.max_delay_ns = limit.max_delay_ns;
-  numbers.kind = rule.kind;
+  // One host alone is exact as it is, and nobody would lend to it.
+  numbers.kind = rule.strict && has_redis_ ? shm::Kind::kLease : rule.kind;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
   numbers.id = static_cast<uint16_t>(rules_.size());
@@ -263,7 +266,7 @@ absl::StatusOr<std::string> Compile(const Config& config, const shm::HashKey& sa
                                             config.rules.size() - shm::kMaxGroups,
                                             " more than the ", shm::kMaxGroups, " that fit"));
   }
-  Builder builder(salt_key);
+  Builder builder(salt_key, config.redis.has_value());
   for (const RuleConfig& rule : config.rules) {
     const absl::Status added = builder.Add(rule);
     if (!added.ok()) return added;

@@ -312,9 +312,10 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kChoice,
      .fallback = "approximate",
      .choices = "approximate|strict",
-     .doc = "How hosts share the limit. In this version strict decides as approximate does, and "
-            "says so when it is loaded.",
-     .example = "approximate"},
+     .doc = "How hosts share the limit. strict never admits more than the limit and the burst over "
+            "all hosts, in a window of any length; see [accuracy](accuracy.md). Without redis both "
+            "are the same.",
+     .example = "strict"},
     {.path = "rules[].tier_by",
      .type = KeyType::kText,
      .fallback = "tier",

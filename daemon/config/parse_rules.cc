@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "daemon/config/text.h"
+#include "shm/credits.h"
 #include "shm/gcra.h"
 
 namespace sluice::config {
@@ -60,6 +62,26 @@ bool CheckLimit(Section* section, const LimitConfig& limit) {
   return true;
 }
 
+// What hosts lend to each other is counted in whole tokens, exactly.
+bool CheckStrict(Section* section, const LimitConfig& limit) {
+  constexpr uint64_t kExact = 1ull << 53;  // as far as Redis counts without gaps
+  const uint64_t period_us = limit.period_ns / 1000;
+  const uint64_t unit_us = period_us / std::gcd(period_us, limit.limit);
+  const char* const key = section->Has("burst") ? "burst" : "limit";
+  if (limit.burst > shm::credits::kMax) {
+    section->Problem(key,
+                     Cat("a strict burst of ", limit.burst, " is more than a host can be lent"),
+                     Cat("write a burst of at most ", shm::credits::kMax));
+    return false;
+  }
+  if (limit.period_ns % 1000 != 0 || unit_us > kExact / limit.burst) {
+    section->Problem(key, "a strict limit is counted exactly, and this one has too fine parts",
+                     "take a rounder limit or period, or a lower burst");
+    return false;
+  }
+  return true;
+}
+
 void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& config) {
   const std::string rate = FormatRate({limit.limit, limit.period_ns});
   // A cost is a whole number of ns, rounded up: at very high rates that costs some of them.
@@ -93,6 +115,7 @@ void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& confi
 // What a tier has of its rule where it says nothing.
 struct OfRule {
   bool is_leaky = false;
+  bool is_strict = false;
   uint32_t cost = 1;
   uint64_t max_delay_ns = 0;  // 0: not said
 };
@@ -135,7 +158,10 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
   limit->limit = rate.tokens;
   limit->period_ns = rate.period_ns;
   limit->burst = burst;
-  if (section->problem_count() != problems_before || !CheckLimit(section, *limit)) return false;
+  if (section->problem_count() != problems_before || !CheckLimit(section, *limit) ||
+      (of_rule.is_strict && config.redis && !CheckStrict(section, *limit))) {
+    return false;
+  }
   WarnOfLimit(section, *limit, config);
   return true;
 }
@@ -224,12 +250,15 @@ bool IsLeaky(Section* rule) {
   return rule->ReadChoice("algorithm", &index) && index == 1;
 }
 
-void ParseConsistency(Section* rule, bool* strict) {
+bool IsStrict(Section* rule) {
   size_t index = 0;
-  if (!rule->ReadChoice("consistency", &index) || index == 0) return;
-  *strict = true;
-  rule->Warning("consistency", "strict decides as approximate does in this version",
-                "write `approximate`, or keep the line for a later version");
+  if (!rule->ReadChoice("consistency", &index) || index == 0) return false;
+  const YAML::Node algorithm = rule->Value("algorithm");
+  if (algorithm.IsDefined() && !(algorithm.IsScalar() && algorithm.Scalar() == "token_bucket")) {
+    rule->Problem("consistency", "strict is for token buckets: no other algorithm can be lent out",
+                  "write `algorithm: token_bucket`, or `consistency: approximate`");
+  }
+  return true;
 }
 
 void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleConfig>& others) {
@@ -255,11 +284,11 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseRuleName(&section, &rule, config.rules);
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
-  ParseConsistency(&section, &rule.strict);
+  rule.strict = IsStrict(&section);
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
-  OfRule of_rule{.is_leaky = IsLeaky(&section)};
+  OfRule of_rule{.is_leaky = IsLeaky(&section), .is_strict = rule.strict};
   LimitConfig own;
   if (ParseLimit(&section, config, of_rule, &own)) rule.limit = own;
   of_rule.cost = own.cost;

@@ -113,13 +113,18 @@ void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
     tokens = std::clamp(tokens, -most, most);
   }
   uint64_t denied = shm::TakeDenied(buckets_->denied()[slot], key);
+  uint64_t need = 1;
+  if (rule->kind == shm::Kind::kLease) {
+    need = std::clamp<uint64_t>(shm::wanted::Largest(denied), 1, rule->limit.burst);
+    denied = shm::wanted::Tokens(denied);
+  }
   if (denied > kMaxOpenTokensPerSecond) {
     denied = std::min(denied, kMaxOpenTokensPerSecond * (elapsed_ns / kSecondNs + 1));
   }
   if (tokens == 0 && denied == 0) return;
   was_used_ = is_used_ = true;
   known.taken_ns = now_ns;
-  sink.OnUse(known.bucket, tokens, denied);
+  sink.OnUse(known.bucket, tokens, denied, need);
 }
 
 bool Harvester::ReadName(uint32_t slot, uint64_t key, char (&parts)[shm::kKeyTextBytes],

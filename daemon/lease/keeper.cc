@@ -183,14 +183,11 @@ void Keeper::Flush(uint32_t shard, uint64_t now_ns) {
   Session& session = *s.session;
   if (session.call() != nullptr) {
     if (now_ns < session.NextResendNs()) return;
-    const std::string primary = link_->PrimaryId(shard, now_ns);
-    if (primary.empty() || !session.Resend(now_ns)) return;
+    if (!link_->MayLend(shard, now_ns) || !session.Resend(now_ns)) return;
     ++stats_.resends;
-    return Send(shard, primary);
+    return Send(shard);
   }
-  if (s.queue.empty()) return;
-  const std::string primary = link_->PrimaryId(shard, now_ns);
-  if (primary.empty()) return;
+  if (s.queue.empty() || !link_->MayLend(shard, now_ns)) return;
   std::vector<Asked> asked;
   s.asked.clear();
   size_t n = 0;
@@ -206,14 +203,12 @@ void Keeper::Flush(uint32_t shard, uint64_t now_ns) {
   session.Start(asked, /*time_us=*/0, now_ns);
   ++stats_.calls;
   stats_.asked_buckets += asked.size();
-  Send(shard, primary);
+  Send(shard);
 }
 
-void Keeper::Send(uint32_t shard, const std::string& primary) {
+void Keeper::Send(uint32_t shard) {
   const Call& call = *shards_[shard].session->call();
-  std::vector<std::string> args = call.args;
-  args[kPrimaryArg] = primary;
-  link_->Lend(shard, args, call.seq);
+  link_->Lend(shard, call.args, call.seq);
 }
 
 // K2. The new turn begins before the request is built: what is reported as spent cannot be given
@@ -281,6 +276,7 @@ void Keeper::Publish(Book& b, uint64_t now_ns) {
   if (!b.purse.is_open() || b.rule == nullptr) return;
   shm::Slot& slot = buckets_->slots()[b.place.slot];
   if (slot.key.load(std::memory_order_acquire) != b.place.key) return;
+  b.shown_shard = link_->ShownShard(*b.rule, b.text, b.shard);
   const double share = b.lease->share();
   const auto inverse = static_cast<uint32_t>(
       share >= 1 ? 0 : std::lround(std::min(kShareOne / share, kShareOne * (kShareOne - 1))));
@@ -290,12 +286,9 @@ void Keeper::Publish(Book& b, uint64_t now_ns) {
       std::memory_order_relaxed);
 }
 
-void Keeper::ShowShard(const std::function<uint32_t(const config::CompiledRule&, const std::string&,
-                                                    uint32_t)>& shown) {
+void Keeper::ShowShards(uint64_t now_ns) {
   for (Book& b : books_) {
-    if (b.text.empty() || b.rule == nullptr || !b.purse.is_open()) continue;
-    b.shown_shard = shown(*b.rule, b.text, b.shard);
-    Publish(b, b.lease->retry_ns());
+    if (b.rule != nullptr) Publish(b, now_ns);
   }
 }
 

@@ -41,11 +41,15 @@ inline constexpr uint64_t kForgetNs = 60'000'000'000;
 class Link {
  public:
   virtual ~Link() = default;
-  // Names the primary that serves the shard now: the same on all hosts, another after a restart and
-  // a failover. Empty: not known (yet), or the shard may not be asked now.
-  virtual std::string PrimaryId(uint32_t shard, uint64_t now_ns) = 0;
-  // Runs lua/lease.lua on it. `args` are its ARGV, the primary's id among them.
+  // Whether the shard may be asked now: there is a primary, and it is not taken for dead.
+  virtual bool MayLend(uint32_t shard, uint64_t now_ns) = 0;
+  // Runs lua/lease.lua on it. `args` are its ARGV, but that at kPrimaryArg the id of the primary is
+  // to be put in: the same on all hosts, another after a restart and a failover.
   virtual void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) = 0;
+  // At whose state the clients of a bucket are to look: its shard's, but where an operator's word
+  // puts it in emergency.
+  virtual uint32_t ShownShard(const config::CompiledRule& rule, const std::string& text,
+                              uint32_t shard) = 0;
   // The bucket that stood there is forgotten: it is to be named anew at its next use.
   virtual void OnForgotten(const harvest::Place& place) = 0;
 };
@@ -76,15 +80,16 @@ class Keeper {
   uint32_t OnBucket(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns);
   void OnUse(uint32_t bucket, uint64_t denied, uint64_t need, uint64_t now_ns);
   const config::CompiledRule* RuleOf(uint32_t bucket) const { return books_[bucket].rule; }
+  uint32_t ShardOf(uint32_t bucket) const { return books_[bucket].shard; }
+  uint32_t ShownShardOf(uint32_t bucket) const { return books_[bucket].shown_shard; }
 
   // The rules changed. A bucket whose terms are others gives up what it holds and begins anew.
   void SetRules(const config::CompiledRules& rules, uint64_t now_ns);
 
   // Does what is due, and returns when it wants to be called again at the latest.
   uint64_t Tick(uint64_t now_ns);
-  // The shard that a slot of that bucket points at, where an operator's word puts it in emergency.
-  void ShowShard(const std::function<uint32_t(const config::CompiledRule&, const std::string& text,
-                                              uint32_t shard)>& shown);
+  // What ShownShard says has changed.
+  void ShowShards(uint64_t now_ns);
 
   // InternalError: what answered is not the script.
   absl::Status OnReply(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint64_t now_ns);
@@ -121,7 +126,7 @@ class Keeper {
   void Schedule(uint32_t id, uint64_t now_ns);
   void Queue(uint32_t id);
   void Flush(uint32_t shard, uint64_t now_ns);
-  void Send(uint32_t shard, const std::string& primary);
+  void Send(uint32_t shard);
   Ask AskOf(Book& b, uint64_t now_ns);
   void TakeGrant(Book& b, const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns);
   void Begin(Book& b, const config::CompiledRule& rule);

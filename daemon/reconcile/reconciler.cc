@@ -28,7 +28,9 @@ Reconciler::Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buck
       transport_(transport),
       random_(std::move(random)),
       harvester_(buckets, control->info().hash_key, options_.shard_count, options_.use_since_ns),
-      ledger_(options_.shard_count) {}
+      ledger_(options_.shard_count) {
+  OpenKeeper();
+}
 
 void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, uint64_t now_ns) {
   now_ns_ = now_ns;
@@ -37,10 +39,13 @@ void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, ui
   if (rules_ != nullptr) Harvest(now_ns);
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
+  if (keeper_ != nullptr) keeper_->SetRules(*rules_, now_ns);
   harvester_.SetRules(rules_);
+  has_strict_ = false;
   totals_by_id_.clear();
   for (const config::CompiledRule& rule : rules_->rules()) {
     totals_by_id_.push_back(&totals_[rule.label]);
+    has_strict_ = has_strict_ || rule.kind == shm::Kind::kLease;
   }
 }
 
@@ -88,6 +93,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   Harvest(now_ns);
   ledger_.Forget(now_ns, harvester_);
   if (!options_.has_redis) return;
+  keeper_->Tick(now_ns);
   ExpireShares(now_ns);
   uint64_t oldest_ns = 0;
   for (uint32_t i = 0; i < options_.shard_count; ++i) {
@@ -113,6 +119,9 @@ void Reconciler::Harvest(uint64_t now_ns) {
 }
 
 uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named) {
+  if (keeper_ != nullptr && named.rule->kind == shm::Kind::kLease) {
+    return kStrictBucket | keeper_->OnBucket(place, std::move(named), now_ns_);
+  }
   const uint32_t shard = named.shard;
   const uint16_t rule = named.rule->id;
   const BucketId id = ledger_.Intern(place, std::move(named), now_ns_);
@@ -128,19 +137,25 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
   return id;
 }
 
-void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
+void Reconciler::Count(const config::CompiledRule& rule, int64_t tokens, uint64_t denied,
+                       bool is_degraded) {
+  RuleTotals& totals = *totals_by_id_[rule.id];
+  const uint64_t allowed = tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
+  totals.allowed += allowed;
+  totals.denied += denied;
+  if (is_degraded) totals.degraded += allowed + denied;
+  stats_.harvested_tokens += allowed;
+}
+
+void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) {
   last_use_ns_ = now_ns_;
+  if ((bucket & kStrictBucket) != 0) {
+    return OnStrictUse(bucket & ~kStrictBucket, tokens, denied, need);
+  }
   Bucket& b = ledger_.bucket(bucket);
   if (b.rule != nullptr) {
-    RuleTotals& totals = *totals_by_id_[b.rule->id];
-    const uint64_t allowed = tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
-    totals.allowed += allowed;
-    totals.denied += denied;
-    if (options_.has_redis &&
-        (b.forced || ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency)) {
-      totals.degraded += allowed + denied;
-    }
-    stats_.harvested_tokens += allowed;
+    const bool is_emergency = ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency;
+    Count(*b.rule, tokens, denied, options_.has_redis && (b.forced || is_emergency));
   }
   if (!options_.has_redis) {
     b.touched_ns = now_ns_;
@@ -257,6 +272,7 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
   if (primary != kNoPrimary) {
     PrimaryAt(primary).breaker.OnFailure(now_ns, outcome == CallOutcome::kHard, random_());
   }
+  if ((token & kStrictToken) != 0) return;  // it is sent again in its time
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   // Whether it was applied is unknown: the same again, later (B2).
@@ -269,6 +285,9 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
 void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply,
                          uint32_t primary, uint64_t now_ns) {
   now_ns_ = now_ns;
+  if ((token & kStrictToken) != 0) {
+    return OnLent(shard, token & ~kStrictToken, reply, primary, now_ns);
+  }
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items.size());

@@ -19,6 +19,7 @@ constexpr uint64_t kAlarmsNs = 200'000'000;
 constexpr std::string_view kDegradedAlarm = "degraded:";
 constexpr redis::ScriptId kFoldScript = 0;
 constexpr redis::ScriptId kProbeScript = 1;
+constexpr redis::ScriptId kLeaseScript = 2;
 
 std::string HostName(const config::RedisConfig& config) {
   if (!config.host_name.empty()) return config.host_name;
@@ -86,7 +87,10 @@ absl::StatusOr<redis::ClientOptions> ClientOptionsOf(const config::RedisConfig& 
   options.client_name = absl::StrCat("sluice-", HostName(config));
   options.prefix = config.prefix;
   options.shards = config.shards;
-  options.scripts = {{"fold", lua::kFold}, {"probe", lua::kProbe}};
+  options.scripts = {{"fold", lua::kFold},
+                     {"probe", lua::kProbe},
+                     {"lease", lua::kLease, "strict", lease::kPrimaryArg}};
+  options.identify = true;
   options.probe_script = kProbeScript;
   options.connect_timeout_ns = static_cast<int64_t>(config.connect_timeout_ns);
   options.request_timeout_max_ns = static_cast<int64_t>(config.request_timeout_ns);
@@ -153,14 +157,19 @@ uint64_t Worker::Tick() {
   DeliverHeld();
   if (now_ns >= tick_ns_) {
     reconciler_->Tick(now_ns);
-    tick_ns_ = now_ns + (reconciler_->IsQuiet(now_ns) ? kQuietTickNs : kTickNs);
+    tick_ns_ = now_ns + std::max(reconciler_->PauseNs(now_ns), kTickNs);
+    strict_ns_ = now_ns + reconciler_->PauseNs(now_ns);
+  } else if (reconciler_->has_strict() && now_ns >= strict_ns_) {
+    reconciler_->TickStrict(now_ns);
+    strict_ns_ = now_ns + reconciler_->PauseNs(now_ns);
   }
   if (now_ns >= alarms_ns_ + kAlarmsNs) {
     alarms_ns_ = now_ns;
     UpdateAlarms();
   }
-  if (client_ == nullptr) return tick_ns_;
-  const uint64_t turn_ns = std::min(tick_ns_, std::max(now_ns, injector_.NextNs()));
+  const uint64_t own_ns = reconciler_->has_strict() ? std::min(tick_ns_, strict_ns_) : tick_ns_;
+  if (client_ == nullptr) return own_ns;
+  const uint64_t turn_ns = std::min(own_ns, std::max(now_ns, injector_.NextNs()));
   const int64_t deadline_ns = client_->NextDeadlineNs();
   if (deadline_ns == INT64_MAX) return turn_ns;
   return std::min(turn_ns,
@@ -194,6 +203,11 @@ bool Worker::Flush() {
 void Worker::Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
   if (injector_.TakesCall(shard, token, client_->PrimaryOf(shard), RealNow())) return;
   client_->Call(shard, kFoldScript, args, arg_count, token);
+}
+
+void Worker::Lend(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
+  if (injector_.TakesCall(shard, token, client_->PrimaryOf(shard), RealNow())) return;
+  client_->Call(shard, kLeaseScript, args, arg_count, token);
 }
 
 void Worker::Ping(uint32_t primary, uint64_t token) {

@@ -414,6 +414,26 @@ TEST(ParseTest, TiersOfALeakyBucketHaveTheRulesDelay) {
   EXPECT_EQ(result.config.rules.front().tiers.front().limit.max_delay_ns, 3 * kSecond);
 }
 
+TEST(ParseTest, TakesStrictLimitsThatCanBeLentOut) {
+  const std::string redis = "redis: {addresses: \"h:1\"}\n";
+  const auto refused = [&](const char* lines, const char* said) {
+    const ParseResult result = OfRule(std::string("consistency: strict\n    ") + lines, redis);
+    ASSERT_EQ(result.problems.size(), 1u) << lines << Text(result.problems);
+    EXPECT_NE(Text(result.problems).find(said), std::string::npos) << Text(result.problems);
+  };
+  for (const char* lines : {"limit: 100/s", "limit: 7/d", "limit: 1000000/s",
+                            "limit: 1/s\n    algorithm: token_bucket"}) {
+    const ParseResult result = OfRule(std::string("consistency: strict\n    ") + lines, redis);
+    EXPECT_TRUE(result.ok()) << Text(result.problems);
+    EXPECT_TRUE(result.config.rules.front().strict);
+  }
+  refused("limit: 1/s\n    algorithm: leaky_bucket\n    max_delay: 1s", "strict is for token");
+  refused("limit: 2000000/s", "write a burst of at most 1048575");
+  refused("limit: 10007 per 300d", "a rounder limit");
+  // One host alone lends to nobody.
+  EXPECT_TRUE(OfRule("limit: 2000000/s\n    consistency: strict").ok());
+}
+
 TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {
   const auto warns = [](const ParseResult& result, const char* said) {
     EXPECT_TRUE(result.ok()) << Text(result.problems);
@@ -421,7 +441,6 @@ TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {
                                                                    << Text(result.warnings);
   };
   const std::string redis = "redis: {addresses: \"h:1\", flush_interval: 100ms}\n";
-  warns(OfRule("limit: 1/s\n    consistency: strict"), "decides as approximate");
   warns(OfRule("limit: 300000000/s"), "counted as 4 ns");
   warns(OfRule("limit: 100/s\n    burst: 19", redis), "write a burst of at least 21");
   warns(OfRule("limit: 1/s\n    tier_by: plan"), "no effect without `tiers`");

@@ -1,6 +1,6 @@
 // A client with a steady demand, for tests of several hosts: RATE checks a second of one list of
 // descriptors, spread evenly, for SECONDS or until SIGTERM. Prints one JSON line for each tenth of
-// a second, with the times of its slowest checks:
+// a second (or REPORT_MS of the environment), with the times of its slowest checks:
 //   {"t_ns": monotonic, "checks": n, "allowed": n, "denied": n, "emergency": n, "max_ns": n,
 //    "slowest_ns": [n, ...]}
 // and at the end one with "p50_ns" and "p99_ns" of the time that checks took.
@@ -23,7 +23,6 @@
 namespace {
 
 constexpr uint64_t kSecond = 1'000'000'000;
-constexpr uint64_t kReportNs = kSecond / 10;
 constexpr size_t kMaxSamples = 4'000'000;
 
 uint64_t Now() {
@@ -49,6 +48,11 @@ struct Interval {
 };
 
 volatile sig_atomic_t ended = 0;
+
+uint64_t ReportNs() {
+  const char* const ms = getenv("REPORT_MS");
+  return ms == nullptr ? kSecond / 10 : strtoull(ms, nullptr, 10) * 1'000'000;
+}
 
 void Print(uint64_t now, const Interval& interval) {
   printf(
@@ -83,7 +87,8 @@ int main(int argc, char** argv) {
   signal(SIGTERM, [](int) { ended = 1; });
   const uint64_t start = Now();
   const uint64_t end = start + static_cast<uint64_t>(seconds * 1e9);
-  uint64_t report = start + kReportNs;
+  const uint64_t report_ns = ReportNs();
+  uint64_t report = start + report_ns;
   uint64_t sent = 0;
   Interval interval;
   std::vector<uint32_t> samples;
@@ -105,7 +110,7 @@ int main(int argc, char** argv) {
     if (now >= report) {
       Print(now, interval);
       interval = {};
-      report += kReportNs;
+      report += report_ns;
     }
     const timespec pause = {0, 200'000};
     nanosleep(&pause, nullptr);

@@ -146,7 +146,10 @@ class KeeperHost : public Link {
     return slot;
   }
 
-  std::string PrimaryId(uint32_t, uint64_t) override { return std::to_string(world_->primary); }
+  bool MayLend(uint32_t, uint64_t) override { return true; }
+  uint32_t ShownShard(const config::CompiledRule&, const std::string&, uint32_t shard) override {
+    return shard;
+  }
   void OnForgotten(const harvest::Place&) override { id_.reset(); }
   void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override {
     Carry([this, shard, args, seq, life = incarnation_] { Execute(shard, args, seq, life); });
@@ -157,12 +160,13 @@ class KeeperHost : public Link {
     if (world_->Chance(world_->loss)) takes_ns += world_->Below(200 * kMilli);
     world_->events.At(world_->events.now_ns + takes_ns, std::move(run));
   }
-  void Execute(uint32_t shard, const std::vector<std::string>& args, uint64_t seq, uint32_t life) {
+  void Execute(uint32_t shard, std::vector<std::string> args, uint64_t seq, uint32_t life) {
     if (world_->events.now_ns < world_->redis_back_ns) {
       return world_->events.At(world_->redis_back_ns,
                                [this, shard, args, seq, life] { Execute(shard, args, seq, life); });
     }
     world_->redis.time_us = 1'700'000'000'000'000 + world_->events.now_ns / 1000;
+    args[kPrimaryArg] = std::to_string(world_->primary);
     const redis::Reply reply = world_->redis.Eval(lua::kLease, "rl:1:strict:{0}", args);
     if (reply.is_error()) abort();
     Carry([this, shard, seq, life, reply] {
