@@ -76,7 +76,10 @@ class KeeperHost : public Link {
     keeper_ = std::make_unique<Keeper>(
         Keeper::Options{
             .shard_count = 1, .instance = {world_->random(), world_->random()}, .sync_ns = kSyncNs},
-        &buckets_.buckets(), this, [this] { return world_->Unit(); });
+        &buckets_.buckets(), this, [this] {
+          if (in_between) in_between();
+          return world_->Unit();
+        });
     id_.reset();
     is_dead_ = false;
   }
@@ -132,6 +135,8 @@ class KeeperHost : public Link {
   }
 
   Keeper& keeper() { return *keeper_; }
+  // Called amid the keeper's work, as clients of another core come.
+  std::function<void()> in_between;
   uint64_t LocalNs() const {
     return offset_ns_ + static_cast<uint64_t>(static_cast<double>(world_->events.now_ns) * rate_);
   }

@@ -127,6 +127,39 @@ TEST(KeeperTest, RefundsAtAnyTimeNeverAddTokens) {
   }
 }
 
+TEST(KeeperTest, ClientsThatSpendWhileAReportIsMadeAreSeen) {
+  int met = 0;
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    KeeperFleet fleet(2, 1000, 400, seed);
+    KeeperHost& host = fleet.host(0);
+    fleet.Run(2 * kSecond, 900, [] { return 0; });
+    // Idle, it gives back what it holds; a client takes all of it between the keeper's look and its
+    // hand in the word, which is where chance is asked a second time.
+    uint64_t asked_ns = 0;
+    uint64_t spent = 0;
+    host.in_between = [&] {
+      const uint64_t held = Count(host.word());
+      if (std::exchange(asked_ns, fleet.world.events.now_ns) != asked_ns || held < 20) return;
+      fleet.Arrive(0, held);
+      spent += held;
+    };
+    for (int i = 0; i < 200 && spent == 0; ++i) fleet.Run(kHarvestNs, 0);
+    met += spent != 0 ? 1 : 0;
+    fleet.Run(300 * kMilli, 20'000, [] { return 1; });
+    EXPECT_EQ(fleet.over(), 0u) << seed;
+  }
+  EXPECT_GE(met, 3);
+}
+
+TEST(KeeperTest, WhatIsNoLongerCountedIsTakenOutOfTheWord) {
+  KeeperFleet fleet(1, 1000, 200, 1);
+  fleet.Run(kSecond, 500);
+  ASSERT_GT(Count(fleet.host(0).word()), 0u);
+  fleet.FailOver({});
+  fleet.Run(150 * kMilli, 0);
+  EXPECT_EQ(Count(fleet.host(0).word()), 0u);
+}
+
 TEST(KeeperTest, AWordThatSomebodyElseWroteIsNotBelieved) {
   KeeperFleet fleet(1, 100, 50, 1);
   KeeperHost& host = fleet.host(0);

@@ -1,7 +1,8 @@
-"""Seeded bugs in the strict scheme: the tests of its two sides find each.
+"""Seeded bugs in the strict scheme: the tests of its sides find each.
 
 A mutant of the script is another text of it; one of the host's side is compiled and linked in front
-of the library that holds it as it is. One that passes has survived: then the tests see too little.
+of the library that holds it as it is, one of a header with the test that includes it. One that passes
+has survived: then the tests see too little.
 """
 
 import json
@@ -19,7 +20,11 @@ RUN_TIMEOUT_S = 60
 
 HOST = "daemon/lease/lease.cc"
 SCRIPT = "lua/lease.lua"
+KEEPER = "daemon/lease/keeper.cc"
+PURSE = "shm/purse.h"
 TEST = "tests/lease/lease_test"
+KEEPER_TEST = "tests/lease/keeper_test"
+PURSE_TEST = "tests/shm/purse_test"
 REFILL = "level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit))"
 
 # name: (the test that must fail, file, the code as it stands, the bug)
@@ -52,6 +57,34 @@ MUTANTS = {
     "kept_though_no_longer_counted": (
         "DropsAllThatIsNoLongerCountedForIt", HOST,
         "    credits_ = pending_ = 0;\n    frozen_rem_ = 0;\n", ""),
+    "ask_not_settled_by_the_word": (
+        "KeeperTest.ClientsThatSpendWhileAReportIsMadeAreSeen", KEEPER,
+        "lease.Settle(&ask, back, change.taken,", "lease.Settle(&ask, back, back + 0 * change.taken,"),
+    "returned_and_left_in_the_word": (
+        "KeeperTest.ClientsThatSpendWhileAReportIsMadeAreSeen", KEEPER,
+        "lease.Settle(&ask, back, change.taken, b.purse.credits() + outside);",
+        "lease.Settle(&ask, back, change.taken, b.purse.credits() + outside); "
+        "(void)b.purse.Put(back, lease.expiry_ns());"),
+    "kept_in_the_word_after_a_fence": (
+        "KeeperTest.WhatIsNoLongerCountedIsTakenOutOfTheWord", KEEPER,
+        "  if (!grant.live) Note(b, b.purse.TakeOut(shm::credits::kMax), now_ns);\n", ""),
+    "a_word_of_before_believed": (
+        "PurseTest.WhatStoodThereBeforeIsNobodys", PURSE,
+        "credits::Turn(w) + 1, 0);", "credits::Turn(w), credits::Count(w));"),
+    "expired_counted_without_a_look": (
+        "PurseTest.AnExpiredWordIsEmptiedBeforeItIsCounted", PURSE,
+        "(!expired || left == 0)) return", "true) return"),
+    "a_turn_that_never_changes": (
+        "PurseTest.EachReportBeginsATurn", PURSE,
+        "credits::Turn(word_) + 1, left - taken);", "credits::Turn(word_), left - taken);"),
+    "taken_without_a_look": (
+        "PurseBetweenTest.WhoSpendsBetweenTheLookAndTheChangeIsSeen", PURSE,
+        "return slot_->word.compare_exchange_strong(w, next, std::memory_order_acq_rel);",
+        "slot_->word.store(next); return w != 0;"),
+    "ends_later_than_told": (
+        "PurseTest.EndsNoLaterThanItWasTold", PURSE,
+        "credits::Make(expiry_ns, credits::Turn(word_), left + fitting)",
+        "credits::Make(expiry_ns + credits::kStepNs, credits::Turn(word_), left + fitting)"),
 }
 
 
@@ -69,18 +102,31 @@ def compile_command(source):
     raise AssertionError(f"nothing compiles {source}")
 
 
-def link_with(mutant, folder):
-    argv, as_named = compile_command(HOST)
-    target = os.path.join(folder, "lease.o")
+# What is compiled for a mutant, and what it is linked into.
+COMPILED = {HOST: (HOST, TEST), KEEPER: (KEEPER, KEEPER_TEST),
+            PURSE: ("tests/shm/purse_test.cc", PURSE_TEST)}
+
+
+def link_with(file, mutant, folder):
+    source, test = COMPILED[file]
+    argv, as_named = compile_command(source)
+    target = os.path.join(folder, "mutant.o")
     argv[argv.index("-o") + 1] = target
-    argv[argv.index(as_named)] = mutant
+    if source == file:
+        argv[argv.index(as_named)] = mutant
+    else:
+        first = next(i for i, word in enumerate(argv) if word.startswith("-I"))
+        argv.insert(first, f"-I{folder}")  # found before the header as it is
     done = run(argv, COMPILE_TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-2000:]
-    done = run(["ninja", "-t", "commands", TEST], COMPILE_TIMEOUT_S)
+    done = run(["ninja", "-t", "commands", test], COMPILE_TIMEOUT_S)
     argv = shlex.split(done.stdout.splitlines()[-1])
-    program = os.path.join(folder, "lease_test")
+    program = os.path.join(folder, "mutant_test")
     argv[argv.index("-o") + 1] = program
-    argv[argv.index("-o") + 2:argv.index("-o") + 2] = [target]
+    if source == file:
+        argv[argv.index("-o") + 2:argv.index("-o") + 2] = [target]
+    else:
+        argv = [target if word.endswith("purse_test.cc.o") else word for word in argv]
     done = run(argv, COMPILE_TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-2000:]
     return program
@@ -93,12 +139,13 @@ def test_a_seeded_bug_is_found(name, tmp_path):
     with open(os.path.join(ROOT, file), encoding="utf-8") as source:
         text = source.read()
     assert text.count(code) == 1, f"{file} has changed; {text.count(code)} places match"
-    mutant = tmp_path / os.path.basename(file)
+    mutant = tmp_path / file if file.endswith(".h") else tmp_path / os.path.basename(file)
+    mutant.parent.mkdir(parents=True, exist_ok=True)
     mutant.write_text(text.replace(code, bug), encoding="utf-8")
     if file == SCRIPT:
         done = run([os.path.join(build_dir(), TEST)], RUN_TIMEOUT_S, LEASE_SCRIPT=str(mutant))
     else:
-        done = run([link_with(str(mutant), str(tmp_path))], RUN_TIMEOUT_S)
+        done = run([link_with(file, str(mutant), str(tmp_path))], RUN_TIMEOUT_S)
     assert done.returncode == 1, f"{name} survived:\n{done.stdout}{done.stderr}"
     assert f"{seen}\n" in done.stdout.split("tests, listed below:")[-1].split(
         "test, listed below:")[-1], f"{name} was found, but not by what it does:\n{done.stdout}"

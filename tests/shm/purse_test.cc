@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -130,6 +131,59 @@ TEST_F(PurseTest, CreditsFromNowhereAreTakenOutAgain) {
   slot_.word = credits::WithCount(slot_.word, 1000);
   EXPECT_EQ(purse_.Sync(kNowNs).spent, 0u);
   EXPECT_EQ(credits::Count(slot_.word), 10u);
+}
+
+// Memory in which a client comes first whenever the purse is about to write.
+struct MeddledCell {
+  uint64_t value = 0;
+  static inline std::function<void(uint64_t*)> meddle;
+
+  uint64_t load(std::memory_order = std::memory_order_seq_cst) const { return value; }
+  void store(uint64_t v, std::memory_order = std::memory_order_seq_cst) {
+    if (meddle) meddle(&value);
+    value = v;
+  }
+  bool compare_exchange_strong(uint64_t& expected, uint64_t desired, std::memory_order) {
+    if (meddle) meddle(&value);
+    if (value != expected) {
+      expected = value;
+      return false;
+    }
+    value = desired;
+    return true;
+  }
+};
+
+TEST(PurseBetweenTest, WhoSpendsBetweenTheLookAndTheChangeIsSeen) {
+  BasicSlot<MeddledCell> slot{};
+  slot.key.value = kKey;
+  slot.word.value = credits::Make(kNowNs, 0, 0);
+  BasicPurse<MeddledCell> purse;
+  ASSERT_TRUE(purse.Open(&slot, kKey));
+  uint64_t spent = 0;
+  uint64_t writes = 0;
+  MeddledCell::meddle = [&](uint64_t* word) {
+    if (++writes % 3 == 0 || credits::Spendable(*word, kNowNs) == 0) return;
+    --*word;
+    ++spent;
+  };
+  uint64_t put = 0;
+  uint64_t told = 0;
+  uint64_t taken = 0;
+  for (uint64_t i = 0; i < 1000; ++i) {
+    auto change = i % 3 == 0   ? purse.Put(7, kExpiryNs + i * credits::kStepNs)
+                  : i % 3 == 1 ? purse.TakeOut(3)
+                               : purse.Sync(kNowNs);
+    put += i % 3 == 0 ? 7 : 0;
+    told += change.spent;
+    taken += change.taken;
+    EXPECT_EQ(change.lost + change.back, 0u);
+  }
+  MeddledCell::meddle = nullptr;
+  told += purse.Sync(kNowNs).spent;
+  EXPECT_EQ(told, spent);
+  EXPECT_EQ(put, told + taken + purse.credits());
+  EXPECT_EQ(credits::Count(slot.word.value), purse.credits());
 }
 
 // Real threads: whatever order things come in, what was put in is what was spent, taken and left.
