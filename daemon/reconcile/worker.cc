@@ -16,7 +16,6 @@ namespace sluice::reconcile {
 namespace {
 
 constexpr uint64_t kAlarmsNs = 200'000'000;
-constexpr std::string_view kDegradedAlarm = "degraded:";
 constexpr redis::ScriptId kFoldScript = 0;
 constexpr redis::ScriptId kProbeScript = 1;
 constexpr redis::ScriptId kLeaseScript = 2;
@@ -242,64 +241,6 @@ void Worker::OnPong(redis::PrimaryIndex primary, uint64_t token, const redis::Fa
   }
   const bool hard = failure != nullptr && OutcomeOf(*failure) == CallOutcome::kHard;
   reconciler_->OnPong(primary, failure == nullptr, hard, Now());
-}
-
-void Worker::OnAlarm(const redis::Alarm& alarm) {
-  SetAlarm(absl::StrCat("redis-", std::string(redis::AlarmName(alarm.kind)), ":", alarm.subject),
-           alarm.raised, absl::StrCat(alarm.subject, ": ", alarm.text), alarm.mend);
-}
-
-// Raised once, cleared once, each with one line in the log.
-void Worker::SetAlarm(const std::string& id, bool raised, std::string text, std::string mend) {
-  const auto found = alarms_.find(id);
-  if (!raised) {
-    if (found == alarms_.end()) return;
-    log::Info("alarm cleared: %s", found->second.text);
-    alarms_.erase(found);
-    return;
-  }
-  if (found != alarms_.end()) return;
-  log::Error("alarm: %s%s%s", text, mend.empty() ? "" : "; mend: ", mend);
-  alarms_[id] = {.id = id, .text = std::move(text), .mend = std::move(mend), .since_ns = Now()};
-}
-
-// A rule is degraded once a request was decided by its when_degraded; which shards are in emergency
-// says nothing of a rule that has no buckets there.
-void Worker::RaiseRuleAlarms() {
-  const uint32_t shards = reconciler_->emergencies();
-  SetAlarm("emergency", shards != 0, "shards are in emergency: their routes follow when_degraded",
-           "look at redis.primaries in sluicectl status");
-  if (rules_ == nullptr) return;
-  const bool over = shards == 0 && !reconciler_->forces_rules();
-  for (const config::CompiledRule& rule : rules_->rules()) {
-    const auto totals = reconciler_->totals().find(rule.label);
-    const uint64_t degraded = totals == reconciler_->totals().end() ? 0 : totals->second.degraded;
-    uint64_t& before = degraded_before_[rule.label];
-    if (over) before = degraded;
-    if (!rule.alert || degraded == before) continue;
-    SetAlarm(std::string(kDegradedAlarm) + rule.label, true,
-             absl::StrCat("rule ", rule.label, " is degraded"), "Redis must come back");
-  }
-  ClearRuleAlarms(over);
-}
-
-// Those of rules that have recovered, are gone or alert no more.
-void Worker::ClearRuleAlarms(bool over) {
-  std::vector<std::string> ended;
-  for (const auto& [id, alarm] : alarms_) {
-    if (!id.starts_with(kDegradedAlarm)) continue;
-    const config::CompiledRule* rule = rules_->Find(id.substr(kDegradedAlarm.size()));
-    if (over || rule == nullptr || !rule->alert) ended.push_back(id);
-  }
-  for (const std::string& id : ended) SetAlarm(id, false, "", "");
-}
-
-void Worker::UpdateAlarms() {
-  if (client_ == nullptr) return;
-  RaiseRuleAlarms();
-  SetAlarm("given-up", reconciler_->stats().given_up != 0,
-           "batches that Redis never answered were given up: their use is not counted there",
-           "look for a Redis that has been cut off for 12 hours");
 }
 
 PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {

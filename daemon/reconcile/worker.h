@@ -59,6 +59,7 @@ class Worker final : private redis::Listener, private Transport {
   Worker(const EngineParts& parts, WorkerEnvironment environment);
   absl::Status Open();
   void UpdateAlarms();
+  void RaiseNamelessAlarm();
   void RaiseRuleAlarms();
   void ClearRuleAlarms(bool over);
   void SetAlarm(const std::string& id, bool raised, std::string text, std::string mend);
@@ -106,6 +107,7 @@ class Worker final : private redis::Listener, private Transport {
   std::map<uint32_t, uint64_t> failures_;            // by primary
   uint64_t tick_ns_ = 0;                             // the next
   uint64_t strict_ns_ = 0;                           // the next of strict rules alone
+  int nameless_looks_ = 0;                           // in a row, that found such a server
   uint64_t alarms_ns_ = 0;                           // last looked at
 };
 

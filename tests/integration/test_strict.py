@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from harness.load import Load, admitted
-from harness.redis_cluster import RedisCluster, RedisServer
+from harness.redis_cluster import RedisCluster, RedisServer, shipped_acl
 from harness.sluice import Daemon, wait_until
 
 SECOND_NS = 1_000_000_000
@@ -182,3 +182,18 @@ def test_a_request_that_one_rule_rejects_spends_nothing_in_a_strict_one(server):
         print(f"2 s: {used} beside {admitted(rejected)}")
         assert admitted(rejected) <= 10 * 7
         assert used >= 0.93 * 2 * RATE
+
+
+@pytest.mark.timeout_s(120)
+def test_without_the_right_to_info_strict_rules_say_so_and_all_else_goes_on():
+    with RedisServer(acl=[shipped_acl().replace(" +info", "")]) as server, \
+            hosts(server, count=1) as (daemon,), contextlib.ExitStack() as stack:
+        daemon.wait_for(lambda: "nameless" in [a["id"] for a in daemon.status()["alarms"]], 20,
+                        "an alarm")
+        (load,) = run_loads(stack, [daemon], 100, 2, user="u")
+        assert admitted(load.finish()[0]) == 0
+        server.call("ACL", "SETUSER", "sluice", "+info")
+        daemon.wait_for(lambda: not daemon.status()["alarms"], 20, "it is mended")
+        (load,) = run_loads(stack, [daemon], 100, 6, user="u")
+        reports = load.finish()[0]
+        assert admitted(reports, reports[-1]["t_ns"] - 2 * SECOND_NS) >= 190
