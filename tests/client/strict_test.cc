@@ -109,6 +109,24 @@ TEST_F(StrictClientTest, SpendsWhatIsLentAndNoMoreByEveryWay) {
   EXPECT_EQ(served_.TotalUse(), 40);
 }
 
+TEST_F(StrictClientTest, ACallerThatMayWaitIsServedAsSoonAsItsHostIsLentEnough) {
+  EXPECT_FALSE(client_.check_wait({{"user", "u"}}, 5ms, 3)) << "nobody lends";
+  EXPECT_EQ(shm::wanted::Tokens(Wanted()), 3u) << "told once";
+  std::thread lender([this] {
+    std::this_thread::sleep_for(5ms);
+    Lend(2);
+    std::this_thread::sleep_for(5ms);
+    (void)purse_.Put(3, shm::MonotonicClock::PreciseNs() + kSecond);
+  });
+  const Decision d = client_.check_wait({{"user", "u"}}, 10s, 3);
+  lender.join();
+  EXPECT_TRUE(d);
+  EXPECT_EQ(d.remaining(), 2u);
+  EXPECT_EQ(client_.check_wait({{"user", "u"}}, 10s, 51).raw().retry_after_ns, SLUICE_NEVER);
+  EXPECT_TRUE(client_.check_wait({{"user", "u"}, {"tiny", "yes"}}, 10s));
+  EXPECT_FALSE(client_.check_wait({{"user", "u"}, {"tiny", "yes"}}, 10s)) << "another denies";
+}
+
 TEST_F(StrictClientTest, CostsAreSpentWholeOrNotAtAll) {
   EXPECT_FALSE(Check());
   Lend(10);
