@@ -189,16 +189,23 @@ void Keeper::Flush(uint32_t shard, uint64_t now_ns) {
   }
   if (s.queue.empty() || !link_->MayLend(shard, now_ns)) return;
   std::vector<Asked> asked;
+  std::vector<uint32_t> later;
   s.asked.clear();
   size_t n = 0;
   for (; n < s.queue.size() && asked.size() < kMaxCallBuckets; ++n) {
     Book& b = books_[s.queue[n]];
+    // So that a turn is over before its number comes again.
+    if (now_ns < b.reported_ns + shm::credits::kReportGapNs) {
+      later.push_back(s.queue[n]);
+      continue;
+    }
     b.queued = false;
     if (b.rule == nullptr || b.shard != shard || b.lease->in_flight()) continue;
     asked.push_back({b.text, b.terms, AskOf(b, now_ns)});
     s.asked.push_back(s.queue[n]);
   }
   s.queue.erase(s.queue.begin(), s.queue.begin() + static_cast<std::ptrdiff_t>(n));
+  s.queue.insert(s.queue.end(), later.begin(), later.end());
   if (asked.empty()) return;
   session.Start(asked, /*time_us=*/0, now_ns);
   ++stats_.calls;
@@ -215,6 +222,7 @@ void Keeper::Send(uint32_t shard) {
 // back any more.
 Ask Keeper::AskOf(Book& b, uint64_t now_ns) {
   Sync(b, now_ns);
+  b.reported_ns = now_ns;
   Lease& lease = *b.lease;
   Ask ask = lease.Freeze(now_ns, SessionOf(b.shard).rtt(), random_());
   // Some may be out of the word already, since it ends a little before the lease.

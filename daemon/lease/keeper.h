@@ -112,6 +112,7 @@ class Keeper {
     shm::Purse purse;
     uint64_t wake_ns = 0;  // the timer that counts; 0: none
     uint64_t touched_ns = 0;
+    uint64_t reported_ns = 0;
     bool queued = false;  // wants to be asked for
   };
   struct Shard {
