@@ -76,9 +76,9 @@ def most_over(loads, rate=RATE, burst=BURST):
     return worst
 
 
-def run_loads(stack, daemons, per_s, seconds, **descriptors):
-    return [stack.enter_context(Load(d, per_s, seconds, env=REPORT, **descriptors))
-            for d in daemons]
+def run_loads(stack, daemons, per_s, seconds, wait_ms=0, **descriptors):
+    env = {**REPORT, "WAIT_MS": str(wait_ms)} if wait_ms else REPORT
+    return [stack.enter_context(Load(d, per_s, seconds, env=env, **descriptors)) for d in daemons]
 
 
 @pytest.mark.timeout_s(180)
@@ -92,6 +92,19 @@ def test_two_hosts_never_admit_more_than_the_limit_and_nearly_all_of_it(server):
         print(f"8 s: {used} of {8 * RATE}; most over any window: {over:.1f}")
         assert over <= 0
         assert used >= 0.95 * 8 * RATE
+
+
+@pytest.mark.timeout_s(180)
+def test_callers_that_wait_use_a_low_limit_of_many_hosts_in_full(server):
+    with hosts(server, count=4, rate=10, burst=10) as daemons, contextlib.ExitStack() as stack:
+        loads = run_loads(stack, daemons, 5, 16, wait_ms=25, user="u")
+        reports = [load.finish()[0] for load in loads]
+        begin = max(lines[0]["t_ns"] for lines in reports) + 5 * SECOND_NS
+        used = sum(admitted(lines, begin, begin + 10 * SECOND_NS) for lines in reports)
+        over = most_over(reports, rate=10, burst=10)
+        print(f"10 s: {used} of 100; most over any window: {over:.1f}")
+        assert over <= 0
+        assert used >= 90
 
 
 @pytest.mark.timeout_s(180)
