@@ -79,11 +79,14 @@ class Lease {
   };
 
   void Expire(uint64_t now_ns);
+  void Measure(uint64_t now_ns);
   bool Blocked(uint64_t now_ns) const { return short_ && now_ns < retry_ns_; }
   uint64_t Unreported() const { return held_ - credits_ - pending_; }
   uint64_t Waiting() const;
   uint64_t Target(uint64_t now_ns, const RoundTrip& rtt) const;
   bool DueInTurn(uint64_t now_ns, uint64_t target) const;
+  bool PassesThrough(const RoundTrip& rtt) const;
+  uint64_t Pace(const Grant& grant, uint64_t now_ns);
   bool HasExcess(uint64_t target) const;
   void EndWaits(uint64_t now_ns);
   void ServeParked();
@@ -101,7 +104,10 @@ class Lease {
 
   // Demand
   Demand demand_;
-  uint64_t attempts_ = 0;     // tokens asked for since it was brought up to date
+  uint64_t attempts_ = 0;      // tokens asked for since it was brought up to date
+  uint64_t measured_ns_ = 0;   // when that was
+  uint64_t run_since_ns_ = 0;  // checks in a row, for at most an interval
+  uint64_t run_attempts_ = 0;
   uint64_t said_milli_ = 0;   // as said in the lease that is held
   uint64_t asked_milli_ = 0;  // as said in the request on its way
   uint64_t denied_ = 0;       // tokens, since the last request
@@ -116,12 +122,15 @@ class Lease {
   bool starved_ = false;  // of a cost larger than what is held
   uint64_t retry_ns_ = 0;
   double share_ = 1;
+  uint64_t level_ = 0;              // tokens that nobody holds
+  uint64_t overload_since_ns_ = 0;  // 0: there is none
   double all_demand_ = 0;
-  uint64_t hosts_ = 1;
+  uint64_t hosts_ = 0;  // 0: not told yet
 
   // The pace
   bool in_flight_ = false;
   bool early_ = false;
+  bool spent_all_ = false;  // callers took all of a low limit: said at once, for the refill
   uint64_t sent_ns_ = 0;
   uint64_t tick_ns_ = 0;
   uint64_t target_ = 0;

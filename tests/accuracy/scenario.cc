@@ -45,7 +45,7 @@ Scenario Low(Scenario s) {
   s.limit_per_s = 10;
   s.burst = 10;
   s.wait_ns = 20 * kMilliNs;
-  s.duration_ns = 100 * kSecondNs;
+  s.duration_ns = 300 * kSecondNs;
   return s;
 }
 
