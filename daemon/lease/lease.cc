@@ -16,7 +16,9 @@ constexpr double kNearlyFull = 0.9;   // of the burst in level and out: refill i
 // An overload begins above the one and ends below the other, of the limit.
 constexpr double kOverload = 1.1;
 constexpr double kNoOverload = 0.9;
-constexpr uint64_t kFewHosts = 8;              // so few are told to come often
+constexpr double kGapRtts = 2;
+constexpr uint64_t kLeadPart = 5;  // of an interval, at most: no lead helps against a stall
+constexpr uint64_t kFewHosts = 8;  // so few are told to come often
 constexpr uint64_t kSuddenNs = 1'500'000'000;  // and may for so long
 constexpr uint64_t kCalming = 16;              // then the pause grows by a part of what it lasts
 
@@ -28,7 +30,7 @@ void RoundTrip::Add(uint64_t seen_ns) {
   const double seen = static_cast<double>(seen_ns);
   deviation_ns += (std::abs(seen - mean_ns) - deviation_ns) / 4;
   mean_ns += (seen - mean_ns) / 8;
-  least_ns = std::min(seen, 1.05 * least_ns);
+  least_ns = std::min(seen, 3 * least_ns);
 }
 
 double RoundTrip::lead_ns() const { return std::max(1.5 * mean_ns, mean_ns + 4 * deviation_ns); }
@@ -95,7 +97,7 @@ bool Lease::Tick(uint64_t now_ns, const RoundTrip& rtt, double random) {
   EndWaits(now_ns);
   if (in_flight_) return false;
   if (spent_all_) return true;
-  if (now_ns >= sent_ns_ + kEarlyGapNs && (early_ || (!parked_.empty() && !Blocked(now_ns)))) {
+  if (now_ns >= sent_ns_ + gap_ns_ && (early_ || (!parked_.empty() && !Blocked(now_ns)))) {
     return true;
   }
   if (now_ns < tick_ns_) return false;
@@ -124,9 +126,9 @@ uint64_t Lease::NextTickNs() const {
   if (in_flight_) return UINT64_MAX;
   if (spent_all_) return 0;
   uint64_t next = tick_ns_;
-  if (early_) next = std::min(next, sent_ns_ + kEarlyGapNs);
+  if (early_) next = std::min(next, sent_ns_ + gap_ns_);
   if (!parked_.empty()) {
-    next = std::min(next, std::max(short_ ? retry_ns_ : 0, sent_ns_ + kEarlyGapNs));
+    next = std::min(next, std::max(short_ ? retry_ns_ : 0, sent_ns_ + gap_ns_));
   }
   return next;
 }
@@ -249,11 +251,14 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
     short_ = true;
   }
   retry_ns_ = now_ns + pause_ns;
+  // Where Redis is at its limit, calls out of turn would only make each other wait.
+  gap_ns_ = std::max(kEarlyGapNs, static_cast<uint64_t>(kGapRtts * rtt.least_ns));
   level_ = grant.level;
   share_ = grant.share;
   all_demand_ = grant.demand;
   hosts_ = std::max<uint64_t>(1, grant.hosts);
-  const double lead = demand_.rate() * Seconds(rtt.lead_ns());
+  const double lead =
+      demand_.rate() * Seconds(std::min(rtt.lead_ns(), static_cast<double>(sync_ns_ / kLeadPart)));
   low_water_ = static_cast<uint64_t>(
       std::min(lead + 1.5 * std::sqrt(lead) + 0.5, static_cast<double>(target_) / 2));
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;

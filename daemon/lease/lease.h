@@ -21,7 +21,7 @@ namespace sluice::lease {
 
 inline constexpr uint64_t kGenerationNs = 1'000'000'000;  // as in lua/lease.lua
 inline constexpr uint64_t kLifetimeNs = kGenerationNs / 1000 * 999;
-inline constexpr uint64_t kEarlyGapNs = 2'000'000;  // between requests out of turn: 500/s at most
+inline constexpr uint64_t kEarlyGapNs = 2'000'000;  // between requests out of turn, at least: 500/s
 inline constexpr uint64_t kRecentNs = 1'000'000'000;
 inline constexpr size_t kMaxParked = 1024;
 
@@ -132,6 +132,7 @@ class Lease {
   bool early_ = false;
   bool spent_all_ = false;  // callers took all of a low limit: said at once, for the refill
   uint64_t sent_ns_ = 0;
+  uint64_t gap_ns_ = kEarlyGapNs;  // between requests out of turn
   uint64_t tick_ns_ = 0;
   uint64_t target_ = 0;
   uint64_t frozen_rem_ = 0;

@@ -14,23 +14,28 @@ constexpr double kCrashMeanNs = 0.5 * kSecondNs;
 constexpr uint64_t kCrashedNs = 300 * kMilliNs;
 constexpr uint64_t kFailoverNs = 5 * kSecondNs;
 constexpr uint64_t kLostMaxNs = 500 * kMilliNs;
-constexpr double kJumpMeanNs = 3.0 * kSecondNs;
-constexpr uint64_t kBackMaxUs = 3'000'000;
+constexpr double kJumpMeanNs = 5.0 * kSecondNs;
+constexpr uint64_t kBackMaxUs = 1'000'000;
 constexpr uint64_t kOffsetMaxNs = 1'000 * kSecondNs;
 // Redis stands still from the first to the second.
 constexpr uint64_t kPausesNs[][2] = {{5 * kSecondNs, 6'500 * kMilliNs},
                                      {12 * kSecondNs, 17 * kSecondNs},
                                      {22 * kSecondNs, 23 * kSecondNs}};
 
+Scenario WithSeed(Scenario scenario, uint64_t seed) {
+  scenario.seed = seed;
+  return scenario;
+}
+
 }  // namespace
 
 Fleet::Fleet(const Scenario& scenario, Scheme scheme, uint64_t seed, std::string script)
-    : scenario_(scenario),
+    : scenario_(WithSeed(scenario, seed)),
       scheme_(scheme),
       backend_(scheme == Scheme::kStrict ? Backend{"rl:5:{0}", std::move(script), true}
                                          : Backend{"rl:4:{0}", std::move(script), false}),
       random_(seed),
-      network_(scenario, random_.Fork()),
+      network_(scenario_, random_.Fork()),
       terms_(*lease::MakeTerms(scenario.limit_per_s, 1'000'000, scenario.burst, scenario.wait_ns)),
       redis_(seed),
       hosts_(scenario.hosts),

@@ -84,7 +84,7 @@ void Print(const Scenario& scenario, Scheme scheme, uint64_t seed, const Result&
       "{\"scenario\": \"%s\", \"scheme\": \"%s\", \"seed\": %llu, \"over_1s_percent\": %.4f, "
       "\"over_10s_percent\": %.4f, \"over_tokens\": %llu, \"used_percent\": %.4f, "
       "\"calls_per_s_host\": %.4f, \"admitted\": %llu, \"executed\": %llu, "
-      "\"may_be_over_tokens\": %llu",
+      "\"may_be_over\": %llu",
       scenario.name.c_str(), NameOf(scheme), Wide(seed), r.over_1s_percent, r.over_10s_percent,
       Wide(r.over_tokens), r.used_percent, r.calls_per_s_host, Wide(r.admitted), Wide(r.executed),
       Wide(scenario.limit_per_s * (r.set_forward_ns / kMilliNs) / 1000));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tests/accuracy/scenario.h"
+#include "tests/accuracy/trap.h"
 #include "tests/simulation/random.h"
 
 namespace sluice::accuracy {
@@ -26,6 +27,12 @@ class Network {
     uint64_t at_ns =
         now_ns + static_cast<uint64_t>(0.8 * half_ns) + Exponential(&random_, 0.2 * half_ns);
     if (random_.Chance(scenario_.loss)) at_ns += Exponential(&random_, kLateMeanNs);
+    if (scenario_.pattern == Pattern::kTrap && host == 0) {
+      const Trap trap(scenario_.seed, at_ns);
+      const uint64_t from_ns = way == Way::kBack ? trap.deaf_ns : trap.cut_ns;
+      const uint64_t until_ns = way == Way::kBack ? trap.heard_ns : trap.joined_ns;
+      if (at_ns >= from_ns && at_ns < until_ns) at_ns = until_ns;
+    }
     if (scenario_.stall == 0) return at_ns;
     // As TCP has it: nothing is lost and nothing overtakes, but a segment that is sent again holds
     // up all behind it.

@@ -6,6 +6,8 @@
 #include <numeric>
 #include <utility>
 
+#include "tests/accuracy/trap.h"
+
 namespace sluice::accuracy {
 namespace {
 
@@ -18,10 +20,10 @@ constexpr double kOnMeanNs = 100.0 * kMilliNs;
 constexpr double kOffMeanNs = 300.0 * kMilliNs;
 // All at once, and nearly nobody for about a lifetime of a lease: the bucket is full again.
 constexpr uint64_t kPulseLeastNs = 20 * kMilliNs;
-constexpr double kPulseMeanNs = 200.0 * kMilliNs;
-constexpr uint64_t kLullLeastNs = 300 * kMilliNs;
-constexpr double kLullMeanNs = 900.0 * kMilliNs;
-constexpr double kLullRate = 0.01;
+constexpr double kPulseMeanNs = 100.0 * kMilliNs;
+constexpr uint64_t kLullLeastNs = 50 * kMilliNs;
+constexpr double kLullMeanNs = 600.0 * kMilliNs;
+constexpr double kLoneShare = 0.6;  // of the pulses: at one host
 constexpr double kRampLeast = 0.2;
 constexpr double kRampMost = 3;
 constexpr double kRampNs = 20.0 * kSecondNs;
@@ -29,8 +31,8 @@ constexpr double kRampNs = 20.0 * kSecondNs;
 bool IsZipf(Pattern p) { return p == Pattern::kZipf || p == Pattern::kMove || p == Pattern::kRamp; }
 
 const char* NameOf(Pattern p) {
-  static constexpr const char* kNames[] = {"uni",   "zipf", "hot",   "move", "hop",
-                                           "onoff", "ramp", "flash", "pulse"};
+  static constexpr const char* kNames[] = {"uni",   "zipf", "hot",   "move",  "hop",
+                                           "onoff", "ramp", "flash", "pulse", "trap"};
   return kNames[static_cast<size_t>(p)];
 }
 
@@ -62,8 +64,8 @@ Scenario Slow(Scenario s) {
   s.burst = 200;
   s.duration_ns = 300 * kSecondNs;
   s.loss = 0.1;
-  s.stall = 0.05;
-  s.stall_again = 0.6;
+  s.stall = 0.1;
+  s.stall_again = 0.8;
   s.crash = true;
   return s;
 }
@@ -72,7 +74,7 @@ void AddMore(std::vector<Scenario>* all) {
   using enum Pattern;
   for (const double load : {0.9, 2.0}) {
     Scenario s = Make(kUni, 100, load, "tcp");
-    s.stall = 0.01;
+    s.stall = 0.002;
     s.stall_again = 0.3;
     all->push_back(s);
     s = Make(kUni, 100, load, "adopt");
@@ -102,6 +104,10 @@ void AddMore(std::vector<Scenario>* all) {
     all->push_back(Slow(Make(kPulse, hosts, 10, "slow")));
     all->push_back(Slow(Make(kHop, hosts, 2, "slow")));
   }
+  Scenario s = Make(kTrap, 3, 20);
+  s.limit_per_s = 800;
+  s.duration_ns = 200 * kSecondNs;
+  all->push_back(s);
 }
 
 }  // namespace
@@ -210,8 +216,14 @@ double Arrivals::RateAt(uint64_t at_ns) {
     while (at_ns >= pulse_end_ns_) {
       pulse_ns_ = pulse_end_ns_ + kLullLeastNs + Exponential(&random_, kLullMeanNs);
       pulse_end_ns_ = pulse_ns_ + kPulseLeastNs + Exponential(&random_, kPulseMeanNs);
+      pulse_host_ = random_.Chance(kLoneShare)
+                        ? static_cast<uint32_t>(random_.Below(scenario_.hosts))
+                        : kAllHosts;
     }
-    return at_ns >= pulse_ns_ ? 1 : kLullRate;
+    return at_ns >= pulse_ns_ ? 1 : 0;
+  }
+  if (scenario_.pattern == Pattern::kTrap) {
+    return Trap(scenario_.seed, at_ns).At(at_ns) != nullptr ? 1 : 0;
   }
   return 1;
 }
@@ -248,8 +260,16 @@ bool Arrivals::Picks(uint64_t at_ns, uint32_t* host) {
       return state.on;
     }
     case Pattern::kUni:
-    case Pattern::kFlash:
     case Pattern::kPulse:
+      if (pulse_host_ != kAllHosts) *host = pulse_host_;
+      return true;
+    case Pattern::kTrap: {
+      const Trap trap(scenario_.seed, at_ns);
+      const Trap::Pulse& pulse = *trap.At(at_ns);
+      if (!pulse.others) *host = 0;
+      return pulse.first || *host != 0;
+    }
+    case Pattern::kFlash:
       return true;
   }
   return true;

@@ -12,7 +12,18 @@ namespace sluice::accuracy {
 inline constexpr uint64_t kSecondNs = 1'000'000'000;
 inline constexpr uint64_t kMilliNs = 1'000'000;
 
-enum class Pattern : uint8_t { kUni, kZipf, kHot, kMove, kHop, kOnOff, kRamp, kFlash, kPulse };
+enum class Pattern : uint8_t {
+  kUni,
+  kZipf,
+  kHot,
+  kMove,
+  kHop,
+  kOnOff,
+  kRamp,
+  kFlash,
+  kPulse,
+  kTrap
+};
 
 // How Redis' clock is set, some times in a run.
 enum class Jump : uint8_t { kNone, kBack, kForward };
@@ -38,6 +49,7 @@ struct Scenario {
   double stall_again = 0;   // of these, at each time: it waits twice as long
   uint64_t service_ns = 0;  // of Redis for a bucket of a call; 0: none
   Jump jump = Jump::kNone;
+  uint64_t seed = 0;  // of what network and arrivals do together
   uint32_t keys = 1;  // each with the limit, and asked for alike
 };
 
@@ -78,6 +90,8 @@ class Arrivals {
   std::vector<OnOff> on_off_;
   uint64_t pulse_ns_ = 0;  // the present one, from
   uint64_t pulse_end_ns_ = 0;
+  static constexpr uint32_t kAllHosts = UINT32_MAX;
+  uint32_t pulse_host_ = kAllHosts;
 };
 
 // Exponential, of this mean.

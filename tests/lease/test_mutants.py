@@ -4,17 +4,14 @@ A mutant of the script is another text of it; one of the host's side is compiled
 of the library that holds it as it is. One that passes has survived: then the tests see too little.
 """
 
-import json
 import os
-import shlex
-import subprocess
 
 import pytest
 
-from harness.sluice import ROOT, build_dir
+from harness.mutants import COMPILE_TIMEOUT_S, link_with, run, write_mutant
+from harness.sluice import build_dir
 
 SUITE_TIMEOUT_S = 600
-COMPILE_TIMEOUT_S = 300
 RUN_TIMEOUT_S = 60
 
 HOST = "daemon/lease/lease.cc"
@@ -55,50 +52,15 @@ MUTANTS = {
 }
 
 
-def run(argv, timeout_s, **env):
-    return subprocess.run(argv, cwd=build_dir(), capture_output=True, text=True, timeout=timeout_s,
-                          check=False, env={**os.environ, **env})
-
-
-def compile_command(source):
-    with open(os.path.join(build_dir(), "compile_commands.json"), encoding="utf-8") as file:
-        for entry in json.load(file):
-            if os.path.realpath(os.path.join(entry["directory"], entry["file"])) == \
-                    os.path.join(os.path.realpath(ROOT), source):
-                return shlex.split(entry["command"]), entry["file"]
-    raise AssertionError(f"nothing compiles {source}")
-
-
-def link_with(mutant, folder):
-    argv, as_named = compile_command(HOST)
-    target = os.path.join(folder, "lease.o")
-    argv[argv.index("-o") + 1] = target
-    argv[argv.index(as_named)] = mutant
-    done = run(argv, COMPILE_TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-2000:]
-    done = run(["ninja", "-t", "commands", TEST], COMPILE_TIMEOUT_S)
-    argv = shlex.split(done.stdout.splitlines()[-1])
-    program = os.path.join(folder, "lease_test")
-    argv[argv.index("-o") + 1] = program
-    argv[argv.index("-o") + 2:argv.index("-o") + 2] = [target]
-    done = run(argv, COMPILE_TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return program
-
-
 @pytest.mark.timeout_s(COMPILE_TIMEOUT_S)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_seeded_bug_is_found(name, tmp_path):
     seen, file, code, bug = MUTANTS[name]
-    with open(os.path.join(ROOT, file), encoding="utf-8") as source:
-        text = source.read()
-    assert text.count(code) == 1, f"{file} has changed; {text.count(code)} places match"
-    mutant = tmp_path / os.path.basename(file)
-    mutant.write_text(text.replace(code, bug), encoding="utf-8")
+    mutant = write_mutant(file, code, bug, str(tmp_path))
     if file == SCRIPT:
-        done = run([os.path.join(build_dir(), TEST)], RUN_TIMEOUT_S, LEASE_SCRIPT=str(mutant))
+        done = run([os.path.join(build_dir(), TEST)], RUN_TIMEOUT_S, LEASE_SCRIPT=mutant)
     else:
-        done = run([link_with(str(mutant), str(tmp_path))], RUN_TIMEOUT_S)
+        done = run([link_with(file, mutant, TEST, str(tmp_path))], RUN_TIMEOUT_S)
     assert done.returncode == 1, f"{name} survived:\n{done.stdout}{done.stderr}"
     assert f"{seen}\n" in done.stdout.split("tests, listed below:")[-1].split(
         "test, listed below:")[-1], f"{name} was found, but not by what it does:\n{done.stdout}"
