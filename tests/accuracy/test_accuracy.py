@@ -28,7 +28,7 @@ RUNS = {
     "uni-100-x2-adopt": (1, 90),
     "uni-100-x2-cpu": (1, 70),
     "uni-100-x2-clock-back": (1, 50),
-    "pulse-5-x10-slow": (5, 20),
+    "pulse-5-x10-slow": (5, 5),
     "trap-3-x20": (5, 50),
 }
 
