@@ -17,7 +17,7 @@ constexpr double kNearlyFull = 0.9;   // of the burst in level and out: refill i
 constexpr double kOverload = 1.1;
 constexpr double kNoOverload = 0.9;
 constexpr double kGapRtts = 2;
-constexpr uint64_t kLeadPart = 5;  // of an interval, at most: no lead helps against a stall
+constexpr double kLeadPart = 0.2;  // of an interval, at most: no lead helps against a stall
 constexpr uint64_t kFewHosts = 8;  // so few are told to come often
 constexpr uint64_t kSuddenNs = 1'500'000'000;  // and may for so long
 constexpr uint64_t kCalming = 16;              // then the pause grows by a part of what it lasts
@@ -257,8 +257,8 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   share_ = grant.share;
   all_demand_ = grant.demand;
   hosts_ = std::max<uint64_t>(1, grant.hosts);
-  const double lead =
-      demand_.rate() * Seconds(std::min(rtt.lead_ns(), static_cast<double>(sync_ns_ / kLeadPart)));
+  const double lead_ns = std::min(rtt.lead_ns(), kLeadPart * static_cast<double>(sync_ns_));
+  const double lead = demand_.rate() * Seconds(lead_ns);
   low_water_ = static_cast<uint64_t>(
       std::min(lead + 1.5 * std::sqrt(lead) + 0.5, static_cast<double>(target_) / 2));
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
