@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/redis/latency.h"
 #include "tests/accuracy/member.h"
 #include "tests/reconcile/fleet.h"
 
@@ -10,7 +11,9 @@ namespace sluice::accuracy {
 namespace {
 
 constexpr char kRule[] = "rule";
-constexpr uint64_t kRequestTimeoutNs = 250 * kMilliNs;  // as redis.request_timeout has it
+// As the daemon's Redis client has them.
+constexpr int64_t kTimeoutMinNs = 25'000'000;
+constexpr int64_t kTimeoutMaxNs = 250'000'000;
 constexpr uint64_t kCapacity = 256;
 constexpr int kNumberMost = 1 << 30;
 
@@ -85,6 +88,7 @@ class ApproximateMember final : public Member, private test::Host {
       return;
     }
     if (!call_ || call_->token != message.token) return;
+    latency_.Add(static_cast<int64_t>(now_ns - call_->sent_ns), static_cast<int64_t>(now_ns));
     call_.reset();
     reconciler().OnReply(0, message.token, message.reply, 0, now_ns);
   }
@@ -107,21 +111,29 @@ class ApproximateMember final : public Member, private test::Host {
 
   // Transport
   void Call(uint32_t, std::string_view args, uint32_t, uint64_t token) override {
-    call_ = {token, test::VirtualClock::now_ns + kRequestTimeoutNs};
+    call_ = Sent(token);
     wire_->Send(host_, {.token = token,
                         .args = std::make_shared<std::vector<std::string>>(test::DecodeBulks(args)),
                         .buckets = names_.size()});
   }
   void Ping(uint32_t, uint64_t token) override {
-    ping_ = {token, test::VirtualClock::now_ns + kRequestTimeoutNs};
+    ping_ = Sent(token);
     wire_->Send(host_, {.token = token});
   }
 
  private:
   struct Waiting {
     uint64_t token;
+    uint64_t sent_ns;
     uint64_t until_ns;
   };
+
+  Waiting Sent(uint64_t token) const {
+    const uint64_t now_ns = test::VirtualClock::now_ns;
+    const int64_t timeout_ns =
+        redis::RequestTimeoutNs(latency_.P99Ns(), kTimeoutMinNs, kTimeoutMaxNs);
+    return {token, now_ns, now_ns + static_cast<uint64_t>(timeout_ns)};
+  }
 
   uint32_t host_;
   Wire* wire_;
@@ -130,6 +142,7 @@ class ApproximateMember final : public Member, private test::Host {
   bool up_ = false;
   uint64_t killed_ns_ = 0;
   uint64_t tick_ns_ = 0;
+  redis::QuantileEstimator latency_;
   std::optional<Waiting> call_, ping_;
 };
 
