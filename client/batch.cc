@@ -101,7 +101,9 @@ int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint32_t c
   const uint64_t now_ns = ctx.time.now_ns();
   const uint64_t until_ns = UsualUntil(*a, now_ns);
   const bool is_usual = now_ns < until_ns;
-  block->usual_until_ns.store(until_ns, std::memory_order_relaxed);  // orders nothing
+  if (block->rule.kind == shm::Kind::kTokenBucket) {
+    block->usual_until_ns.store(until_ns, std::memory_order_relaxed);  // orders nothing
+  }
   const Chunk chunk = {ctx, r, *block, now_ns, is_usual, cost};
   for (size_t at = 0; at < count; at += kChunk) {
     const size_t n = std::min(kChunk, count - at);

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "client/lease.h"
+#include "client/lent.h"
 
 namespace sluice::client {
 namespace {
@@ -41,6 +42,7 @@ void RuleBlock::Set(const Attachment& a, uint64_t coarse_step_ns) {
   attachment = &a;
   policy_word = &a.control->policy;
   usual_until_ns.store(0, std::memory_order_relaxed);
+  lent_until_ns.store(0, std::memory_order_relaxed);
   plain_bytes = PlainKeyBytes(key);
   coarse_serves = shm::CoarseServes(rule, coarse_step_ns);
   lag_ns = coarse_serves ? shm::kCoarseLagSteps * coarse_step_ns : 0;
@@ -82,7 +84,11 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
   item.Set(*a, *block, key);
   Context ctx(r.client, a, block->coarse_serves);
   // Orders nothing: no other field of the block changes with it.
-  block->usual_until_ns.store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
+  const shm::Kind kind = block->rule.kind;
+  if (kind == shm::Kind::kTokenBucket || kind == shm::Kind::kLease) {
+    (kind == shm::Kind::kLease ? block->lent_until_ns : block->usual_until_ns)
+        .store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
+  }
   return CheckKey(ctx, *block, item.item, cost, decision);
 }
 
@@ -132,13 +138,24 @@ Leasable LeasableOf(const sluice_rule& r, const RuleBlock& block, shm::Slot& slo
 
 namespace {
 
+// What is not a token bucket's usual check.
+[[gnu::noinline]] int CheckKeyUnusual(sluice_rule& r, const RuleBlock& block, Text key,
+                                      uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
+  if (!IsLent(block, now_ns)) return CheckRuleLong(r, key, cost, decision);
+  const uint64_t hash = shm::HashOfKind(HashPlain(block, key), shm::Kind::kLease);
+  shm::Slot* const slot = HealthySlot(block, hash);
+  if (slot == nullptr) return CheckRuleLong(r, key, cost, decision);
+  return CheckLent(KeyPath{r, block, key, hash}, *slot, shm::FingerprintOf(hash), now_ns, cost,
+                   decision);
+}
+
 // The check of a key at a known time, and why it is a function of its own: see CheckUsual. Four of
 // them: the plain one, the same for a thread that tallies denials or while a shard is degraded, for
 // one that leases, and with a decision or a cost.
 [[gnu::noinline]] int CheckKeyLeasing(sluice_rule& r, const RuleBlock& block, Text key,
                                       uint64_t now_ns) {
   if (!IsUsual(block, now_ns)) [[unlikely]] {
-    return CheckRuleLong(r, key, 1, nullptr);
+    return CheckKeyUnusual(r, block, key, now_ns, 1, nullptr);
   }
   const uint64_t hash = HashPlain(block, key);
   if (SpendLeased(*r.client, {&block.rule, hash}, now_ns)) [[likely]] {
@@ -158,7 +175,7 @@ namespace {
     return CheckKeyLeasing(r, block, key, now_ns);
   }
   if (!IsUsual(block, now_ns)) [[unlikely]] {
-    return CheckRuleLong(r, key, 1, nullptr);
+    return CheckKeyUnusual(r, block, key, now_ns, 1, nullptr);
   }
   const uint64_t hash = HashPlain(block, key);
   if (TallyDeniedAgain(*block.attachment, hash, block.rule, now_ns)) [[likely]] {
@@ -178,7 +195,7 @@ namespace {
     return CheckKeyWatching(r, block, key, now_ns);
   }
   if (!IsUsual(block, now_ns)) [[unlikely]] {
-    return CheckRuleLong(r, key, 1, nullptr);
+    return CheckKeyUnusual(r, block, key, now_ns, 1, nullptr);
   }
   const uint64_t hash = HashPlain(block, key);
   const KeyPath path = {r, block, key, hash};
@@ -192,9 +209,8 @@ namespace {
 [[gnu::noinline]] int CheckKeyFull(sluice_rule& r, const RuleBlock& block, Text key, uint32_t cost,
                                    sluice_decision_t* decision) {
   const uint64_t now_ns = Clock::Now(block.coarse_serves);
-  if (cost > SLUICE_MAX_COST || !IsUsual(block, now_ns)) {
-    return CheckRuleLong(r, key, cost, decision);
-  }
+  if (cost > SLUICE_MAX_COST) return CheckRuleLong(r, key, cost, decision);
+  if (!IsUsual(block, now_ns)) return CheckKeyUnusual(r, block, key, now_ns, cost, decision);
   const uint64_t hash = HashPlain(block, key);
   const KeyPath path = {r, block, key, hash};
   shm::Slot* const slot = HealthySlot(block, hash);

@@ -18,6 +18,7 @@ struct RuleBlock {
   size_t plain_bytes;  // keys up to this name a bucket just as they stand; 0: none does
   bool coarse_serves;
   uint64_t lag_ns;
+  std::atomic<uint64_t> lent_until_ns;  // as usual_until_ns, where the rule is strict
   RuleKey key;
   Rule rule;
 
@@ -105,6 +106,11 @@ struct KeyPath {
 // with it.
 inline bool IsUsual(const RuleBlock& block, uint64_t now_ns) {
   return now_ns < block.usual_until_ns.load(std::memory_order_relaxed) &&
+         block.policy_word->load(std::memory_order_acquire) == block.key.policy;
+}
+// The same for a strict rule.
+inline bool IsLent(const RuleBlock& block, uint64_t now_ns) {
+  return now_ns < block.lent_until_ns.load(std::memory_order_relaxed) &&
          block.policy_word->load(std::memory_order_acquire) == block.key.policy;
 }
 

@@ -157,13 +157,44 @@ bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, 
   return false;
 }
 
+shm::Outcome CheckUnlent(Context& ctx, const Rule& rule, Attempt* attempt) {
+  if (!attempt->overflow) {
+    return shm::CheckAlone(*attempt->slot, ctx.attachment->second[attempt->index], attempt->fp,
+                           attempt->charge, ctx.time, &attempt->seen);
+  }
+  // The daemon cannot lend to a key without a slot, and to go on without it would not be strict.
+  attempt->seen = {};
+  attempt->seen.retry_after_ns =
+      shm::credits::RetryAfterNs(0, ctx.time.now_ns(), attempt->charge.tokens, rule.limit);
+  attempt->seen.reset_after_ns = shm::credits::ResetAfterNs(0, rule.limit);
+  return attempt->charge.admit_always ? Outcome::kAllowed : Outcome::kDenied;
+}
+
+// The first cost that a slot misses is told at once, and each that is larger than a token; others
+// are tallied, since the daemon is about to look anyway. aux is a hint here and orders nothing.
+void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
+  const Attachment& a = *ctx.attachment;
+  const uint64_t aux = attempt.slot->aux.load(std::memory_order_relaxed);
+  const uint64_t tokens = attempt.charge.tokens;
+  if (item.rule->kind != shm::Kind::kLease || (tokens == 1 && (aux & shm::aux::kDirty) != 0)) {
+    NoteDenied(a, *ctx.client, *attempt.slot, attempt.seen.gen, ctx.time.now_ns());
+  } else if (tokens <= item.rule->limit.burst) {
+    shm::AddWanted(*attempt.slot, a.denied[attempt.index], a.dirty, attempt.index, attempt.seen.gen,
+                   tokens);
+  }
+  if (item.rule->kind == shm::Kind::kLease && (aux & shm::aux::kTextWanted) != 0) {
+    WriteText(a, item, policy, attempt.index);
+  }
+}
+
 void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt) {
   ctx.table.Count(shm::Counter::kGaveUp);
   attempt->seen = {};
   attempt->charge.commit = false;
   attempt->seen.verdict.base_ns = attempt->seen.verdict.new_ns = ctx.time.now_ns();
-  attempt->outcome =
-      item.rule->mode == DegradedMode::kClosed ? Outcome::kDenied : Outcome::kAllowed;
+  const bool closed =
+      item.rule->mode == DegradedMode::kClosed || item.rule->kind == shm::Kind::kLease;
+  attempt->outcome = closed ? Outcome::kDenied : Outcome::kAllowed;
 }
 
 // "When may I retry?" is answered by the precise clock; "how many are left?" need not be.
@@ -224,8 +255,9 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.tokens = attempt.charge.tokens;
   spend.gen = attempt.seen.gen;
   spend.rule = rule.id;
-  spend.flags = static_cast<uint16_t>(
-      (spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) | KindFlags(rule.kind));
+  spend.flags =
+      static_cast<uint16_t>((spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) |
+                            KindFlags(rule.kind, rule.limit.limit));
   spend.reserved = 0;
 }
 

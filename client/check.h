@@ -7,8 +7,11 @@
 #include "client/client.h"
 #include "client/denials.h"
 #include "client/plan.h"
+#include "shm/alone.h"
 #include "shm/bucket.h"
 #include "shm/clock.h"
+#include "shm/lease_slot.h"
+#include "shm/window_slot.h"
 
 namespace sluice::client {
 
@@ -27,9 +30,12 @@ inline constexpr uint64_t kClosedRetryNs = 1'000'000'000;
 // Bits of sluice_spend_t.flags.
 inline constexpr uint16_t kSpent = 1;
 inline constexpr uint16_t kOverflowSlot = 2;
-inline uint16_t KindFlags(shm::Kind kind) {
-  return static_cast<uint16_t>(static_cast<uint16_t>(kind) << 8);
+// The kind of word, and a window's scale (in eights, from -1): what a refund must know.
+inline uint16_t KindFlags(shm::Kind kind, uint64_t limit) {
+  const int scale = shm::IsWindow(kind) ? shm::window::ScaleOf(limit) / 8 + 1 : 0;
+  return static_cast<uint16_t>(static_cast<int>(kind) << 8 | scale << 12);
 }
+inline int ScaleOfFlags(uint16_t flags) { return ((flags >> 12 & 3) - 1) * 8; }
 inline shm::Kind KindOfFlags(uint16_t flags) { return static_cast<shm::Kind>((flags >> 8) & 7); }
 
 struct Context {
@@ -143,23 +149,36 @@ inline std::atomic<uint64_t>* SecondOf(const Attachment& a, const Attempt& attem
   return attempt.overflow ? nullptr : &a.second[attempt.index];
 }
 
+// A strict bucket to which nobody lends: in the overflow bucket, or in an emergency.
+shm::Outcome CheckUnlent(Context& ctx, const Rule& rule, Attempt* attempt);
+
 inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attempt) {
   if (rule.kind == shm::Kind::kTokenBucket) [[likely]] {
     return shm::CheckSlot(*attempt->slot, attempt->fp, attempt->charge, ctx.time, ctx.table,
                           &attempt->seen);
   }
-  return shm::CheckMeasured(*attempt->slot, SecondOf(*ctx.attachment, *attempt), attempt->fp,
-                            attempt->charge, ctx.time, ctx.table, &attempt->seen);
+  if (shm::IsWindow(rule.kind)) {
+    return shm::window::CheckWindow(*attempt->slot, SecondOf(*ctx.attachment, *attempt),
+                                    attempt->fp, attempt->charge, ctx.time, ctx.table,
+                                    &attempt->seen);
+  }
+  if (attempt->overflow || attempt->charge.dearer_q16 != 0) return CheckUnlent(ctx, rule, attempt);
+  return shm::credits::CheckLease(*attempt->slot, ctx.attachment->second[attempt->index],
+                                  attempt->fp, attempt->charge, ctx.time, &attempt->seen);
 }
 
-// Takes back what an attempt spent, by the rule of refunds of its kind.
-inline bool RefundAttempt(const Rule& rule, const Attempt& attempt, uint64_t fresh_ns) {
-  const shm::Seen& seen = attempt.seen;
-  return rule.kind == shm::Kind::kTokenBucket
-             ? shm::RefundSlot(*attempt.slot, attempt.fp, seen.gen, seen.verdict.new_ns,
-                               seen.cost_ns, fresh_ns)
-             : shm::RefundMeasured(*attempt.slot, rule.kind, attempt.fp, seen.gen,
-                                   seen.verdict.new_ns, attempt.charge.tokens, fresh_ns);
+// Takes back what was spent in a slot, by the rule of refunds of its kind. `new_ns`: the word that
+// the spend left; `cost_ns` is of a token bucket, `scale` of a window.
+inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t gen, uint64_t new_ns,
+                       uint64_t cost_ns, uint32_t tokens, int scale, uint64_t fresh_ns) {
+  if (kind == shm::Kind::kTokenBucket) {
+    return shm::RefundSlot(slot, fp, gen, new_ns, cost_ns, fresh_ns);
+  }
+  if (shm::IsWindow(kind)) {
+    return shm::window::RefundWindow(slot, fp, gen, new_ns, shm::window::RefundUnits(tokens, scale),
+                                     fresh_ns);
+  }
+  return shm::credits::RefundLease(slot, fp, gen, new_ns, tokens, fresh_ns);
 }
 
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
@@ -201,6 +220,9 @@ inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attem
   }
 }
 
+// Counts a denial, so that the daemon sees it: at once where it is to ask for tokens.
+void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt);
+
 // kGaveUp becomes an answer by the rule's fail mode; a shadow rule's denial is none.
 void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt);
 
@@ -233,7 +255,7 @@ inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t c
   if (allowed) {
     if (attempt->charge.commit) Account(ctx, item, policy, *attempt);
   } else if (!attempt->overflow) {
-    NoteDenied(*ctx.attachment, *ctx.client, *attempt->slot, attempt->seen.gen, ctx.time.now_ns());
+    NoteRefusal(ctx, item, policy, *attempt);
   }
   if (decision == nullptr) return allowed || item.rule->shadow ? 1 : 0;
   return AnswerOne(*ctx.attachment, ctx.time, *item.rule, policy, *attempt, decision);

@@ -7,6 +7,7 @@
 #include "client/blocks.h"
 #include "client/check.h"
 #include "client/lease.h"
+#include "client/lent.h"
 
 struct sluice_handle;
 
@@ -23,10 +24,14 @@ struct HandleBlock {
   const std::atomic<uint64_t>* policy_word;
   uint64_t policy;
   bool coarse_serves;
-  std::atomic<uint64_t> usual_until_ns;  // 0: several rules, or no slot
+  std::atomic<uint64_t> usual_until_ns;  // 0: several rules, no token bucket, or no slot
   std::atomic<shm::Slot*> slot;
   uint64_t fp;
   uint64_t lag_ns;
+
+  // The same where the one rule is strict.
+  std::atomic<uint64_t> lent_until_ns;
+  uint64_t lent_fp;
 
   const Attachment* attachment;
   sluice_handle* handle;
@@ -40,9 +45,9 @@ struct HandleBlock {
   char ips[kHandleIps * kIpBytes];
 };
 
-// Memory orders: usual_until_ns is stored with release after the slot, which pairs with the usual
-// check's acquire load of it: the slot that it then uses is the one found. The policy word's
-// acquire load pairs with the daemon's release store.
+// Memory orders: usual_until_ns, and lent_until_ns likewise, is stored with release after the slot,
+// which pairs with the usual check's acquire load of it: the slot that it then uses is the one
+// found. The policy word's acquire load pairs with the daemon's release store.
 
 // Copies items and their values, re-pointing what pointed into where they stood: values into `ips`,
 // items into `values`, and to the block's rules, which are the caller's to set.
@@ -61,6 +66,7 @@ void CopyItems(const Item* items, const Text* values, const char* ips, HandleBlo
     block->items[i].values = block->values + (items[i].values - values);
   }
   block->fp = shm::FingerprintOf(items[0].hash);
+  block->lent_fp = shm::FingerprintOf(shm::HashOfKind(items[0].hash, shm::Kind::kLease));
 }
 
 bool CopyPlan(const Plan& plan, HandleBlock* block) {
@@ -79,6 +85,7 @@ bool CopyPlan(const Plan& plan, HandleBlock* block) {
   // Orders nothing: the block is not in force yet.
   block->slot.store(nullptr, std::memory_order_relaxed);
   block->usual_until_ns.store(0, std::memory_order_relaxed);
+  block->lent_until_ns.store(0, std::memory_order_relaxed);
   return true;
 }
 
@@ -103,6 +110,7 @@ bool FollowNumbers(const Attachment& a, uint64_t coarse_step_ns, const HandleBlo
   // Orders nothing, see above.
   block->slot.store(old.slot.load(std::memory_order_relaxed), std::memory_order_relaxed);
   block->usual_until_ns.store(0, std::memory_order_relaxed);
+  block->lent_until_ns.store(0, std::memory_order_relaxed);
   return true;
 }
 
@@ -162,11 +170,14 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
   Attempt attempt;
   Locate(ctx, block->items[0], block->policy, shm::kNoSlot, &attempt);
   const int answer = CheckItem(ctx, block->items[0], block->policy, cost, &attempt, decision);
+  const shm::Kind kind = block->rules[0].kind;
   if (attempt.overflow || !IsShardHealthy(*a, *attempt.slot)) {
     block->usual_until_ns.store(0, std::memory_order_relaxed);
-  } else {
+    block->lent_until_ns.store(0, std::memory_order_relaxed);
+  } else if (kind == shm::Kind::kTokenBucket || kind == shm::Kind::kLease) {
     block->slot.store(attempt.slot, std::memory_order_relaxed);
-    block->usual_until_ns.store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_release);
+    (kind == shm::Kind::kLease ? block->lent_until_ns : block->usual_until_ns)
+        .store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_release);
   }
   return answer;
 }
@@ -229,12 +240,25 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
          block.policy_word->load(std::memory_order_acquire) == block.policy;
 }
 
+// The same for a strict rule.
+bool IsLent(const HandleBlock& block, uint64_t now_ns) {
+  return now_ns < block.lent_until_ns.load(std::memory_order_acquire) &&
+         block.policy_word->load(std::memory_order_acquire) == block.policy;
+}
+
+// What is not a token bucket's usual check.
+[[gnu::noinline]] int CheckHandleUnusual(const HandleBlock& block, uint64_t now_ns, uint32_t cost,
+                                         sluice_decision_t* decision) {
+  if (!IsLent(block, now_ns)) return CheckHandleLong(*block.handle, cost, decision);
+  return CheckLent(HandlePath{block}, SlotOf(block), block.lent_fp, now_ns, cost, decision);
+}
+
 // The check at a known time, and why it is a function of its own: see CheckUsual. Three of them:
 // the plain one, the same for a thread that tallies denials of this handle or of another, and for
 // one that leases.
 [[gnu::noinline]] int CheckHandleLeasing(const HandleBlock& block, uint64_t now_ns) {
   if (!IsUsual(block, now_ns)) [[unlikely]] {
-    return CheckHandleLong(*block.handle, 1, nullptr);
+    return CheckHandleUnusual(block, now_ns, 1, nullptr);
   }
   if (SpendLeased(*block.handle->client, NameOf(block), now_ns)) [[likely]] {
     return 1;
@@ -250,7 +274,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
     return CheckHandleLeasing(block, now_ns);
   }
   if (!IsUsual(block, now_ns)) [[unlikely]] {
-    return CheckHandleLong(*block.handle, 1, nullptr);
+    return CheckHandleUnusual(block, now_ns, 1, nullptr);
   }
   shm::Slot& slot = SlotOf(block);
   if (TallyDeniedAgain(slot, block.rules[0], now_ns)) [[likely]] {
@@ -264,7 +288,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
     return CheckHandleTallying(block, now_ns);
   }
   if (!IsUsual(block, now_ns)) [[unlikely]] {
-    return CheckHandleLong(*block.handle, 1, nullptr);
+    return CheckHandleUnusual(block, now_ns, 1, nullptr);
   }
   shm::Slot& slot = SlotOf(block);
   return CheckUsual<true, true>(HandlePath{block}, slot, block.fp, now_ns, 1, nullptr);
@@ -275,7 +299,7 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
   const HandleBlock* const block = h.blocks.current();
   if (block == nullptr || cost > SLUICE_MAX_COST) return CheckHandleLong(h, cost, decision);
   const uint64_t now_ns = Clock::Now(block->coarse_serves);
-  if (!IsUsual(*block, now_ns)) return CheckHandleLong(h, cost, decision);
+  if (!IsUsual(*block, now_ns)) return CheckHandleUnusual(*block, now_ns, cost, decision);
   shm::Slot& slot = SlotOf(*block);
   return CheckUsual<false, false>(HandlePath{*block}, slot, block->fp, now_ns, cost, decision);
 }

@@ -75,6 +75,14 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
   const uint64_t capacity =
       rule.numbers.max_delay_ns == 0 ? limit.burst : limit.tau_ns / limit.interval_ns;
   const bool bursty = capacity > limit.limit;
+  if (rule.numbers.kind == shm::Kind::kLease) {
+    entry->quota = bursty ? capacity : limit.limit;
+    entry->window_s = std::max<uint64_t>(CeilSeconds(bursty ? limit.tau_ns : limit.period_ns), 1);
+    entry->remaining = spend.cost_ns;
+    // More is lent within a second, where there is more.
+    entry->more_s = spend.cost_ns >= capacity ? 0 : 1;
+    return true;
+  }
   if (rule.numbers.kind != shm::Kind::kTokenBucket) {
     const uint64_t end_ns = shm::payload::TimeNs(spend.new_ns);
     entry->quota = limit.limit;

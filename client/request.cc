@@ -170,7 +170,10 @@ class RequestCheck {
     for (size_t i = 0; i < count_; ++i) {
       if (!spent_[i]) continue;
       const Attempt& attempt = attempts_[i];
-      RefundAttempt(*items_[i].rule, attempt, fresh_ns);
+      const Rule& rule = *items_[i].rule;
+      RefundKind(rule.kind, *attempt.slot, attempt.fp, attempt.seen.gen,
+                 attempt.seen.verdict.new_ns, attempt.seen.cost_ns, attempt.charge.tokens,
+                 shm::window::ScaleOf(rule.limit.limit), fresh_ns);
       spent_[i] = false;
     }
   }
@@ -180,8 +183,7 @@ class RequestCheck {
     for (size_t i = 0; i < count_ && denied_ + shadow_ != 0; ++i) {
       const Attempt& attempt = attempts_[i];
       if (attempt.outcome != Outcome::kDenied || attempt.overflow) continue;
-      NoteDenied(*ctx_.attachment, *ctx_.client, *attempt.slot, attempt.seen.gen,
-                 ctx_.time.now_ns());
+      NoteRefusal(ctx_, items_[i], policy_, attempt);
     }
     if (decision != nullptr) {
       BeginDecision(*ctx_.attachment, policy_, denied_ == 0, &ctx_.time, decision);

@@ -52,6 +52,11 @@ bool AdmitShaped(sluice_t& client, const Attachment& a, const sluice_descriptor_
 
 std::atomic<uint64_t> next_client_id{1};
 
+bool RefundSpend(shm::Slot& slot, const sluice_spend_t& spend, uint64_t now_ns) {
+  return RefundKind(KindOfFlags(spend.flags), slot, 0, spend.gen, spend.new_ns, spend.cost_ns,
+                    spend.tokens, ScaleOfFlags(spend.flags), now_ns);
+}
+
 }  // namespace
 }  // namespace sluice::client
 
@@ -60,6 +65,7 @@ using sluice::client::Attachment;
 using sluice::client::Clock;
 using sluice::client::Context;
 using sluice::client::Plan;
+using sluice::client::RefundSpend;
 namespace shm = sluice::shm;
 
 extern "C" {
@@ -200,12 +206,7 @@ int sluice_refund(sluice_t* client, sluice_decision_t* decision) {
     const bool overflow = (spend.flags & sluice::client::kOverflowSlot) != 0;
     if (spend.slot >= (overflow ? shm::kMaxRules : a->capacity)) continue;
     shm::Slot& slot = overflow ? a->overflow[spend.slot] : a->slots[spend.slot];
-    const shm::Kind kind = sluice::client::KindOfFlags(spend.flags);
-    const bool refunds =
-        kind == shm::Kind::kTokenBucket
-            ? shm::RefundSlot(slot, 0, spend.gen, spend.new_ns, spend.cost_ns, now_ns)
-            : shm::RefundMeasured(slot, kind, 0, spend.gen, spend.new_ns, spend.tokens, now_ns);
-    if (!refunds) continue;
+    if (!RefundSpend(slot, spend, now_ns)) continue;
     if (!overflow) shm::TakeBackUse(slot, a->dirty, spend.slot, spend.gen, spend.tokens);
     ++refunded;
   }

@@ -71,6 +71,10 @@ absl::Status RunRules(const Globals& globals) {
     std::string notes;
     if (rule.at("shadow").get<bool>()) notes += "shadow ";
     if (rule.at("consistency").get<std::string>() == "strict") notes += "strict ";
+    if (const auto algorithm = rule.at("algorithm").get<std::string>();
+        algorithm.ends_with("_window")) {
+      absl::StrAppend(&notes, algorithm == "fixed_window" ? "fixed window " : "sliding window ");
+    }
     if (rule.at("max_delay_ns").get<uint64_t>() != 0) {
       absl::StrAppend(&notes, "leaky, waits up to ",
                       FormatDuration(rule.at("max_delay_ns").get<uint64_t>()), " ");

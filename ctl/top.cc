@@ -45,6 +45,7 @@ struct Look {
   double at_s = 0;
   Metrics metrics;
   std::map<std::string, double> reset_after_s;  // by bucket name
+  std::map<std::string, double> remaining;      // by bucket name
   json buckets;
 
   double Sum(const std::string& name, const std::string& label = "",
@@ -79,6 +80,7 @@ absl::StatusOr<Look> LookNow(const Globals& globals) {
     if (bucket.contains("reset_after_s")) {
       look.reset_after_s[bucket.at("name").get<std::string>()] =
           bucket.at("reset_after_s").get<double>();
+      look.remaining[bucket.at("name").get<std::string>()] = bucket.at("remaining").get<double>();
     }
   }
   return look;
@@ -103,7 +105,16 @@ std::vector<BucketUse> Busiest(const Look& before, const Look& now, size_t count
       const double spent_s = earlier_s > passed_s ? reset_s - (earlier_s - passed_s) : reset_s;
       use.tokens_per_s = std::max(spent_s, 0.0) * rate / passed_s;
     }
-    use.used_share = reset_s * rate / std::max(bucket.at("burst").get<double>(), 1.0);
+    const double burst = std::max(bucket.at("burst").get<double>(), 1.0);
+    use.used_share = reset_s * rate / burst;
+    if (bucket.at("algorithm").get<std::string>().ends_with("_window")) {
+      // Its reset tells when the window ends, not how much was spent.
+      const double remaining = bucket.at("remaining").get<double>();
+      const auto was = before.remaining.find(use.name);
+      const double spent = (was == before.remaining.end() ? burst : was->second) - remaining;
+      use.tokens_per_s = std::max(spent, 0.0) / passed_s;
+      use.used_share = (burst - remaining) / burst;
+    }
     use.is_denying = bucket.at("denying").get<bool>();
     uses.push_back(std::move(use));
   }

@@ -3,24 +3,32 @@
 -- KEYS[1]  the shard's hash: one field a bucket, and
 --            h:<instance>  "seq time_us"  the last batch of that daemon applied here
 --            s:            tokens ever counted in this hash (the books' other side)
---          a bucket's field: "tat_us tokens gen d0 d1 n0 n1"
---            tat_us        global theoretical arrival time, may stand in debt
+--          a bucket's field: "tat_us tokens gen d0 d1 n0 n1", of a window with " end_us cur prev"
+--            tat_us        global theoretical arrival time, may stand in debt; of a window: until
+--                          when its count weighs
 --            tokens        tokens counted since the field was made
 --            gen d0 d1 n0 n1   demand (milli-tokens/s) and hosts of this and the last generation
+--            end_us cur prev   of a window: its end (0: none is open), tokens counted in it and in
+--                          the one before it (sliding windows)
 -- ARGV     1 late_us     how long ago the rest was frozen, when it is sent again; else 0
 --          2 known       the last seq that the daemon takes this hash to know; -1: whatever it knows
 --          3 instance    random, made at each daemon start
 --          4 seq         of the batch, rising by one for (instance, shard)
 --          5 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
 --          6 gen_us      length of a generation
---          7 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s)
+--          7 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s); of windows:
+--                          length_us, -1 (fixed) or -2 (sliding), rate
 --          then for each bucket 8: field rule(1..R) cost_us tokens age_us d dprev gen
 --            cost_us     use as time, tokens the same as a count; negative: refunds
 --            age_us      how old the oldest of it was when frozen, 0 in normal operation
 --            d, dprev    the host's demand now, and what it said in its generation `gen` (-1: none)
+--          of a window's bucket: cost_us is "cur prev", tokens of the host's open window and of the
+--            one before it (what is older only counts as tokens), and age_us how much time the
+--            host's window had left when frozen; less than 0: it was over
 -- Reply    outcome (1: applied; 0: seq was known; 2: batches before it are missing here; nothing was
 --          written but for 1), seq known before (-1: none), now_us, gen, then for each bucket 3:
---          debt_us, demand of all (milli-tokens/s), hosts
+--          debt_us, demand of all (milli-tokens/s), hosts; of a window the time left in place of
+--          debt_us (0: none is open). After all buckets, for each of a window 2: cur prev
 --
 -- A batch is refused where an earlier one that the daemon still has is missing: after a failover it
 -- sends all of them again in order, under their old numbers. So a seq that is known stands for all
@@ -66,26 +74,62 @@ local outcome = seq <= last and 0 or (last < known and 2 or 1)
 local apply = outcome == 1
 
 local floor, max, min, format, match = math.floor, math.max, math.min, string.format, string.match
+
+-- A window: the first host that reports one says when it ends, and all others follow. A sliding one
+-- is followed by the next without a gap, as long as what it counted weighs. Returns its end (0: none
+-- is open), cur and prev.
+local function opened(stop, cur, prev, length, slides)
+  -- After a failover TIME may go back: no window lasts beyond a length.
+  if stop > now + length then stop = now + length end
+  if stop > now then return stop, cur, prev end
+  if slides and stop + length > now then return stop + length, 0, cur end
+  return 0, 0, 0
+end
+
+-- Adds `n` tokens that a host counted in its window that ends at `theirs`, to ours or the one before
+-- it, whichever it is nearer to. What is older is over, and forgotten.
+local function counted(stop, cur, prev, length, slides, n, theirs)
+  if n == 0 then return stop, cur, prev end
+  if stop == 0 then
+    if theirs > now then return min(theirs, now + length), max(0, n), 0 end
+    if slides and theirs + length > now then return theirs + length, 0, max(0, n) end
+  elseif theirs > stop - length / 2 then
+    cur = max(0, cur + n)
+  elseif slides and theirs > stop - 1.5 * length then
+    prev = max(0, prev + n)
+  end
+  return stop, cur, prev
+end
 local reply = {outcome, last, now, gen}
 local fields = {instance, format('%.0f %.0f', seq, now)}
 local at = #fields
 local sum = tonumber(stored[2] or '0')
 local created = 0
 local longest = 0
+local windows = 4 + 3 * count -- where the reply of windows goes on
 
 for i = 1, count do
   local a = first + 8 * (i - 1)
   local r = 8 + 3 * (tonumber(ARGV[a + 1]) - 1)
-  local ceiling = tonumber(ARGV[r]) + tonumber(ARGV[r + 1])
-  local tat, tokens, g, d0, d1, n0, n1
+  local tau, debt_max = tonumber(ARGV[r]), tonumber(ARGV[r + 1])
+  local is_window, slides = debt_max < 0, debt_max == -2
+  local tat, tokens, g, d0, d1, n0, n1, stop, cur, prev
   if stored[i + 2] then
-    tat, tokens, g, d0, d1, n0, n1 =
-      match(stored[i + 2], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+    local rest
+    tat, tokens, g, d0, d1, n0, n1, rest =
+      match(stored[i + 2], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)(.*)$')
     tat, tokens, g = tonumber(tat), tonumber(tokens), tonumber(g)
     d0, d1, n0, n1 = tonumber(d0), tonumber(d1), tonumber(n0), tonumber(n1)
+    if rest and rest ~= '' then
+      stop, cur, prev = match(rest, '^ (%S+) (%S+) (%S+)$')
+      stop, cur, prev = tonumber(stop), tonumber(cur), tonumber(prev)
+    end
+    -- A rule that has changed from one kind to another begins anew.
+    if is_window ~= (prev ~= nil) then tat, stop, cur, prev = 0, 0, 0, 0 end
   end
   if not n1 then -- new, or written by nobody we know
     tat, tokens, g, d0, d1, n0, n1 = 0, 0, gen, 0, 0, 0, 0
+    stop, cur, prev = 0, 0, 0
     created = created + 1
   end
   if g ~= gen then -- a new generation: what hosts said two generations ago is forgotten
@@ -96,10 +140,16 @@ for i = 1, count do
     end
     d0, n0 = 0, 0
   end
+  if is_window then stop, cur, prev = opened(stop, cur, prev, tau, slides) end
   if apply then
-    local cost = tonumber(ARGV[a + 2])
     local used = tonumber(ARGV[a + 3])
-    if cost >= 0 then
+    local cost = is_window and 0 or tonumber(ARGV[a + 2])
+    if is_window then
+      local open, before = match(ARGV[a + 2], '^(%S+) (%S+)$')
+      local theirs = now - late + tonumber(ARGV[a + 4])
+      stop, cur, prev = counted(stop, cur, prev, tau, slides, tonumber(before), theirs - tau)
+      stop, cur, prev = counted(stop, cur, prev, tau, slides, tonumber(open), theirs)
+    elseif cost >= 0 then
       -- Old use is added where it happened, so that an outage's use is counted and not replayed.
       tat = max(tat, now - late - tonumber(ARGV[a + 4])) + cost
     else
@@ -115,19 +165,31 @@ for i = 1, count do
     end
     d0, n0 = d0 + tonumber(ARGV[a + 5]), n0 + 1
   end
-  -- After a failover TIME may go back: a TAT is never believed beyond the bound.
-  tat = min(tat, now + ceiling)
+  if is_window then
+    tat = stop == 0 and 0 or (slides and stop + tau or stop)
+  else
+    -- After a failover TIME may go back: a TAT is never believed beyond the bound.
+    tat = min(tat, now + tau + debt_max)
+  end
   local debt = max(0, tat - now)
   longest = max(longest, debt)
   if apply then
     fields[at + 1] = ARGV[a]
     fields[at + 2] = format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f', tat, tokens, gen, d0, d1, n0, n1)
+    if is_window then
+      fields[at + 2] = fields[at + 2] .. format(' %.0f %.0f %.0f', stop, cur, prev)
+    end
     at = at + 2
   end
   local b = 4 + 3 * (i - 1)
   reply[b + 1] = floor(debt)
   reply[b + 2] = floor(d0 + d1)
   reply[b + 3] = max(1, n0 + n1)
+  if is_window then
+    reply[b + 1] = max(0, stop - now)
+    windows = windows + 2
+    reply[windows - 1], reply[windows] = cur, prev
+  end
 end
 
 if apply then

@@ -74,8 +74,8 @@ if now == 0 then
   now = tonumber(t[1]) * 1000000 + tonumber(t[2])
 end
 
--- A primary that has not served this hash before may lack the last writes: as far as it knows the
--- whole burst is out, until every lease of before has ended.
+-- A primary that has not served this hash before may lack the last writes: every bucket is empty, and
+-- refill begins when the last lease of before has ended, a generation later.
 local fence = 0
 if primary ~= '' then
   local by, since = match(stored[2] or '', '^(%S+) (%d+)$')
@@ -107,11 +107,11 @@ for i = 1, count do
   if not was or passed ~= fence then
     -- One that was forgotten was full since the fence, so counting from there fills it again.
     if fence > 0 then
-      level, t, gen, o0, o1 = 0, fence, floor(fence / GEN_US), burst, 0
+      level, t = -limit * GEN_US, fence
     else
-      level, t, gen, o0, o1 = burst * unit, now, floor(now / GEN_US), 0, 0
+      level, t = burst * unit, now
     end
-    passed, d0, d1, n0, n1 = fence, 0, 0, 0, 0
+    passed, gen, o0, o1, d0, d1, n0, n1 = fence, floor(t / GEN_US), 0, 0, 0, 0, 0, 0
   end
   level = min(level, burst * unit)
 
@@ -156,7 +156,7 @@ for i = 1, count do
   local D, n = d0 + d1 + d, n0 + n1 + 1
   local s = min(1, (d + kappa / n) / (D + kappa))
   local tick = rate * sync / 1e6           -- tokens that come in one sync interval
-  local av = floor(level / unit)
+  local av = max(0, floor(level / unit))
   local cap = max(need, waiting, floor(0.6 * burst * s), floor(av / 32))
   local fair = max(need, ceil(s * (av + tick)), floor(av / 32))
   local want = max(0, min(target + waiting, cap) - rem)
@@ -197,7 +197,7 @@ for i = 1, count do
   local b = 2 + 11 * (i - 1)
   reply[b + 1], reply[b + 2], reply[b + 3], reply[b + 4] = live and 1 or 0, g, passed, gen
   reply[b + 5], reply[b + 6], reply[b + 7] = short and 1 or 0, ceil(retry), ceil(s * 1e6)
-  reply[b + 8], reply[b + 9], reply[b + 10], reply[b + 11] = floor(D), n, floor(tokens), out
+  reply[b + 8], reply[b + 9], reply[b + 10], reply[b + 11] = floor(D), n, max(0, floor(tokens)), out
 end
 
 local words = {format('%.0f', seq)}

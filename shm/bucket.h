@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "shm/clock.h"
+#include "shm/credits.h"
 #include "shm/gcra.h"
 #include "shm/kinds.h"
 #include "shm/layout.h"
@@ -155,50 +156,6 @@ inline Outcome CheckSlot(BasicSlot<Cell>& slot, uint64_t fp, const Charge& charg
   return Outcome::kGaveUp;
 }
 
-// The same for the other kinds. `second` is the slot's second word; null where it has none. What
-// is told is by the time that stands still in *seen, which is precise for these kinds.
-template <class Cell, class Clock>
-inline Outcome CheckMeasured(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, const Charge& charge,
-                             RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
-  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-    if (attempt != 0) time.ReadPrecise();
-    const uint64_t now_ns = time.now_ns();
-    // Memory orders as in LookSlot: the word's load pairs with step 4's CAS; aux orders nothing.
-    const uint64_t w = slot.word.load(std::memory_order_acquire);
-    if (word::IsDead(w)) return Outcome::kLost;
-    const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2
-    if (key::Fp(k) != fp) return Outcome::kLost;
-    seen->word_ns = w;
-    seen->aux = slot.aux.load(std::memory_order_relaxed);
-    seen->gen = key::Gen(k);
-    // Pairs with the CAS of who stored it.
-    const uint64_t beside = second != nullptr ? second->load(std::memory_order_acquire) : 0;
-    const Measured m = Measure(charge.kind, w, beside, now_ns, charge.tokens,
-                               Dearer(aux::InvShare(seen->aux), charge.dearer_q16), *charge.limit);
-    seen->cost_ns = 0;
-    seen->verdict = {m.allowed, w, m.new_word};
-    seen->remaining = m.remaining;
-    seen->retry_after_ns = m.retry_after_ns;
-    seen->reset_after_ns = m.reset_after_ns;
-    uint64_t expected = w;
-    if (m.is_wild) {
-      // The CASes pair with nothing of their own, as in CheckSlot.
-      if (attempt != 0 &&
-          slot.word.compare_exchange_strong(expected, m.new_word, std::memory_order_acq_rel)) {
-        table.Count(Counter::kHeals);
-      }
-      continue;
-    }
-    if (!m.allowed && !charge.admit_always) return Outcome::kDenied;
-    seen->verdict.allowed = true;
-    if (!charge.commit ||
-        slot.word.compare_exchange_strong(expected, m.new_word, std::memory_order_acq_rel)) {
-      return Outcome::kAllowed;
-    }
-  }
-  return Outcome::kGaveUp;
-}
-
 // The two halves of AddUse, for callers that have something else to do in between.
 template <class Cell>
 inline uint64_t CountUse(BasicSlot<Cell>& slot, uint32_t tokens) {
@@ -243,22 +200,6 @@ inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_
   return false;
 }
 
-// The same for the other kinds, see Refunded.
-template <class Cell>
-inline bool RefundMeasured(BasicSlot<Cell>& slot, Kind kind, uint64_t fp, uint16_t gen,
-                           uint64_t spent_word, uint64_t tokens, uint64_t fresh_now_ns) {
-  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-    uint64_t w = slot.word.load(std::memory_order_acquire);
-    if (word::IsDead(w)) return false;
-    const uint64_t k = slot.key.load(std::memory_order_acquire);
-    if ((fp != 0 && key::Fp(k) != fp) || key::Gen(k) != gen) return false;
-    const uint64_t refunded = Refunded(kind, w, spent_word, tokens, fresh_now_ns);
-    if (refunded == w) return false;
-    if (slot.word.compare_exchange_weak(w, refunded, std::memory_order_acq_rel)) return true;
-  }
-  return false;
-}
-
 // Takes back use of the tenancy `gen`, as a refund does; false: it has ended, and its use with it.
 // Marked dirty in any case, so that the daemon looks. Pairs with TakeUse() as AddUse() does.
 template <class Cell>
@@ -292,6 +233,21 @@ inline void AddDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t i
     slot.aux.fetch_or(aux::kDirty, std::memory_order_seq_cst);
     dirty[index / 64].fetch_or(1ull << (index % 64), std::memory_order_seq_cst);
   }
+}
+
+// The same for a lease: the cell keeps the tokens that were asked for in vain, and the largest cost
+// among them (layout.h). Denials that are tallied add to the tokens alone.
+template <class Cell>
+inline void AddWanted(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index, uint16_t gen,
+                      uint64_t tokens) {
+  uint64_t d = cell.load(std::memory_order_relaxed);
+  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+    const uint64_t count = denied::Gen(d) == gen ? denied::Count(d) : 0;
+    const uint64_t next =
+        wanted::Make(wanted::Tokens(count) + tokens, std::max(wanted::Largest(count), tokens));
+    if (cell.compare_exchange_weak(d, denied::Make(gen, next), std::memory_order_seq_cst)) break;
+  }
+  if ((slot.aux.load(std::memory_order_seq_cst) & aux::kDirty) == 0) MarkDirty(slot, dirty, index);
 }
 
 }  // namespace sluice::shm

@@ -95,8 +95,8 @@ static_assert(sizeof(KeyText) == 128 && offsetof(KeyText, words) == 8);
 enum class Kind : uint8_t {
   kTokenBucket = 0,    // GCRA: the word is the TAT in ns
   kFixedWindow = 1,    // window end:40 (2^23 ns) | count:23
-  kSlidingWindow = 2,  // reserved: the same, the closed window in the second word
-  kLease = 3,          // reserved: expiry:40 (2^23 ns) | credits:23
+  kSlidingWindow = 2,  // a length after its end:40 | count:23, the closed window in the second word
+  kLease = 3,          // expiry:40 (2^23 ns) | turn:3 | credits:20, see credits.h
   kSlidingLog = 4,     // reserved
 };
 
@@ -143,6 +143,18 @@ inline constexpr uint64_t Make(uint16_t gen, uint64_t count) {
 inline constexpr uint16_t Gen(uint64_t d) { return static_cast<uint16_t>(d >> 48); }
 inline constexpr uint64_t Count(uint64_t d) { return d & kCountMask; }
 }  // namespace denied
+
+// The count of a lease's denied cell: largest:20 | tokens:28, of costs that were refused.
+namespace wanted {
+inline constexpr uint64_t kTokensMask = (1ull << 28) - 1;
+inline constexpr uint64_t kLargestMask = (1ull << 20) - 1;
+inline constexpr uint64_t Make(uint64_t tokens, uint64_t largest) {
+  return (largest < kLargestMask ? largest : kLargestMask) << 28 |
+         (tokens < kTokensMask ? tokens : kTokensMask);
+}
+inline constexpr uint64_t Tokens(uint64_t count) { return count & kTokensMask; }
+inline constexpr uint64_t Largest(uint64_t count) { return count >> 28; }
+}  // namespace wanted
 
 namespace aux {
 // 1/share is fixed point with 16 fraction bits; 0 means "no view yet": a share of 1.
@@ -300,7 +312,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   6 /* policy and header */};
+                            kKeyTextBytes,   8 /* policy and header, words */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

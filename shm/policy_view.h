@@ -120,7 +120,7 @@ struct RuleNumbers {
   uint16_t id;  // its place among the rules
   DegradedMode mode;
   DegradedMode then_mode;
-  uint8_t strict;  // consistency: strict (decides as approximate for now)
+  uint8_t strict;  // consistency: strict
   uint8_t alert;   // raise an alert when this rule degrades
   uint8_t shadow;  // count, never deny
   Kind kind;

@@ -46,6 +46,7 @@
 #include "shm/gcra.h"
 #include "shm/kinds.h"
 #include "shm/layout.h"
+#include "shm/window.h"
 
 namespace sluice::shm {
 
@@ -135,7 +136,7 @@ class SlotTable {
   // The same by who looked for the key `hash` there: where that slot was just being emptied as a
   // duplicate, the use that was left in it goes on to the slot that remains.
   void SettleOf(uint64_t hash, uint32_t i, uint64_t d, const Env& env) {
-    MoveToWinner(hash, 0, SettleTenancy(i, d, FingerprintOf(hash), env.now_ns), env);
+    MoveToWinner(hash, {}, SettleTenancy(i, d, FingerprintOf(hash), env.now_ns), env);
   }
 
   // Step 5 for one key, by a claimer or the daemon's sweep; returns the slot that remains. Only
@@ -171,6 +172,12 @@ class SlotTable {
   struct Candidate {
     uint32_t slot = kNoSlot;
     uint64_t word = 0;  // as loaded; live: begin at step 2, dead: at step 3
+  };
+
+  // What a duplicate's word says that it owed: one of both.
+  struct Owed {
+    uint64_t debt_ns = 0;
+    uint64_t window_word = 0;
   };
 
   static uint16_t NextGen(uint64_t k) { return static_cast<uint16_t>(key::Gen(k) + 1); }
@@ -372,7 +379,7 @@ class SlotTable {
         use += Finish(i, d, emptied);
       }
       const bool owes = !has_payload && w > env.now_ns && w <= env.now_ns + env.max_debt_ns;
-      MoveToWinner(hash, owes ? w - env.now_ns : 0, use, env);
+      MoveToWinner(hash, {owes ? w - env.now_ns : 0, IsWindow(key::KindOf(k)) ? w : 0}, use, env);
       Count(Counter::kDuplicates);
       return;
     }
@@ -398,8 +405,9 @@ class SlotTable {
   // was alive since `w` was loaded, so whoever empties it later finds all that was added; where it
   // fails the use is taken back, or went on with what the other took. Word before key, in acquire:
   // pairs with step 4's CAS. It never lowers a word, also with a now that is out of date.
-  void MoveToWinner(uint64_t hash, uint64_t debt_ns, int64_t use, const Env& env) {
-    for (int attempt = 0; (debt_ns != 0 || use != 0) && attempt < kMaxRestarts; ++attempt) {
+  void MoveToWinner(uint64_t hash, const Owed& owed, int64_t use, const Env& env) {
+    const bool owes = owed.debt_ns != 0 || owed.window_word > env.now_ns;
+    for (int attempt = 0; (owes || use != 0) && attempt < kMaxRestarts; ++attempt) {
       const uint32_t winner = WinnerOf(hash);
       if (winner == kNoSlot) break;  // it expired, and was evicted
       SlotType& s = slots_[winner];
@@ -412,8 +420,9 @@ class SlotTable {
       if (key::Fp(k) != FingerprintOf(hash)) continue;
       if (use != 0 && !AddUseOf(s, k, use, /*is_back=*/false)) continue;
       const uint64_t ceiling_ns = env.now_ns + env.max_debt_ns;
-      const uint64_t sum = std::max(w, env.now_ns) + debt_ns;
-      const uint64_t moved = debt_ns == 0 ? w : std::max(w, std::min(sum, ceiling_ns));
+      const uint64_t sum = std::max(w, env.now_ns) + owed.debt_ns;
+      uint64_t moved = owed.debt_ns == 0 ? w : std::max(w, std::min(sum, ceiling_ns));
+      if (owed.window_word != 0) moved = window::Merged(w, owed.window_word, env.now_ns);
       if (s.word.compare_exchange_strong(w, moved, std::memory_order_acq_rel)) return;
       if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;
     }

@@ -1,11 +1,13 @@
 // A bucket segment that anybody may have written, under all that reads and mends it: checks,
 // claims, the daemon's take, fold and sweep. Whatever the bytes, each call comes to its end, and a
-// burst time after the last of them a bucket admits its burst again, no token more or less.
+// burst time after the last of them a bucket admits its burst again, no token more or less. One key
+// is of a token bucket, one of a fixed and one of a sliding window.
 //
 // An input is a list of steps, a letter each with its arguments; see Step. Digits are slots and
 // values, so that seeds can be written by hand.
 #include "shm/slot_table.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <memory>
@@ -14,6 +16,7 @@
 #include "shm/fuzz_input.h"
 #include "shm/hash.h"
 #include "shm/take.h"
+#include "shm/window_slot.h"
 
 namespace sluice::shm {
 namespace {
@@ -32,7 +35,10 @@ constexpr int kChecksThatMend = 50;  // more than one mends whatever stands ther
 constexpr uint64_t kBurst = 10;
 
 const Limit kTen = MakeLimit(10, kSecondNs, kBurst);
-const uint64_t kMaxDebtNs = kTen.tau_ns + kTen.debt_max_ns;
+const Limit kTenInAWindow = window::MakeLimit(kBurst, kSecondNs);
+const uint64_t kMaxDebtNs =
+    std::max(kTen.tau_ns + kTen.debt_max_ns, kTenInAWindow.tau_ns + kTenInAWindow.debt_max_ns);
+constexpr Kind kKinds[kKeys] = {Kind::kTokenBucket, Kind::kFixedWindow, Kind::kSlidingWindow};
 
 struct FuzzClock {
   static inline uint64_t now_ns = kStartNs;
@@ -70,6 +76,7 @@ class Segment {
       slot.used = used::Make(0, 0);
     }
     for (Cell& cell : denied_) cell = 0;
+    for (Cell& cell : second_) cell = 0;
     dirty_ = 0;
     last_ = {};
     FuzzClock::now_ns = kStartNs;
@@ -90,18 +97,23 @@ class Segment {
   Table::Env Env() const { return {FuzzClock::now_ns, kGraceNs, kMaxDebtNs}; }
   uint32_t PlaceOf(Input* input) const { return places_[input->Number() % places_.size()]; }
   uint64_t KeyOf(Input* input) const { return keys_[input->Number() % kKeys]; }
+  Kind KindOf(uint64_t hash) const {
+    return kKinds[std::find(keys_.begin(), keys_.end(), hash) - keys_.begin()];
+  }
   uint64_t Word(Input* input) const;
   uint64_t KeyWord(Input* input) const;
   uint64_t Used(Input* input) const;
   Outcome Spend(uint64_t hash, uint64_t tokens, uint32_t dearer_q16, bool admit_always);
   void Resolve(uint64_t hash);
   void Fold(uint32_t place, Input* input);
+  void FoldWindow(uint32_t place, Input* input);
   void Sweep();
 
   const std::array<uint64_t, kKeys> keys_;
   std::array<uint32_t, 2 * kGroupSlots> places_{};  // the keys' neighbourhood
   Slot slots_[kMinCapacity];
   Cell denied_[kMinCapacity];
+  Cell second_[kMinCapacity];
   Cell counters_[kCounters];
   Cell dirty_;
   Table table_;
@@ -130,7 +142,7 @@ uint64_t Segment::KeyWord(Input* input) const {
   if (at >= kKeys + 1) return input->Number<uint64_t>();
   const uint64_t fp = at == kKeys ? 0 : FingerprintOf(keys_[at]);
   const auto gen = static_cast<uint16_t>(input->Number() - '0');  // '/': the one before 0
-  return key::Make(fp, Kind::kTokenBucket, gen);
+  return key::Make(fp, at == kKeys ? Kind::kTokenBucket : kKinds[at], gen);
 }
 
 uint64_t Segment::Used(Input* input) const {
@@ -143,24 +155,30 @@ uint64_t Segment::Used(Input* input) const {
 // As clients check: what stands dead in the key's slot is settled, a slot that was lost found
 // again.
 Outcome Segment::Spend(uint64_t hash, uint64_t tokens, uint32_t dearer_q16, bool admit_always) {
+  const Kind kind = KindOf(hash);
   const Charge charge{.cost_ns = CostNs(tokens, kTen.period_ns, kTen.limit),
                       .tau_ns = kTen.tau_ns,
                       .debt_max_ns = kTen.debt_max_ns,
                       .tokens = static_cast<uint32_t>(tokens),
                       .dearer_q16 = dearer_q16,
                       .admit_always = admit_always,
-                      .commit = true};
+                      .commit = true,
+                      .kind = kind,
+                      .limit = &kTenInAWindow};
   Outcome outcome = Outcome::kLost;
   for (int restart = 0; restart < kMaxRestarts && outcome == Outcome::kLost; ++restart) {
     const uint32_t found = table_.Find(hash);
     const uint64_t w = found == kNoSlot ? 0 : slots_[found].word.load();
     if (word::IsDead(w)) table_.Settle(found, w, FuzzClock::now_ns);
     bool claimed = false;
-    const uint32_t i = table_.FindOrClaim(hash, Kind::kTokenBucket, 0, Env(), &claimed);
+    const uint32_t i = table_.FindOrClaim(hash, kind, 0, Env(), &claimed);
     if (i == kNoSlot) return Outcome::kGaveUp;  // its overflow bucket answers
-    RequestTime<FuzzClock> time(FuzzClock::lag_ns != 0, FuzzClock::lag_ns);
+    RequestTime<FuzzClock> time(FuzzClock::lag_ns != 0 && !IsWindow(kind), FuzzClock::lag_ns);
     Seen seen;
-    outcome = CheckSlot(slots_[i], FingerprintOf(hash), charge, time, table_, &seen);
+    outcome = IsWindow(kind)
+                  ? window::CheckWindow(slots_[i], &second_[i], FingerprintOf(hash), charge, time,
+                                        table_, &seen)
+                  : CheckSlot(slots_[i], FingerprintOf(hash), charge, time, table_, &seen);
     Require(outcome != Outcome::kGaveUp, "nobody else changes the slot");
     if (outcome == Outcome::kAllowed) {
       AddUse(slots_[i], &dirty_, i, charge.tokens);
@@ -195,6 +213,22 @@ void Segment::Fold(uint32_t place, Input* input) {
         return ns > kMaxSpanNs ? kMaxSpanNs : static_cast<uint64_t>(ns);
       });
   Require(!folded || slot.word.load() <= now + kMaxDebtNs, "a folded word is within its ceiling");
+}
+
+void Segment::FoldWindow(uint32_t place, Input* input) {
+  Slot& slot = slots_[place];
+  const uint64_t k = slot.key.load();
+  SetAux(slot, k, input->Number<uint32_t>(), 0, 0);
+  const window::Global global{.left_ns = input->Number<uint64_t>(),
+                              .current = input->Number<int32_t>(),
+                              .closed = input->Number<int32_t>(),
+                              .on_the_way = input->Number<int16_t>()};
+  const bool folded = window::FoldWindow(
+      slot, second_[place], k, window::TermsOf(kBurst, kSecondNs), FuzzClock::now_ns, global,
+      {.tokens = input->Number<int16_t>(), .end_ns = FuzzClock::now_ns + input->Number<uint32_t>()},
+      aux::InvShare(slot.aux.load()));
+  Require(!folded || global.left_ns == 0 || slot.word.load() <= FuzzClock::now_ns + kMaxDebtNs,
+          "a folded window ends in time");
 }
 
 // As the daemon's: what stands dead is settled, use and denials are taken once.
@@ -245,7 +279,17 @@ void Segment::Step(Input* input) {
       if (last_.slot == kNoSlot) break;
       RefundSlot(slots_[last_.slot], last_.fp, last_.seen.gen, last_.seen.verdict.new_ns,
                  last_.seen.cost_ns, FuzzClock::now_ns);
+      window::RefundWindow(slots_[last_.slot], last_.fp, last_.seen.gen, last_.seen.verdict.new_ns,
+                           1 << 8, FuzzClock::now_ns);
       break;
+    case 'x':  // slot, eight bytes: the second word
+      second_[PlaceOf(input)] = input->Number<uint64_t>();
+      break;
+    case 'g': {  // slot, 1/share, time left, tokens: a window's fold
+      const uint32_t place = PlaceOf(input);
+      FoldWindow(place, input);
+      break;
+    }
     case 'z': {  // slot, word: a reader that met a dead word, maybe long ago
       const uint32_t place = PlaceOf(input);
       table_.Settle(place, Word(input) | word::kDeadBit, FuzzClock::now_ns);

@@ -138,6 +138,14 @@ SLUICE_API int sluice_wait(sluice_t* client, uint32_t timeout_ms);
 SLUICE_API int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
                             uint32_t cost, sluice_decision_t* decision);
 
+/* The same for a caller that may wait. Where nothing but a strict rule denies, because too little
+ * is lent to this host, it sleeps until more is, for at most `max_wait_ns`: 20 ms is enough for a
+ * host that held nothing, where the bucket has tokens. Ends early with the denial when a signal
+ * comes. Everything else is answered at once. */
+SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors,
+                                 size_t count, uint32_t cost, uint64_t max_wait_ns,
+                                 sluice_decision_t* decision);
+
 /* Binds a list of descriptors once, for the shortest path. Values are copied. The handle follows
  * changes of the rules and re-attachments by itself. */
 SLUICE_API int sluice_handle_bind(sluice_t* client, const sluice_descriptor_t* descriptors,
@@ -170,10 +178,11 @@ typedef struct sluice_key {
 SLUICE_API int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* keys, size_t count,
                                       uint32_t cost, int* results, sluice_decision_t* decisions);
 
-/* Sleeps until an allowed decision's delay is over, if it has any (leaky buckets). The only call
- * but sluice_wait that may block: for the rule's max_delay at most. Returns 1 when the time has
- * come, 0 when a signal came first (call it again to go on waiting, or refund the decision), or
- * SLUICE_E_ARGUMENT. Not needed by callers that wait by a timer of their own. */
+/* Sleeps until an allowed decision's delay is over, if it has any (leaky buckets). With
+ * sluice_wait and sluice_check_wait the only call that may block: for the rule's max_delay at most.
+ * Returns 1 when the time has come, 0 when a signal came first (call it again to go on waiting, or
+ * refund the decision), or SLUICE_E_ARGUMENT. Not needed by callers that wait by a timer of their
+ * own. */
 SLUICE_API int sluice_wait_turn(const sluice_decision_t* decision);
 
 /* Gives back what an allowed decision spent, as far as it still stands: nothing once its time has

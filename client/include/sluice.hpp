@@ -131,6 +131,22 @@ class Client {
     return check(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
+  // May block for so long where a strict rule is lent too little, see sluice_check_wait.
+  Decision check_wait(std::span<const Descriptor> descriptors, std::chrono::nanoseconds max_wait,
+                      uint32_t cost = 1) {
+    Decision d;
+    d.raw().allowed = 0;
+    const auto max_wait_ns = static_cast<uint64_t>(
+        max_wait.count() > 0 ? max_wait.count() : std::chrono::nanoseconds::rep{0});
+    d.Take(sluice_check_wait(client_.get(), descriptors.data(), descriptors.size(), cost,
+                             max_wait_ns, &d.raw()));
+    return d;
+  }
+  Decision check_wait(std::initializer_list<Descriptor> descriptors,
+                      std::chrono::nanoseconds max_wait, uint32_t cost = 1) {
+    return check_wait(std::span(descriptors.begin(), descriptors.size()), max_wait, cost);
+  }
+
   // The yes or no alone, without the numbers of a decision: the shortest path for a list.
   bool allow(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
     return sluice_check(client_.get(), descriptors.data(), descriptors.size(), cost, nullptr) > 0;

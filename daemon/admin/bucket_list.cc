@@ -8,7 +8,9 @@
 #include "shm/gcra.h"
 #include "shm/key_text.h"
 #include "shm/layout.h"
+#include "shm/lease_slot.h"
 #include "shm/slot_table.h"
+#include "shm/window.h"
 
 namespace sluice::admin {
 namespace {
@@ -44,15 +46,32 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
   const uint64_t used = buckets.slots()[slot].used.load(std::memory_order_relaxed);
   const uint64_t denied = buckets.denied()[slot].load(std::memory_order_relaxed);
   const uint16_t gen = shm::key::Gen(seen.key);
-  const uint64_t remaining = shm::Remaining(seen.word, now_ns, limit.interval_ns, limit.tau_ns);
+  uint64_t remaining = shm::Remaining(seen.word, now_ns, limit.interval_ns, limit.tau_ns);
+  uint64_t reset_ns = shm::ResetAfterNs(seen.word, now_ns);
+  uint64_t pending = shm::denied::Gen(denied) == gen ? shm::denied::Count(denied) : 0;
+  const uint64_t second = buckets.second()[slot].load(std::memory_order_relaxed);
+  if (shm::IsWindow(rule.kind)) {
+    const shm::window::Measured m = shm::window::Measure(
+        rule.kind, shm::window::TermsOf(limit.limit, limit.period_ns), seen.word, second,
+        /*has_second=*/true, gen, now_ns, /*tokens=*/0, /*dearer_q16=*/0);
+    remaining = m.remaining;
+    reset_ns = m.reset_after_ns;
+  } else if (rule.kind == shm::Kind::kLease) {
+    const shm::credits::Measured m =
+        shm::credits::Measure(seen.word, second, gen, now_ns, /*tokens=*/0, limit);
+    remaining = m.remaining;
+    reset_ns = m.reset_after_ns;
+    pending = shm::wanted::Tokens(pending);
+  }
+  (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
   (*out)["remaining"] = remaining;
   (*out)["limit"] = limit.limit;
   (*out)["period_ns"] = limit.period_ns;
   (*out)["burst"] = limit.burst;
-  (*out)["reset_after_s"] = static_cast<double>(shm::ResetAfterNs(seen.word, now_ns)) * 1e-9;
+  (*out)["reset_after_s"] = static_cast<double>(reset_ns) * 1e-9;
   (*out)["denying"] = remaining < rule.cost;
   (*out)["unreconciled_tokens"] = shm::used::Gen(used) == gen ? shm::used::Count(used) : 0;
-  (*out)["denied_pending"] = shm::denied::Gen(denied) == gen ? shm::denied::Count(denied) : 0;
+  (*out)["denied_pending"] = pending;
 }
 
 }  // namespace

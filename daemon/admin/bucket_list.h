@@ -19,9 +19,9 @@ struct BucketQuery {
   uint64_t limit = kDefaultBuckets;
 };
 
-// {"scope": "local", "truncated": bool, "buckets": [{name, rule, shard, remaining, limit,
-// period_ns, burst, reset_after_s, denying, unreconciled_tokens, denied_pending}]}
-// A bucket whose rule is gone has only name, rule and shard. Thread-safe.
+// {"scope": "local", "truncated": bool, "buckets": [{name, rule, shard, algorithm, remaining,
+// limit, period_ns, burst, reset_after_s, denying, unreconciled_tokens, denied_pending}]} A bucket
+// whose rule is gone has only name, rule and shard. Thread-safe.
 nlohmann::ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& buckets,
                                     const shm::SegmentInfo& info,
                                     const config::CompiledRules& rules, uint64_t now_ns);

@@ -19,6 +19,7 @@
 #include "daemon/redis/tls_session.h"
 #include "shm/clock.h"
 #include "shm/gcra.h"
+#include "shm/window.h"
 
 namespace sluice::admin {
 namespace {
@@ -296,21 +297,50 @@ class Lister {
     int64_t tokens = 0;
     if (parts.size() >= 2 && absl::SimpleAtoi(parts[0], &tat_us) &&
         absl::SimpleAtoi(parts[1], &tokens)) {
-      AddState(label, tat_us, tokens, now_us, &bucket);
+      AddState(label, tat_us, tokens, now_us, parts, &bucket);
     }
     list_.push_back(std::move(bucket));
   }
 
+  // A window's fields as lua/fold.lua keeps them: its end, the tokens in it and in the one before.
+  // Less than 0: they are not a window's.
+  static int64_t UsedOfWindow(const config::CompiledRule& rule,
+                              const std::vector<std::string>& parts, int64_t now_us) {
+    int64_t end_us = 0;
+    int64_t current = 0;
+    int64_t closed = 0;
+    if (parts.size() != 10 || !absl::SimpleAtoi(parts[7], &end_us) ||
+        !absl::SimpleAtoi(parts[8], &current) || !absl::SimpleAtoi(parts[9], &closed)) {
+      return -1;
+    }
+    const bool slides = rule.kind == shm::Kind::kSlidingWindow;
+    const auto length_us = static_cast<int64_t>(shm::window::LengthNs(rule.limit.period_ns) / 1000);
+    if (slides && end_us <= now_us && now_us < end_us + length_us) {  // the next has begun
+      closed = std::exchange(current, 0);
+      end_us += length_us;
+    }
+    if (end_us <= now_us) return 0;
+    const double left = static_cast<double>(end_us - now_us) / static_cast<double>(length_us);
+    return current +
+           (slides ? static_cast<int64_t>(static_cast<double>(closed) * std::min(left, 1.0)) : 0);
+  }
+
   void AddState(const std::string& label, int64_t tat_us, int64_t tokens, int64_t now_us,
-                ordered_json* out) const {
+                const std::vector<std::string>& parts, ordered_json* out) const {
     (*out)["tokens"] = tokens;
     const int64_t ahead_us = std::max<int64_t>(0, tat_us - now_us);
     (*out)["reset_after_s"] = static_cast<double>(ahead_us) * 1e-6;
     const config::CompiledRule* rule = rules_.Find(label);
     if (rule == nullptr) return;
     const shm::Limit& limit = rule->limit;
-    const uint64_t remaining =
+    uint64_t remaining =
         shm::Remaining(static_cast<uint64_t>(ahead_us) * 1000, 0, limit.interval_ns, limit.tau_ns);
+    if (shm::IsWindow(rule->kind)) {
+      const auto used =
+          static_cast<uint64_t>(std::max<int64_t>(UsedOfWindow(*rule, parts, now_us), 0));
+      remaining = limit.limit - std::min(used, limit.limit);
+    }
+    (*out)["algorithm"] = config::AlgorithmName(rule->kind, rule->max_delay_ns);
     (*out)["remaining"] = remaining;
     (*out)["limit"] = limit.limit;
     (*out)["period_ns"] = limit.period_ns;

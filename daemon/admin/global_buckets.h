@@ -26,7 +26,7 @@ struct NodeAddress {
 };
 
 // {"scope": "global", "truncated": bool, "unreachable_shards": n, "buckets": [{name, rule, shard,
-// remaining, limit, period_ns, burst, reset_after_s, denying, tokens}]}
+// algorithm, remaining, limit, period_ns, burst, reset_after_s, denying, tokens}]}
 // `primaries`: addresses to begin at; the configured ones serve too. Unavailable when none answers.
 absl::StatusOr<nlohmann::ordered_json> GlobalBuckets(const BucketQuery& query,
                                                      const config::RedisConfig& redis,

@@ -182,6 +182,7 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"period_ns", rule.limit.period_ns},
           {"burst", rule.limit.burst},
           {"cost", rule.cost},
+          {"algorithm", config::AlgorithmName(rule.kind, rule.max_delay_ns)},
           {"max_delay_ns", rule.max_delay_ns},
           {"match", match},
           {"key", key},

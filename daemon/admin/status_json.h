@@ -15,9 +15,10 @@
 // /chaos   a line a second: chaos, left_s, mode, emergency (shards), unreconciled_age_s, and since
 // it
 //          began calls (failed or held back) and degraded (tokens decided by when_degraded)
-// /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, match[{descriptor,
-//          op, values[]}], key[], consistency, shadow, when_degraded {mode, factor, for_ns, then,
-//          then_factor, alert}, allowed, denied, degraded}]
+// /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, algorithm,
+//          max_delay_ns, match[{descriptor, op, values[]}], key[], consistency, shadow,
+//          when_degraded {mode, factor, for_ns, then, then_factor, alert}, allowed, denied,
+//          degraded}]
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -8,6 +8,7 @@
 #include "daemon/config/text.h"
 #include "shm/hash.h"
 #include "shm/policy_buffer.h"
+#include "shm/window.h"
 
 namespace sluice::config {
 namespace {
@@ -25,7 +26,8 @@ uint32_t FactorQ16(double factor) { return static_cast<uint32_t>(std::llround(65
 // of the string bytes, and one-of offsets from the beginning of the references, until then.
 class Builder {
  public:
-  explicit Builder(const shm::HashKey& salt_key) : salt_key_(salt_key) {}
+  Builder(const shm::HashKey& salt_key, bool has_redis)
+      : salt_key_(salt_key), has_redis_(has_redis) {}
 
   absl::Status Add(const RuleConfig& rule);
   absl::StatusOr<std::string> Finish(uint64_t seq);
@@ -39,6 +41,7 @@ class Builder {
   void AddNameIndex(PolicyHeader* header) const;
 
   const shm::HashKey& salt_key_;
+  const bool has_redis_;
   std::vector<std::string> names_;
   std::vector<GroupView> groups_;
   std::vector<RuleView> rules_;
@@ -105,12 +108,16 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   const std::string label = RuleLabel(rule, tier);
   RuleView view{};
   shm::RuleNumbers& numbers = view.numbers;
-  numbers.limit = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
+  const bool is_window = shm::IsWindow(rule.kind);
+  numbers.limit =
+      is_window ? shm::window::MakeLimit(limit.limit, limit.period_ns)
+                : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
   numbers.unit_ns = shm::CostNs(limit.cost, limit.period_ns, limit.limit);
   numbers.for_ns = degraded.for_ns;
   numbers.cost = limit.cost;
   numbers.max_delay_ns = limit.max_delay_ns;
-  numbers.kind = rule.kind;
+  // One host alone is exact as it is, and nobody would lend to it.
+  numbers.kind = rule.strict && has_redis_ ? shm::Kind::kLease : rule.kind;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
   numbers.id = static_cast<uint16_t>(rules_.size());
@@ -120,7 +127,8 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.strict = rule.strict ? 1 : 0;
   numbers.alert = degraded.alert ? 1 : 0;
   numbers.shadow = rule.shadow ? 1 : 0;
-  view.hash_seed = shm::HashValue(salt_key_, label, 0);
+  view.hash_seed = shm::HashValue(
+      salt_key_, label, is_window ? shm::window::HashSeed(limit.limit, limit.period_ns) : 0);
   view.label = Text(label);
   view.tier = Text(tier == nullptr ? std::string() : tier->tier);
   rules_.push_back(view);
@@ -263,7 +271,7 @@ absl::StatusOr<std::string> Compile(const Config& config, const shm::HashKey& sa
                                             config.rules.size() - shm::kMaxGroups,
                                             " more than the ", shm::kMaxGroups, " that fit"));
   }
-  Builder builder(salt_key);
+  Builder builder(salt_key, config.redis.has_value());
   for (const RuleConfig& rule : config.rules) {
     const absl::Status added = builder.Add(rule);
     if (!added.ok()) return added;

@@ -40,6 +40,12 @@ std::string_view TransportName(Transport transport) {
   return "auto";
 }
 
+std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns) {
+  if (kind == shm::Kind::kFixedWindow) return "fixed_window";
+  if (kind == shm::Kind::kSlidingWindow) return "sliding_window";
+  return max_delay_ns != 0 ? "leaky_bucket" : "token_bucket";
+}
+
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier) {
   return tier == nullptr ? rule.name : rule.name + "@" + tier->tier;
 }

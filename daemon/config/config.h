@@ -127,7 +127,7 @@ struct RuleConfig {
   std::string tier_by = "tier";
   std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
   shm::Kind kind = shm::Kind::kTokenBucket;  // of word, by algorithm and consistency
-  bool strict = false;  // consistency: strict; decides as approximate in this version
+  bool strict = false;  // consistency: strict; its kind is kLease where there is a Redis
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
 };
@@ -137,6 +137,9 @@ struct Config {
   std::optional<RedisConfig> redis;  // absent: a complete limiter for this host alone
   std::vector<RuleConfig> rules;     // 0..kMaxGroups
 };
+
+// As in the file: "token_bucket", "leaky_bucket", "fixed_window", "sliding_window".
+std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns);
 
 // The label under which a rule's limit is known everywhere: "name" or "name@tier".
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier);

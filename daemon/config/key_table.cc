@@ -297,10 +297,13 @@ constexpr KeySpec kKeys[] = {
     {.path = "rules[].algorithm",
      .type = KeyType::kChoice,
      .fallback = "token_bucket",
-     .choices = "token_bucket|leaky_bucket",
+     .choices = "token_bucket|leaky_bucket|fixed_window|sliding_window",
      .doc =
-         "Tokens come back steadily, up to the burst. A token bucket denies a request that comes "
-         "too early; a leaky bucket lets it wait for its turn, up to `max_delay`.",
+         "Buckets: tokens come back steadily, up to the burst; a token bucket denies a request "
+         "that comes too early, a leaky bucket lets it wait for its turn, up to `max_delay`. "
+         "Windows of the limit's period, at least 1s, and without a burst: a fixed one begins with "
+         "the first request and gives all back at its end, a sliding one as it moves on. See "
+         "[choosing](choosing.md#the-algorithm).",
      .example = "leaky_bucket"},
     {.path = "rules[].max_delay",
      .type = KeyType::kDuration,
@@ -312,9 +315,10 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kChoice,
      .fallback = "approximate",
      .choices = "approximate|strict",
-     .doc = "How hosts share the limit. In this version strict decides as approximate does, and "
-            "says so when it is loaded.",
-     .example = "approximate"},
+     .doc = "How hosts share the limit. strict never admits more than the limit and the burst over "
+            "all hosts, in a window of any length; see [accuracy](accuracy.md). Without redis both "
+            "are the same.",
+     .example = "strict"},
     {.path = "rules[].tier_by",
      .type = KeyType::kText,
      .fallback = "tier",

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "daemon/config/text.h"
+#include "shm/credits.h"
 #include "shm/gcra.h"
+#include "shm/window.h"
 
 namespace sluice::config {
 namespace {
@@ -16,8 +19,8 @@ using shm::DegradedMode;
 constexpr size_t kMaxTierBytes = 31;  // with the longest name and '@' it fills a label
 static_assert(32 + 1 + kMaxTierBytes == shm::kMaxLabelBytes);
 
-constexpr std::string_view kOtherAlgorithms[] = {"fixed_window", "sliding_window", "sliding_log",
-                                                 "concurrency"};
+constexpr std::string_view kOtherAlgorithms[] = {"sliding_log", "concurrency"};
+enum class Algorithm : uint8_t { kTokenBucket, kLeakyBucket, kFixedWindow, kSlidingWindow };
 
 bool IsRuleName(std::string_view name) {
   return std::all_of(name.begin(), name.end(), [](char c) {
@@ -35,38 +38,90 @@ bool IsTierName(std::string_view name) {
          });
 }
 
+// What a tier has of its rule where it says nothing.
+struct OfRule {
+  Algorithm algorithm = Algorithm::kTokenBucket;
+  bool is_strict = false;
+  uint32_t cost = 1;
+  uint64_t max_delay_ns = 0;  // 0: not said
+
+  bool is_leaky() const { return algorithm == Algorithm::kLeakyBucket; }
+  bool is_window() const { return algorithm >= Algorithm::kFixedWindow; }
+};
+
+// What windows cannot have.
+void CheckWindow(Section* section, uint64_t period_ns) {
+  for (const std::string_view key : {"burst", "max_delay"}) {
+    if (!section->Has(key)) continue;
+    section->Problem(key,
+                     "is not for windows: all of a window's limit may be used at once, and "
+                     "nothing waits",
+                     "remove the line, or write `algorithm: token_bucket` or `leaky_bucket`");
+  }
+  if (period_ns != 0 && period_ns < shm::window::kMinPeriodNs) {
+    section->Problem("limit",
+                     Cat("is a window's of ", FormatDuration(period_ns),
+                         ": ends of windows stand on steps of 8.4 ms, too coarse below 1s"),
+                     "write a period of at least 1s, or `algorithm: token_bucket`");
+  }
+}
+
 // Whether the numbers of a limit fit each other; says which does not.
-bool CheckLimit(Section* section, const LimitConfig& limit) {
+bool CheckLimit(Section* section, const OfRule& of_rule, const LimitConfig& limit) {
   const uint64_t tau_ns =
       shm::CostNs(limit.burst, limit.period_ns, limit.limit) + limit.max_delay_ns;
   const std::string rate = FormatRate({limit.limit, limit.period_ns});
   if (tau_ns > kMaxTauNs) {
     const auto largest = static_cast<uint64_t>(static_cast<unsigned __int128>(kMaxTauNs) *
                                                limit.limit / limit.period_ns);
-    section->Problem(
-        section->Has("burst") ? "burst" : "limit",
-        Cat("a burst of ", limit.burst, " at ", rate, " takes more than 366 days to come back"),
-        largest == 0 ? std::string("write a period of at most 366d")
-                     : Cat("write a burst of at most ", largest, ", or a higher limit"));
+    section->Problem(section->Has("burst") ? "burst" : "limit",
+                     of_rule.is_window() ? Cat("a window of ", rate, " lasts more than 366 days")
+                                         : Cat("a burst of ", limit.burst, " at ", rate,
+                                               " takes more than 366 days to come back"),
+                     largest == 0 || of_rule.is_window()
+                         ? std::string("write a period of at most 366d")
+                         : Cat("write a burst of at most ", largest, ", or a higher limit"));
     return false;
   }
   if (limit.cost > limit.burst) {
-    section->Problem(section->Has("cost") ? "cost" : "burst",
-                     Cat("a cost of ", limit.cost, " never fits a burst of ", limit.burst,
+    const std::string_view what = of_rule.is_window() ? "limit" : "burst";
+    section->Problem(section->Has("cost") ? "cost" : what,
+                     Cat("a cost of ", limit.cost, " never fits a ", what, " of ", limit.burst,
                          ": nothing would ever be allowed"),
-                     Cat("write a burst of at least ", limit.cost, ", or a lower cost"));
+                     Cat("write a ", what, " of at least ", limit.cost, ", or a lower cost"));
     return false;
   }
   return true;
 }
 
-void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& config) {
+// What hosts lend to each other is counted in whole tokens, exactly.
+bool CheckStrict(Section* section, const LimitConfig& limit) {
+  constexpr uint64_t kExact = 1ull << 53;  // as far as Redis counts without gaps
+  const uint64_t period_us = limit.period_ns / 1000;
+  const uint64_t unit_us = period_us / std::gcd(period_us, limit.limit);
+  const char* const key = section->Has("burst") ? "burst" : "limit";
+  if (limit.burst > shm::credits::kMax) {
+    section->Problem(key,
+                     Cat("a strict burst of ", limit.burst, " is more than a host can be lent"),
+                     Cat("write a burst of at most ", shm::credits::kMax));
+    return false;
+  }
+  if (limit.period_ns % 1000 != 0 || unit_us > kExact / limit.burst) {
+    section->Problem(key, "a strict limit is counted exactly, and this one has too fine parts",
+                     "take a rounder limit or period, or a lower burst");
+    return false;
+  }
+  return true;
+}
+
+void WarnOfLimit(Section* section, const OfRule& of_rule, const LimitConfig& limit,
+                 const Config& config) {
   const std::string rate = FormatRate({limit.limit, limit.period_ns});
   // A cost is a whole number of ns, rounded up: at very high rates that costs some of them.
   const auto rounded = static_cast<double>(shm::CostNs(limit.cost, limit.period_ns, limit.limit));
   const double exact = static_cast<double>(limit.cost) * static_cast<double>(limit.period_ns) /
                        static_cast<double>(limit.limit);
-  if (rounded > exact * 1.001) {
+  if (rounded > exact * 1.001 && !of_rule.is_window()) {
     section->Warning("limit",
                      Cat("at ", rate, " a request takes ", exact, " ns, counted as ",
                          static_cast<uint64_t>(rounded), " ns: the limit in force is ",
@@ -81,6 +136,16 @@ void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& confi
   const double room = static_cast<double>(limit.burst) +
                       static_cast<double>(limit.limit) * static_cast<double>(limit.max_delay_ns) /
                           static_cast<double>(limit.period_ns);
+  if (of_rule.is_window()) {
+    if (limit.period_ns < 2 * config.redis->flush_interval_ns) {
+      section->Warning(
+          "limit",
+          Cat("a window of ", FormatDuration(limit.period_ns),
+              " is over within two flush intervals: hosts hear too late of each other"),
+          "write a longer period, or a shorter redis.flush_interval");
+    }
+    return;
+  }
   if (room < 2 * per_interval) {
     section->Warning(section->Has("burst") ? "burst" : "limit",
                      Cat("a burst of ", limit.burst, " is spent within two flush intervals at ",
@@ -90,19 +155,12 @@ void WarnOfLimit(Section* section, const LimitConfig& limit, const Config& confi
   }
 }
 
-// What a tier has of its rule where it says nothing.
-struct OfRule {
-  bool is_leaky = false;
-  uint32_t cost = 1;
-  uint64_t max_delay_ns = 0;  // 0: not said
-};
-
 // max_delay, which only a leaky bucket may have.
 void ReadMaxDelay(Section* section, const OfRule& of_rule, LimitConfig* limit) {
   limit->max_delay_ns = of_rule.max_delay_ns;
   uint64_t said_ns = 0;
-  if (!section->ReadDuration("max_delay", &said_ns)) return;
-  if (of_rule.is_leaky) {
+  if (!section->ReadDuration("max_delay", &said_ns) || of_rule.is_window()) return;
+  if (of_rule.is_leaky()) {
     limit->max_delay_ns = said_ns;
     return;
   }
@@ -119,8 +177,12 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
   section->Read("cost", &cost);
   ReadMaxDelay(section, of_rule, limit);
   // What a leaky bucket lets pass at once is one request, so that it spaces all others.
-  uint64_t burst = of_rule.is_leaky ? cost : rate.tokens;
+  uint64_t burst = of_rule.is_leaky() ? cost : rate.tokens;
   section->Read("burst", &burst);
+  if (of_rule.is_window()) {
+    CheckWindow(section, has_rate ? rate.period_ns : 0);
+    burst = rate.tokens;
+  }
   limit->cost = static_cast<uint32_t>(cost);
   if (!has_rate) {
     if (section->Has("burst") && !section->Has("limit")) {
@@ -128,15 +190,18 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
     }
     return false;
   }
-  if (of_rule.is_leaky && limit->max_delay_ns == 0 && !section->Has("max_delay")) {
+  if (of_rule.is_leaky() && limit->max_delay_ns == 0 && !section->Has("max_delay")) {
     section->Problem("limit", "is a leaky bucket's, and nothing says how long a request may wait",
                      "write `max_delay` beside it, for example `max_delay: 500ms`");
   }
   limit->limit = rate.tokens;
   limit->period_ns = rate.period_ns;
   limit->burst = burst;
-  if (section->problem_count() != problems_before || !CheckLimit(section, *limit)) return false;
-  WarnOfLimit(section, *limit, config);
+  if (section->problem_count() != problems_before || !CheckLimit(section, of_rule, *limit) ||
+      (of_rule.is_strict && config.redis && !CheckStrict(section, *limit))) {
+    return false;
+  }
+  WarnOfLimit(section, of_rule, *limit, config);
   return true;
 }
 
@@ -211,25 +276,38 @@ void ParseTiers(Section* rule, const OfRule& of_rule, const Config& config, Rule
   }
 }
 
-bool IsLeaky(Section* rule) {
+Algorithm ReadAlgorithm(Section* rule) {
+  constexpr std::array kAlgorithms = {Algorithm::kTokenBucket, Algorithm::kLeakyBucket,
+                                      Algorithm::kFixedWindow,
+                                      Algorithm::kSlidingWindow};  // in the order of the table
   const YAML::Node node = rule->Value("algorithm");
-  if (!node.IsDefined()) return false;
+  if (!node.IsDefined()) return Algorithm::kTokenBucket;
   if (node.IsScalar() && std::find(std::begin(kOtherAlgorithms), std::end(kOtherAlgorithms),
                                    node.Scalar()) != std::end(kOtherAlgorithms)) {
     rule->Problem("algorithm", Cat("`", node.Scalar(), "` is not in this version"),
-                  "write `algorithm: token_bucket` or `leaky_bucket`, or remove the line");
-    return false;
+                  "write `algorithm: token_bucket`, `leaky_bucket`, `fixed_window` or "
+                  "`sliding_window`, or remove the line");
+    return Algorithm::kTokenBucket;
   }
   size_t index = 0;
-  return rule->ReadChoice("algorithm", &index) && index == 1;
+  return rule->ReadChoice("algorithm", &index) ? kAlgorithms[index] : Algorithm::kTokenBucket;
 }
 
-void ParseConsistency(Section* rule, bool* strict) {
+shm::Kind KindOf(Algorithm algorithm) {
+  if (algorithm == Algorithm::kFixedWindow) return shm::Kind::kFixedWindow;
+  return algorithm == Algorithm::kSlidingWindow ? shm::Kind::kSlidingWindow
+                                                : shm::Kind::kTokenBucket;
+}
+
+bool IsStrict(Section* rule) {
   size_t index = 0;
-  if (!rule->ReadChoice("consistency", &index) || index == 0) return;
-  *strict = true;
-  rule->Warning("consistency", "strict decides as approximate does in this version",
-                "write `approximate`, or keep the line for a later version");
+  if (!rule->ReadChoice("consistency", &index) || index == 0) return false;
+  const YAML::Node algorithm = rule->Value("algorithm");
+  if (algorithm.IsDefined() && !(algorithm.IsScalar() && algorithm.Scalar() == "token_bucket")) {
+    rule->Problem("consistency", "strict is for token buckets: no other algorithm can be lent out",
+                  "write `algorithm: token_bucket`, or `consistency: approximate`");
+  }
+  return true;
 }
 
 void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleConfig>& others) {
@@ -255,11 +333,12 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseRuleName(&section, &rule, config.rules);
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
-  ParseConsistency(&section, &rule.strict);
+  rule.strict = IsStrict(&section);
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
-  OfRule of_rule{.is_leaky = IsLeaky(&section)};
+  OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_strict = rule.strict};
+  rule.kind = KindOf(of_rule.algorithm);
   LimitConfig own;
   if (ParseLimit(&section, config, of_rule, &own)) rule.limit = own;
   of_rule.cost = own.cost;

@@ -69,6 +69,34 @@ address makes a bucket as it stands.
 
 )";
 
+constexpr std::string_view kAlgorithms = R"(## Algorithms
+
+```yaml
+rules:
+  - name: user          # a token bucket: 200 at once after a rest, then 100 a second
+    key: [user]
+    limit: 100/s
+    burst: 200
+  - name: partner       # a leaky bucket: one each 50 ms, who comes too early waits up to 2 s
+    key: [account]
+    algorithm: leaky_bucket
+    limit: 20/s
+    max_delay: 2s
+  - name: quota         # a fixed window: 10,000 from an account's first request on, for an hour
+    key: [account]
+    algorithm: fixed_window
+    limit: 10000/h
+  - name: minute        # a sliding window: about 100 tokens in any minute, two a request
+    key: [account]
+    algorithm: sliding_window
+    limit: 100/m
+    cost: 2
+```
+
+Which one for what: [choosing](choosing.md#the-algorithm).
+
+)";
+
 constexpr std::string_view kDegraded = R"(## when_degraded
 
 What a rule does while the Redis primary of its bucket cannot be reached, or answers so late that
@@ -92,6 +120,8 @@ constexpr std::string_view kEdges = R"(## Bounds and edges
   helps.
 - `1/d` with `burst: 1` and periods up to a year and a day are good; burst x period / limit is at
   most 366 days.
+- A window's period is at least 1s, and `burst` and `max_delay` are not for windows: where they end is
+  kept in steps of 8.4 ms, and all of the limit may be used at once.
 - A limit is kept in whole nanoseconds, rounded to the strict side. Where that costs more than 0.1 %
   (above some millions per second) loading says so.
 - Over several hosts a limit is used in full when its burst covers two flush intervals; where it does
@@ -148,6 +178,7 @@ std::string RenderConfigReference() {
   }
   out += kMatch;
   out += kKey;
+  out += kAlgorithms;
   out += kDegraded;
   out += kEdges;
   out += Cat(Grouped(shm::kMaxGroups), " rules, ", Grouped(shm::kMaxRules),

@@ -17,7 +17,9 @@ constexpr uint64_t kSecondNs = 1'000'000'000;
 constexpr size_t kTakenTogether = 64;
 constexpr uint64_t kLineWords = 8;
 
-// The most that a bucket can have admitted in `elapsed_ns`, debt included; never less than 1.
+// The most that a bucket can have admitted in `elapsed_ns`, debt included; never less than 1. Of a
+// window a limit for each length that has passed, and for one that had begun and one that has not
+// ended: its debt_max is two lengths.
 int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
   const shm::Limit& limit = rule.limit;
   const uint64_t by_rate =
@@ -113,13 +115,18 @@ void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
     tokens = std::clamp(tokens, -most, most);
   }
   uint64_t denied = shm::TakeDenied(buckets_->denied()[slot], key);
+  uint64_t need = 1;
+  if (rule->kind == shm::Kind::kLease) {
+    need = std::clamp<uint64_t>(shm::wanted::Largest(denied), 1, rule->limit.burst);
+    denied = shm::wanted::Tokens(denied);
+  }
   if (denied > kMaxOpenTokensPerSecond) {
     denied = std::min(denied, kMaxOpenTokensPerSecond * (elapsed_ns / kSecondNs + 1));
   }
   if (tokens == 0 && denied == 0) return;
   was_used_ = is_used_ = true;
   known.taken_ns = now_ns;
-  sink.OnUse(known.bucket, tokens, denied);
+  sink.OnUse(known.bucket, tokens, denied, need);
 }
 
 bool Harvester::ReadName(uint32_t slot, uint64_t key, char (&parts)[shm::kKeyTextBytes],

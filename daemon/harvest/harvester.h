@@ -44,7 +44,8 @@ class Sink {
   // That bucket is about to be spoken of: its memory may be asked for.
   virtual void Expect(uint32_t bucket) = 0;
   // What was used there since the last take. Tokens may be negative (refunds).
-  virtual void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) = 0;
+  // `need`: the largest cost among what was denied, where the rule is strict; else 1.
+  virtual void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) = 0;
   // Tokens that fell into a rule's overflow bucket.
   virtual void OnOverflow(uint16_t rule, int64_t tokens) = 0;
 };

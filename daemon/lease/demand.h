@@ -29,6 +29,9 @@ class Demand {
     rate_ += (seen - rate_) * (1 - std::exp(-seconds / tau));
   }
 
+  // Seen over a time of the caller's own.
+  void Raise(double rate) { rate_ = std::max(rate_, rate); }
+
  private:
   double rate_ = 0;
   uint64_t updated_ns_ = 0;

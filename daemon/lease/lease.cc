@@ -9,8 +9,18 @@ namespace {
 
 constexpr double kManyHosts = 0.95;  // of the burst: a whole token each is no longer there
 constexpr double kSecond = 1e9;
-constexpr uint64_t kColdTarget = 8;  // at most, for demand that is not known yet
-constexpr double kWaitRate = 10;     // tokens/s; slower hosts hold nothing where callers wait
+constexpr uint64_t kColdTarget = 8;   // at most, for demand that is not known yet
+constexpr double kWaitRate = 10;      // tokens/s; slower hosts hold nothing where callers wait
+constexpr double kLevelLeft = 0.005;  // of the burst at Redis: who holds a token takes none away
+constexpr double kNearlyFull = 0.9;   // of the burst in level and out: refill is being lost
+// An overload begins above the one and ends below the other, of the limit.
+constexpr double kOverload = 1.1;
+constexpr double kNoOverload = 0.9;
+constexpr double kGapRtts = 2;
+constexpr double kLeadPart = 0.2;  // of an interval, at most: no lead helps against a stall
+constexpr uint64_t kFewHosts = 8;  // so few are told to come often
+constexpr uint64_t kSuddenNs = 1'500'000'000;  // and may for so long
+constexpr uint64_t kCalming = 16;              // then the pause grows by a part of what it lasts
 
 double Seconds(double ns) { return ns / kSecond; }
 
@@ -20,7 +30,7 @@ void RoundTrip::Add(uint64_t seen_ns) {
   const double seen = static_cast<double>(seen_ns);
   deviation_ns += (std::abs(seen - mean_ns) - deviation_ns) / 4;
   mean_ns += (seen - mean_ns) / 8;
-  least_ns = std::min(seen, 1.05 * least_ns);
+  least_ns = std::min(seen, 3 * least_ns);
 }
 
 double RoundTrip::lead_ns() const { return std::max(1.5 * mean_ns, mean_ns + 4 * deviation_ns); }
@@ -31,12 +41,38 @@ void Lease::Expire(uint64_t now_ns) {
   credits_ = 0;
 }
 
+// A second look at the same time would count as an interval without any attempt.
+void Lease::Measure(uint64_t now_ns) {
+  if (now_ns == measured_ns_) return;
+  measured_ns_ = now_ns;
+  demand_.Update(attempts_, now_ns, sync_ns_);
+  // Calls out of turn come sooner than attempts that are worth believing.
+  run_attempts_ += attempts_;
+  attempts_ = 0;
+  if (run_attempts_ >= kJumpAttempts && now_ns > run_since_ns_) {
+    demand_.Raise(static_cast<double>(run_attempts_) /
+                  Seconds(static_cast<double>(now_ns - run_since_ns_)));
+  }
+  if (now_ns >= run_since_ns_ + sync_ns_) {
+    run_since_ns_ = now_ns;
+    run_attempts_ = 0;
+  }
+}
+
+void Lease::NoteAttempts(uint64_t tokens, uint64_t since_ns, uint64_t now_ns) {
+  attempts_ += tokens;
+  if (now_ns > last_check_ns_ + sync_ns_ / 2) {
+    run_since_ns_ = since_ns;
+    run_attempts_ = 0;
+  }
+  last_check_ns_ = now_ns;
+  checked_ = true;
+}
+
 Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
   if (cost > terms_.burst) return Verdict::kDeny;  // never, whoever waits
   Expire(now_ns);
-  attempts_ += cost;
-  last_check_ns_ = now_ns;
-  checked_ = true;
+  NoteAttempts(cost, now_ns, now_ns);
   const bool blocked = Blocked(now_ns);
   if (parked_.empty() && credits_ >= cost) {
     credits_ -= cost;
@@ -54,6 +90,21 @@ Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
   return Verdict::kDeny;
 }
 
+void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns) {
+  if (spent == 0 && denied == 0) return;
+  credits_ -= std::min(spent, credits_);
+  NoteAttempts(spent + denied, now_ns - std::min(now_ns, kEarlyGapNs), now_ns);
+  if ((denied > 0 || credits_ <= low_water_) && !Blocked(now_ns)) early_ = true;
+  if (denied == 0) return;
+  denied_ += denied;
+  need_ = std::max(need_, std::min(need, terms_.burst));
+}
+
+bool Lease::IsIdle(uint64_t now_ns) const {
+  return held_ == 0 && credits_ == 0 && pending_ == 0 && !in_flight_ && parked_.empty() &&
+         (!checked_ || now_ns >= last_check_ns_ + kRecentNs);
+}
+
 uint64_t Lease::Waiting() const {
   uint64_t tokens = 0;
   for (const Parked& p : parked_) tokens += p.cost;
@@ -64,14 +115,14 @@ bool Lease::Tick(uint64_t now_ns, const RoundTrip& rtt, double random) {
   Expire(now_ns);
   EndWaits(now_ns);
   if (in_flight_) return false;
-  if (now_ns >= sent_ns_ + kEarlyGapNs && (early_ || (!parked_.empty() && !Blocked(now_ns)))) {
+  if (spent_all_) return true;
+  if (now_ns >= sent_ns_ + gap_ns_ && (early_ || (!parked_.empty() && !Blocked(now_ns)))) {
     return true;
   }
   if (now_ns < tick_ns_) return false;
   // Jitter breaks the phase locks between hosts.
   tick_ns_ = now_ns + static_cast<uint64_t>(static_cast<double>(sync_ns_) * (0.8 + 0.4 * random));
-  demand_.Update(attempts_, now_ns, sync_ns_);
-  attempts_ = 0;
+  Measure(now_ns);
   return DueInTurn(now_ns, Target(now_ns, rtt));
 }
 
@@ -92,10 +143,11 @@ bool Lease::DueInTurn(uint64_t now_ns, uint64_t target) const {
 
 uint64_t Lease::NextTickNs() const {
   if (in_flight_) return UINT64_MAX;
+  if (spent_all_) return 0;
   uint64_t next = tick_ns_;
-  if (early_) next = std::min(next, sent_ns_ + kEarlyGapNs);
+  if (early_) next = std::min(next, sent_ns_ + gap_ns_);
   if (!parked_.empty()) {
-    next = std::min(next, std::max(short_ ? retry_ns_ : 0, sent_ns_ + kEarlyGapNs));
+    next = std::min(next, std::max(short_ ? retry_ns_ : 0, sent_ns_ + gap_ns_));
   }
   return next;
 }
@@ -108,17 +160,26 @@ uint64_t Lease::Target(uint64_t now_ns, const RoundTrip& rtt) const {
   const double hosts = static_cast<double>(hosts_);
   uint64_t target = static_cast<uint64_t>(std::llround(rate * Seconds(horizon_ns)));
   if (denied_ > 0) target = std::max({target, std::min(2 * denied_ + 1, kColdTarget), need_});
-  const bool waits = static_cast<double>(terms_.wait_ns) >= 2 * rtt.mean_ns;
-  // Nothing may be stranded at hosts where the burst has no token for each.
-  if (waits && hosts > 0.3 * burst) return rate >= kWaitRate ? target : 0;
+  if (PassesThrough(rtt)) return 0;
   const uint64_t idle_ns = now_ns - last_check_ns_;
   if (!checked_ || idle_ns >= kRecentNs) return target;
-  if (hosts > kManyHosts * burst && all_demand_ > 0) {
+  const bool many = hosts > kManyHosts * burst;
+  if (many && all_demand_ > 0 && static_cast<double>(level_) < kLevelLeft * burst) {
     const double hold_ns =
         -std::log(1 - 0.99 * std::min(1.0, burst / hosts)) / (all_demand_ / hosts) * kSecond;
     return static_cast<double>(idle_ns) <= hold_ns ? target + 1 : target;
   }
-  return hosts > 0.6 * burst ? target : target + 1;
+  return hosts > 0.6 * burst && !many ? target : target + 1;
+}
+
+// Nothing is held where a caller can wait for the call that fetches its token, and a token that is
+// held is missed elsewhere: the burst has none to spare for each host, or few come in an interval.
+bool Lease::PassesThrough(const RoundTrip& rtt) const {
+  if (static_cast<double>(terms_.wait_ns) < 2 * rtt.mean_ns) return false;
+  const bool scarce =
+      hosts_ == 0 || static_cast<double>(hosts_) > 0.3 * static_cast<double>(terms_.burst);
+  const bool slow = terms_.rate() * Seconds(static_cast<double>(sync_ns_)) < 1;
+  return slow || (scarce && demand_.rate() < kWaitRate);
 }
 
 bool Lease::HasExcess(uint64_t target) const {
@@ -129,8 +190,7 @@ bool Lease::HasExcess(uint64_t target) const {
 Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   Expire(now_ns);
   EndWaits(now_ns);
-  demand_.Update(attempts_, now_ns, sync_ns_);
-  attempts_ = 0;
+  Measure(now_ns);
   for (const Parked& p : parked_) need_ = std::max(need_, p.cost);
   target_ = Target(now_ns, rtt);
   uint64_t back = HasExcess(target_) ? credits_ - target_ : 0;
@@ -155,11 +215,41 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   frozen_rem_ = ask.rem;
   denied_ = 0;
   need_ = 1;
-  early_ = false;
+  early_ = spent_all_ = false;
   in_flight_ = true;
   sent_ns_ = now_ns;
   tick_ns_ = now_ns + static_cast<uint64_t>(static_cast<double>(sync_ns_) * (0.8 + 0.4 * random));
   return ask;
+}
+
+void Lease::Settle(Ask* ask, uint64_t back, uint64_t taken, uint64_t left) {
+  const uint64_t missing = back - std::min(taken, back);
+  const uint64_t before = ask->rem + missing;
+  attempts_ += before - std::min(left, before);
+  ask->ret -= missing;
+  ask->rem = left;
+  held_ += missing;
+  credits_ = frozen_rem_ = left;
+}
+
+// A few hosts are told to come often, in case that a load is sudden. One that lasts is served as
+// well by one call an interval: how long to wait for the next; 0: as told.
+uint64_t Lease::Pace(const Grant& grant, uint64_t now_ns) {
+  const double rate = terms_.rate();
+  const double burst = static_cast<double>(terms_.burst);
+  const bool easy =
+      grant.demand <= kNoOverload * rate ||
+      static_cast<double>(grant.level) > rate * Seconds(static_cast<double>(sync_ns_));
+  if (easy) {
+    overload_since_ns_ = 0;
+  } else if (overload_since_ns_ == 0 && grant.demand > kOverload * rate) {
+    overload_since_ns_ = now_ns;
+  }
+  const bool losing = static_cast<double>(grant.level + grant.out) >= kNearlyFull * burst;
+  if (overload_since_ns_ == 0 || losing || terms_.wait_ns > 0 || grant.hosts >= kFewHosts) return 0;
+  const uint64_t lasted_ns = now_ns - overload_since_ns_;
+  if (lasted_ns <= kSuddenNs) return 0;
+  return std::min(sync_ns_ / 20 * 19, (lasted_ns - kSuddenNs) / kCalming);
 }
 
 void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
@@ -183,23 +273,33 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
     credits_ = 0;
   }
   short_ = grant.shortage;
-  retry_ns_ = now_ns + grant.retry_us * 1000;
+  uint64_t pause_ns = grant.retry_us * 1000;
+  const uint64_t paced_ns = Pace(grant, now_ns);
+  if (paced_ns > 0) {
+    pause_ns = short_ ? std::max(pause_ns, paced_ns) : paced_ns;
+    short_ = true;
+  }
+  retry_ns_ = now_ns + pause_ns;
+  // Where Redis is at its limit, calls out of turn would only make each other wait.
+  gap_ns_ = std::max(kEarlyGapNs, static_cast<uint64_t>(kGapRtts * rtt.least_ns));
+  level_ = grant.level;
   share_ = grant.share;
   all_demand_ = grant.demand;
   hosts_ = std::max<uint64_t>(1, grant.hosts);
-  const double lead = demand_.rate() * Seconds(rtt.lead_ns());
+  const double lead_ns = std::min(rtt.lead_ns(), kLeadPart * static_cast<double>(sync_ns_));
+  const double lead = demand_.rate() * Seconds(lead_ns);
   low_water_ = static_cast<uint64_t>(
       std::min(lead + 1.5 * std::sqrt(lead) + 0.5, static_cast<double>(target_) / 2));
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
+  // Who was denied meanwhile did not know of these credits; do they suffice?
+  early_ = denied_ > 0 && credits_ <= low_water_ && !Blocked(now_ns);
   const size_t waited = parked_.size();
   EndWaits(now_ns);
   ServeParked();
   // A low limit whose tokens are all out: say at once that these are spent.
   const double burst = static_cast<double>(terms_.burst);
-  if (parked_.size() < waited && burst * share_ < 10 &&
-      static_cast<double>(grant.level + grant.out) >= 0.9 * burst) {
-    early_ = true;
-  }
+  spent_all_ = parked_.size() < waited && (burst * share_ < 10 || PassesThrough(rtt)) &&
+               static_cast<double>(grant.level + grant.out) >= kNearlyFull * burst;
 }
 
 void Lease::ServeParked() {

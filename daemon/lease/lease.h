@@ -21,7 +21,7 @@ namespace sluice::lease {
 
 inline constexpr uint64_t kGenerationNs = 1'000'000'000;  // as in lua/lease.lua
 inline constexpr uint64_t kLifetimeNs = kGenerationNs / 1000 * 999;
-inline constexpr uint64_t kEarlyGapNs = 2'000'000;  // between requests out of turn: 500/s at most
+inline constexpr uint64_t kEarlyGapNs = 2'000'000;  // between requests out of turn, at least: 500/s
 inline constexpr uint64_t kRecentNs = 1'000'000'000;
 inline constexpr size_t kMaxParked = 1024;
 
@@ -62,6 +62,17 @@ class Lease {
     uint64_t ticket;
     bool allowed;
   };
+  // Where clients spend by themselves, out of a word that they share: what they did since the last
+  // call. `spent` of the credits, `denied` tokens refused, `need` the largest cost among these.
+  void Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns);
+  // So many of them were given back, before they were reported as spent.
+  void Restore(uint64_t tokens) { credits_ += tokens; }
+  // Tokens that nobody can spend or give back any more.
+  void Lose(uint64_t tokens) { credits_ -= tokens < credits_ ? tokens : credits_; }
+  // After Freeze, where the credits stand in such a word: of the `back` that it wanted to give back
+  // only `taken` were still there, and `left` remain. Puts *ask right (L3).
+  void Settle(Ask* ask, uint64_t back, uint64_t taken, uint64_t left);
+
   // Parked callers that were served or whose time is over, once each.
   std::vector<Answer> Answered(uint64_t now_ns);
   // When the first parked caller's time is over; UINT64_MAX without one.
@@ -69,7 +80,13 @@ class Lease {
 
   uint64_t credits() const { return credits_; }
   uint64_t held() const { return held_; }
+  uint64_t expiry_ns() const { return expiry_ns_; }
+  // Before it nothing is asked for, since nothing would come; 0: that was not said.
+  uint64_t retry_ns() const { return short_ ? retry_ns_ : 0; }
+  double share() const { return share_; }
   bool in_flight() const { return in_flight_; }
+  // Nothing is held, asked for or waited for: it needs no Tick before the next check.
+  bool IsIdle(uint64_t now_ns) const;
 
  private:
   struct Parked {
@@ -79,11 +96,16 @@ class Lease {
   };
 
   void Expire(uint64_t now_ns);
+  void Measure(uint64_t now_ns);
+  // They came since then.
+  void NoteAttempts(uint64_t tokens, uint64_t since_ns, uint64_t now_ns);
   bool Blocked(uint64_t now_ns) const { return short_ && now_ns < retry_ns_; }
   uint64_t Unreported() const { return held_ - credits_ - pending_; }
   uint64_t Waiting() const;
   uint64_t Target(uint64_t now_ns, const RoundTrip& rtt) const;
   bool DueInTurn(uint64_t now_ns, uint64_t target) const;
+  bool PassesThrough(const RoundTrip& rtt) const;
+  uint64_t Pace(const Grant& grant, uint64_t now_ns);
   bool HasExcess(uint64_t target) const;
   void EndWaits(uint64_t now_ns);
   void ServeParked();
@@ -101,7 +123,10 @@ class Lease {
 
   // Demand
   Demand demand_;
-  uint64_t attempts_ = 0;     // tokens asked for since it was brought up to date
+  uint64_t attempts_ = 0;      // tokens asked for since it was brought up to date
+  uint64_t measured_ns_ = 0;   // when that was
+  uint64_t run_since_ns_ = 0;  // checks in a row, for at most an interval
+  uint64_t run_attempts_ = 0;
   uint64_t said_milli_ = 0;   // as said in the lease that is held
   uint64_t asked_milli_ = 0;  // as said in the request on its way
   uint64_t denied_ = 0;       // tokens, since the last request
@@ -116,13 +141,17 @@ class Lease {
   bool starved_ = false;  // of a cost larger than what is held
   uint64_t retry_ns_ = 0;
   double share_ = 1;
+  uint64_t level_ = 0;              // tokens that nobody holds
+  uint64_t overload_since_ns_ = 0;  // 0: there is none
   double all_demand_ = 0;
-  uint64_t hosts_ = 1;
+  uint64_t hosts_ = 0;  // 0: not told yet
 
   // The pace
   bool in_flight_ = false;
   bool early_ = false;
+  bool spent_all_ = false;  // callers took all of a low limit: said at once, for the refill
   uint64_t sent_ns_ = 0;
+  uint64_t gap_ns_ = kEarlyGapNs;  // between requests out of turn
   uint64_t tick_ns_ = 0;
   uint64_t target_ = 0;
   uint64_t frozen_rem_ = 0;

@@ -10,8 +10,9 @@
 namespace sluice::lease {
 namespace {
 
-constexpr uint64_t kExact = 1ull << 53;  // beyond it Lua's numbers have gaps
-constexpr size_t kHead = 2;              // outcome, now_us
+constexpr uint64_t kExact = 1ull << 53;   // beyond it Lua's numbers have gaps
+constexpr uint64_t kFenceUs = 1'000'000;  // of refill that a fence takes back
+constexpr size_t kHead = 2;               // outcome, now_us
 constexpr size_t kPerBucket = 11;
 constexpr int64_t kDone = 1;
 constexpr int64_t kTooOld = 0;
@@ -57,7 +58,7 @@ absl::StatusOr<Terms> MakeTerms(uint64_t limit, uint64_t period_us, uint64_t bur
   }
   const uint64_t common = std::gcd(limit, period_us);
   const Terms terms{limit / common, period_us / common, burst, wait_ns};
-  if (burst > kTokensMax || terms.unit_us > kExact / burst || terms.limit > kExact) {
+  if (burst > kTokensMax || terms.unit_us > kExact / burst || terms.limit > kExact / kFenceUs) {
     return absl::InvalidArgumentError(
         absl::StrFormat("burst %d times period %d us (in lowest terms) is beyond exact counting; "
                         "lower the burst or take a rounder limit",

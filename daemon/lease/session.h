@@ -17,7 +17,8 @@
 
 namespace sluice::lease {
 
-inline constexpr uint64_t kResendMinNs = 25'000'000;
+// A copy only reads, so it may come early: a lost message ties tokens up until it is sent again.
+inline constexpr uint64_t kResendMinNs = 10'000'000;
 inline constexpr uint64_t kResendMaxNs = 250'000'000;
 inline constexpr uint64_t kTokensMax = 1ull << 40;  // a bound on what a reply may claim
 

@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/redis/codec.h"
+#include "shm/kinds.h"
+#include "shm/window.h"
 
 namespace sluice::reconcile {
 namespace {
@@ -37,24 +39,65 @@ int64_t CostUs(Bucket& b, int64_t tokens) {
   return static_cast<int64_t>(std::min<__int128>(sum / 1000, INT64_MAX / 2));
 }
 
+// A limit as the script is told it.
+struct Told {
+  shm::Limit limit;
+  shm::Kind kind;
+};
+
+void AppendLimit(const Told& told, std::string* args) {
+  const shm::Limit& limit = told.limit;
+  if (shm::IsWindow(told.kind)) {
+    const bool slides = told.kind == shm::Kind::kSlidingWindow;
+    const uint64_t length_ns =
+        slides ? shm::window::LengthNs(limit.period_ns) : limit.period_ns + shm::window::kStepNs;
+    redis::AppendBulkInt(args, static_cast<int64_t>((length_ns + 500) / 1000));
+    redis::AppendBulkInt(args, slides ? -2 : -1);
+  } else {
+    redis::AppendBulkInt(args, static_cast<int64_t>(limit.tau_ns / 1000));
+    redis::AppendBulkInt(args, static_cast<int64_t>(limit.debt_max_ns / 1000));
+  }
+  redis::AppendBulkInt(args, static_cast<int64_t>(RateOf(limit) * kMilli));
+}
+
 // The distinct limits of a batch: buckets refer to them by position from 1.
 class LimitTable {
  public:
-  size_t IndexOf(const shm::Limit& limit) {
+  size_t IndexOf(const Bucket& b) {
+    const shm::Limit& limit = b.limit;
     for (size_t i = 0; i < limits_.size(); ++i) {
-      if (limits_[i].tau_ns == limit.tau_ns && limits_[i].debt_max_ns == limit.debt_max_ns &&
-          limits_[i].limit == limit.limit && limits_[i].period_ns == limit.period_ns) {
+      const shm::Limit& other = limits_[i].limit;
+      if (other.tau_ns == limit.tau_ns && other.debt_max_ns == limit.debt_max_ns &&
+          other.limit == limit.limit && other.period_ns == limit.period_ns &&
+          limits_[i].kind == b.kind) {
         return i + 1;
       }
     }
-    limits_.push_back(limit);
+    limits_.push_back({limit, b.kind});
     return limits_.size();
   }
-  const std::vector<shm::Limit>& limits() const { return limits_; }
+  const std::vector<Told>& limits() const { return limits_; }
 
  private:
-  std::vector<shm::Limit> limits_;
+  std::vector<Told> limits_;
 };
+
+// What was used, and when: as time, or by windows.
+void AppendUse(Bucket& b, const BatchItem& item, uint64_t now_ns, uint64_t interval_ns,
+               std::string* args) {
+  if (shm::IsWindow(b.kind)) {
+    redis::AppendBulk(args, absl::StrCat(item.in_window, " ", item.in_closed));
+    redis::AppendBulkInt(args, item.tokens);
+    redis::AppendBulkInt(
+        args, (static_cast<int64_t>(item.window_end_ns) - static_cast<int64_t>(now_ns)) / 1000);
+    return;
+  }
+  const uint64_t age_ns = item.since_ns != 0 && now_ns > item.since_ns ? now_ns - item.since_ns : 0;
+  redis::AppendBulkInt(args, CostUs(b, item.tokens));
+  redis::AppendBulkInt(args, item.tokens);
+  redis::AppendBulkInt(
+      args, age_ns > kFreshIntervals * interval_ns ? static_cast<int64_t>(age_ns / 1000) : 0);
+}
 
 // A new batch takes the attempts since the last report into the demands.
 template <bool kIsNew>
@@ -64,7 +107,7 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
   size_t text_bytes = 0;
   for (const BatchItem& item : items) {
     const Bucket& b = ledger.bucket(item.bucket);
-    table.IndexOf(b.limit);
+    table.IndexOf(b);
     text_bytes += b.text.size();
     __builtin_prefetch(b.text.data());
     __builtin_prefetch(b.text.data() + b.text.size());
@@ -79,11 +122,7 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
   redis::AppendBulkInt(&args, static_cast<int64_t>(time_us));
   redis::AppendBulkInt(&args, static_cast<int64_t>(kGenerationUs));
   redis::AppendBulkInt(&args, static_cast<int64_t>(table.limits().size()));
-  for (const shm::Limit& limit : table.limits()) {
-    redis::AppendBulkInt(&args, static_cast<int64_t>(limit.tau_ns / 1000));
-    redis::AppendBulkInt(&args, static_cast<int64_t>(limit.debt_max_ns / 1000));
-    redis::AppendBulkInt(&args, static_cast<int64_t>(RateOf(limit) * kMilli));
-  }
+  for (const Told& told : table.limits()) AppendLimit(told, &args);
   for (BatchItem& item : items) {
     Bucket& b = ledger.bucket(item.bucket);
     if constexpr (kIsNew) {
@@ -92,14 +131,10 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
       b.reported_ns = now_ns;
     }
     item.said_milli = static_cast<int64_t>(b.demand.rate() * kMilli);
-    const uint64_t age_ns =
-        item.since_ns != 0 && now_ns > item.since_ns ? now_ns - item.since_ns : 0;
+    item.is_window = shm::IsWindow(b.kind);
     redis::AppendBulk(&args, b.text);
-    redis::AppendBulkInt(&args, static_cast<int64_t>(table.IndexOf(b.limit)));
-    redis::AppendBulkInt(&args, CostUs(b, item.tokens));
-    redis::AppendBulkInt(&args, item.tokens);
-    redis::AppendBulkInt(
-        &args, age_ns > kFreshIntervals * interval_ns ? static_cast<int64_t>(age_ns / 1000) : 0);
+    redis::AppendBulkInt(&args, static_cast<int64_t>(table.IndexOf(b)));
+    AppendUse(b, item, now_ns, interval_ns, &args);
     redis::AppendBulkInt(&args, item.said_milli);
     redis::AppendBulkInt(&args, b.said_milli);
     redis::AppendBulkInt(&args, b.said_gen);
@@ -133,11 +168,16 @@ std::string ArgsOf(const Batch& batch, int64_t known_seq, uint64_t now_ns) {
   return args + batch.frozen_args;
 }
 
-absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply, size_t count) {
-  if (!reply.is_array() || reply.elements.size() != 4 + 3 * count) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("fold answered with ", reply.is_array() ? reply.elements.size() : 0,
-                     " elements where ", 4 + 3 * count, " were expected"));
+absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply,
+                                         const std::vector<BatchItem>& items) {
+  const size_t count = items.size();
+  const auto windows = static_cast<size_t>(std::count_if(
+      items.begin(), items.end(), [](const BatchItem& item) { return item.is_window; }));
+  const size_t expected = 4 + 3 * count + 2 * windows;
+  if (!reply.is_array() || reply.elements.size() != expected) {
+    return absl::InvalidArgumentError(absl::StrCat("fold answered with ",
+                                                   reply.is_array() ? reply.elements.size() : 0,
+                                                   " elements where ", expected, " were expected"));
   }
   for (const redis::Reply& element : reply.elements) {
     if (!element.is_integer()) {
@@ -152,11 +192,15 @@ absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply, size_t count
   fold.now_us = static_cast<uint64_t>(std::max<int64_t>(at(2), 0));
   fold.gen = at(3);
   fold.buckets.reserve(count);
+  size_t of_windows = 4 + 3 * count;
   for (size_t i = 0; i < count; ++i) {
     const size_t e = 4 + 3 * i;
     fold.buckets.push_back({.debt_us = static_cast<uint64_t>(std::max<int64_t>(at(e), 0)),
                             .demand_milli = std::max<int64_t>(at(e + 1), 0),
                             .hosts = std::max<int64_t>(at(e + 2), 1)});
+    if (!items[i].is_window) continue;
+    fold.buckets.back().in_window = std::max<int64_t>(at(of_windows++), 0);
+    fold.buckets.back().in_closed = std::max<int64_t>(at(of_windows++), 0);
   }
   return fold;
 }

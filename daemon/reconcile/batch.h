@@ -33,9 +33,11 @@ Batch FreezeAgain(Ledger& ledger, JournalEntry&& entry, std::string_view instanc
 std::string ArgsOf(const Batch& batch, int64_t known_seq, uint64_t now_ns);
 
 struct BucketState {
-  uint64_t debt_us = 0;
+  uint64_t debt_us = 0;  // of windows: the time left
   int64_t demand_milli = 0;
   int64_t hosts = 1;
+  int64_t in_window = 0;  // tokens of all hosts, of windows
+  int64_t in_closed = 0;
 };
 
 struct FoldReply {
@@ -47,7 +49,8 @@ struct FoldReply {
   std::vector<BucketState> buckets;
 };
 
-// InvalidArgument when the reply is not one of the fold script for `count` buckets.
-absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply, size_t count);
+// InvalidArgument when the reply is not one of the fold script for these buckets.
+absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply,
+                                         const std::vector<BatchItem>& items);
 
 }  // namespace sluice::reconcile

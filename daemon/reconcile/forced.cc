@@ -24,11 +24,15 @@ bool Reconciler::IsForced(uint32_t shard) const {
 }
 
 bool Reconciler::IsForced(const Bucket& b) const {
-  if (forced_rules_.empty() || b.rule == nullptr) return false;
-  const std::string& label = b.rule->label;
+  return b.rule != nullptr && IsForced(*b.rule, b.text);
+}
+
+bool Reconciler::IsForced(const config::CompiledRule& of, const std::string& text) const {
+  if (forced_rules_.empty()) return false;
+  const std::string& label = of.label;
   const std::string name = config::RuleName(label);
   for (const std::string& rule : forced_rules_) {
-    if (rule == label || rule == name) return IsWithin(SpreadOf(b.text), forced_share_);
+    if (rule == label || rule == name) return IsWithin(SpreadOf(text), forced_share_);
   }
   return false;
 }
@@ -49,6 +53,7 @@ void Reconciler::Force(double share, std::vector<std::string> rules, uint64_t no
     b.forced = forced;
     PublishShare(b);
   }
+  if (keeper_ != nullptr) keeper_->ShowShards(now_ns);
   if (forced_rules_.empty()) {
     control_->SetShard(shm::kForcedShard, shm::ShardMode::kHealthy, now_ns);
   }

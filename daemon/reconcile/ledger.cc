@@ -38,6 +38,7 @@ BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uin
   b.shard = named.shard;
   b.rule = named.rule;
   b.limit = named.rule->limit;
+  b.kind = named.rule->kind;
   b.place = place;
   b.touched_ns = now_ns;
   return id;
@@ -67,7 +68,14 @@ std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
     if (i + kAhead < n) PrefetchAll(s.queue[i + kAhead]);
     const BucketId id = s.queue[i];
     Bucket& b = buckets_[id];
-    items.push_back({.bucket = id, .tokens = b.pending, .since_ns = b.pending_since_ns});
+    items.push_back({.bucket = id,
+                     .tokens = b.pending,
+                     .since_ns = b.pending_since_ns,
+                     .is_window = shm::IsWindow(b.kind),
+                     .window_end_ns = b.window_end_ns,
+                     .in_window = b.in_window,
+                     .in_closed = b.in_closed});
+    b.in_window = b.in_closed = 0;
     if (b.pending_since_ns != 0) {
       *oldest_ns = *oldest_ns == 0 ? b.pending_since_ns : std::min(*oldest_ns, b.pending_since_ns);
     }
@@ -166,7 +174,9 @@ void Ledger::Rebind(const config::CompiledRules& rules) {
     Bucket& b = buckets_[id];
     if (b.text.empty()) continue;
     b.rule = rules.Find(LabelOf(b.text));
-    if (b.rule != nullptr) b.limit = b.rule->limit;
+    if (b.rule == nullptr) continue;
+    b.limit = b.rule->limit;
+    b.kind = b.rule->kind;
   }
 }
 

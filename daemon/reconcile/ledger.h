@@ -56,6 +56,18 @@ struct alignas(64) Bucket {
   uint32_t inv_share = 0;
   int64_t again = 0;  // tokens in batches that are to be sent again
 
+  // Of windows: what of `pending` was used in the one that ends then, and in the one before it.
+  uint64_t window_end_ns = 0;
+  int64_t in_window = 0;
+  int64_t in_closed = 0;
+  // What Redis told last of the open window: when it ends here, and the tokens of the others in it.
+  uint64_t told_end_ns = 0;
+  int64_t told_others = 0;
+  int64_t told_own = 0;                      // of this host's reports
+  int64_t told_added = 0;                    // by which the others' have grown then
+  int64_t told_most = 0;                     // the most of that in the window
+  shm::Kind kind = shm::Kind::kTokenBucket;  // as the limit
+
   shm::Limit limit;          // of the rule when it was last known
   harvest::Place place;      // key 0: not in the segment any more
   uint64_t fraction_ns = 0;  // use below a microsecond, carried to the next report
@@ -76,6 +88,11 @@ struct BatchItem {
   int64_t tokens = 0;
   uint64_t since_ns = 0;   // of the oldest of them; 0: denials only
   int64_t said_milli = 0;  // the demand that the batch reports
+  // Of windows, as the bucket's.
+  bool is_window = false;
+  uint64_t window_end_ns = 0;
+  int64_t in_window = 0;
+  int64_t in_closed = 0;
 };
 
 struct Batch {

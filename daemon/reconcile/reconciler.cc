@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "daemon/reconcile/batch.h"
+#include "daemon/reconcile/windows.h"
 #include "shm/take.h"
 
 namespace sluice::reconcile {
@@ -28,7 +29,9 @@ Reconciler::Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buck
       transport_(transport),
       random_(std::move(random)),
       harvester_(buckets, control->info().hash_key, options_.shard_count, options_.use_since_ns),
-      ledger_(options_.shard_count) {}
+      ledger_(options_.shard_count) {
+  OpenKeeper();
+}
 
 void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, uint64_t now_ns) {
   now_ns_ = now_ns;
@@ -37,10 +40,13 @@ void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, ui
   if (rules_ != nullptr) Harvest(now_ns);
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
+  if (keeper_ != nullptr) keeper_->SetRules(*rules_, now_ns);
   harvester_.SetRules(rules_);
+  has_strict_ = false;
   totals_by_id_.clear();
   for (const config::CompiledRule& rule : rules_->rules()) {
     totals_by_id_.push_back(&totals_[rule.label]);
+    has_strict_ = has_strict_ || rule.kind == shm::Kind::kLease;
   }
 }
 
@@ -88,6 +94,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   Harvest(now_ns);
   ledger_.Forget(now_ns, harvester_);
   if (!options_.has_redis) return;
+  keeper_->Tick(now_ns);
   ExpireShares(now_ns);
   uint64_t oldest_ns = 0;
   for (uint32_t i = 0; i < options_.shard_count; ++i) {
@@ -113,6 +120,9 @@ void Reconciler::Harvest(uint64_t now_ns) {
 }
 
 uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named) {
+  if (keeper_ != nullptr && named.rule->kind == shm::Kind::kLease) {
+    return kStrictBucket | keeper_->OnBucket(place, std::move(named), now_ns_);
+  }
   const uint32_t shard = named.shard;
   const uint16_t rule = named.rule->id;
   const BucketId id = ledger_.Intern(place, std::move(named), now_ns_);
@@ -128,19 +138,25 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
   return id;
 }
 
-void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
+void Reconciler::Count(const config::CompiledRule& rule, int64_t tokens, uint64_t denied,
+                       bool is_degraded) {
+  RuleTotals& totals = *totals_by_id_[rule.id];
+  const uint64_t allowed = tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
+  totals.allowed += allowed;
+  totals.denied += denied;
+  if (is_degraded) totals.degraded += allowed + denied;
+  stats_.harvested_tokens += allowed;
+}
+
+void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) {
   last_use_ns_ = now_ns_;
+  if ((bucket & kStrictBucket) != 0) {
+    return OnStrictUse(bucket & ~kStrictBucket, tokens, denied, need);
+  }
   Bucket& b = ledger_.bucket(bucket);
   if (b.rule != nullptr) {
-    RuleTotals& totals = *totals_by_id_[b.rule->id];
-    const uint64_t allowed = tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
-    totals.allowed += allowed;
-    totals.denied += denied;
-    if (options_.has_redis &&
-        (b.forced || ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency)) {
-      totals.degraded += allowed + denied;
-    }
-    stats_.harvested_tokens += allowed;
+    const bool is_emergency = ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency;
+    Count(*b.rule, tokens, denied, options_.has_redis && (b.forced || is_emergency));
   }
   if (!options_.has_redis) {
     b.touched_ns = now_ns_;
@@ -148,6 +164,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) {
   }
   const uint64_t since_ns = last_harvest_ns_ != 0 ? last_harvest_ns_ : now_ns_;
   ledger_.AddUse(bucket, tokens, denied, since_ns, now_ns_);
+  if (tokens != 0 && shm::IsWindow(b.kind)) NoteWindowUse(b, tokens, *buckets_);
   if (IsJump(b, now_ns_)) ledger_.shard(b.shard).urgent = true;
 }
 
@@ -257,6 +274,7 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
   if (primary != kNoPrimary) {
     PrimaryAt(primary).breaker.OnFailure(now_ns, outcome == CallOutcome::kHard, random_());
   }
+  if ((token & kStrictToken) != 0) return;  // it is sent again in its time
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   // Whether it was applied is unknown: the same again, later (B2).
@@ -269,9 +287,12 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
 void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply,
                          uint32_t primary, uint64_t now_ns) {
   now_ns_ = now_ns;
+  if ((token & kStrictToken) != 0) {
+    return OnLent(shard, token & ~kStrictToken, reply, primary, now_ns);
+  }
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
-  const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items.size());
+  const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items);
   // A refusal that names no batch as missing would be repeated for ever.
   if (!fold.ok() || (fold->refused && fold->last_seq >= s.known_seq)) {
     ++stats_.bad_replies;
@@ -305,8 +326,13 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
     hosts_next_ = std::max(hosts_next_, state.hosts);
     b.others =
         static_cast<double>(std::max<int64_t>(state.demand_milli - item.said_milli, 0)) / kMilli;
-    b.debt_ns = state.debt_us * 1000;
-    FoldBack(b, now_ns);
+    if (item.is_window) {
+      b.debt_ns = WindowDebtNs(b, state);
+      FoldBackWindow(b, item, state, now_ns);
+    } else {
+      b.debt_ns = state.debt_us * 1000;
+      FoldBack(b, now_ns);
+    }
   }
   ledger_.Acknowledge(shard, std::move(batch), now_ns);
   if (!s.again.empty()) SendAgain(shard, now_ns);
@@ -329,10 +355,7 @@ void Reconciler::SendAgain(uint32_t index, uint64_t now_ns) {
 
 // Global state into the word: what Redis holds, and what this host used and has not reported.
 void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
-  b.touched_ns = now_ns;
-  b.share_expired = false;
-  b.inv_share = InverseShare(ShareOf(b.demand.rate(), b.others, b.hosts, RateOf(b.limit)));
-  if (!PublishShare(b) || b.rule->kind != shm::Kind::kTokenBucket) return;
+  if (!RenewShare(b, now_ns) || b.kind != shm::Kind::kTokenBucket) return;
   const uint64_t unit =
       b.limit.interval_ns * uint64_t{b.inv_share != 0 ? b.inv_share : shm::aux::kShareOne};
   // Without debt there the bucket has been full at least once since: what waits here is then added
@@ -346,6 +369,22 @@ void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
         const unsigned __int128 cost = static_cast<unsigned __int128>(n) * unit;
         return static_cast<uint64_t>(std::min<unsigned __int128>(cost >> 16, shm::kMaxSpanNs));
       });
+}
+
+void Reconciler::FoldBackWindow(Bucket& b, const BatchItem& item, const BucketState& state,
+                                uint64_t now_ns) {
+  const int64_t on_the_way = NoteTold(b, item, state, stats_.interval_ns, now_ns);
+  if (RenewShare(b, now_ns) && shm::IsWindow(b.kind)) {
+    FoldWindow(b, state, on_the_way, *buckets_, now_ns);
+  }
+}
+
+// By what Redis told of all demand. False as in PublishShare.
+bool Reconciler::RenewShare(Bucket& b, uint64_t now_ns) {
+  b.touched_ns = now_ns;
+  b.share_expired = false;
+  b.inv_share = InverseShare(ShareOf(b.demand.rate(), b.others, b.hosts, RateOf(b.limit)));
+  return PublishShare(b);
 }
 
 // False when the bucket does not stand in the segment any more. The key's load pairs with step 3.

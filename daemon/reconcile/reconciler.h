@@ -16,6 +16,8 @@
 #include "absl/container/node_hash_map.h"
 #include "daemon/config/compile.h"
 #include "daemon/harvest/harvester.h"
+#include "daemon/lease/keeper.h"
+#include "daemon/reconcile/batch.h"
 #include "daemon/reconcile/breaker.h"
 #include "daemon/reconcile/ledger.h"
 #include "daemon/reconcile/transport.h"
@@ -29,6 +31,11 @@ inline constexpr uint64_t kTickNs = 10'000'000;
 // seen, as a flush would let it wait anyway.
 inline constexpr uint64_t kQuietTickNs = 100'000'000;
 inline constexpr uint64_t kQuietNs = 1'000'000'000;
+// Where strict rules are in use: a check that found no token waits so long to be seen.
+inline constexpr uint64_t kStrictTickNs = 2'000'000;
+// Marks the token of a strict rule's call, and the id of its bucket.
+inline constexpr uint64_t kStrictToken = 1ull << 63;
+inline constexpr uint32_t kStrictBucket = 1u << 31;
 // A shard is stale beyond this age of unreconciled use, and in emergency beyond the next.
 inline constexpr uint64_t kStaleIntervals = 3;
 inline constexpr uint64_t kEmergencyIntervals = 5;
@@ -79,7 +86,7 @@ struct ReconcilerStats {
   uint64_t interval_ns = 0;    // in force
 };
 
-class Reconciler : public harvest::Sink {
+class Reconciler : public harvest::Sink, private lease::Link {
  public:
   // Everything passed outlives the reconciler. `transport` may be null without Redis.
   Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buckets,
@@ -87,6 +94,12 @@ class Reconciler : public harvest::Sink {
 
   void SetRules(std::shared_ptr<const config::CompiledRules> rules, uint64_t now_ns);
   void Tick(uint64_t now_ns);
+  // Harvests, and does for strict rules what is due; between two Ticks.
+  void TickStrict(uint64_t now_ns);
+  // How long until the next of the two.
+  uint64_t PauseNs(uint64_t now_ns) const;
+  bool has_strict() const { return has_strict_; }
+  const lease::Keeper* keeper() const { return keeper_.get(); }
   // Harvests all and sends what may be sent, without waiting for intervals.
   void FlushAll(uint64_t now_ns);
   // True when Redis knows all that was harvested.
@@ -106,8 +119,10 @@ class Reconciler : public harvest::Sink {
 
   // harvest::Sink
   uint32_t OnBucket(const harvest::Place& place, harvest::Named named) override;
-  void Expect(uint32_t bucket) override { ledger_.Prefetch(bucket); }
-  void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied) override;
+  void Expect(uint32_t bucket) override {
+    if ((bucket & kStrictBucket) == 0) ledger_.Prefetch(bucket);
+  }
+  void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) override;
   void OnOverflow(uint16_t rule, int64_t tokens) override;
 
   const ReconcilerStats& stats() const { return stats_; }
@@ -138,12 +153,27 @@ class Reconciler : public harvest::Sink {
   bool MaySend(uint32_t index, uint64_t now_ns);
   void OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns);
   void FoldBack(Bucket& b, uint64_t now_ns);
+  void FoldBackWindow(Bucket& b, const BatchItem& item, const BucketState& state, uint64_t now_ns);
+  bool RenewShare(Bucket& b, uint64_t now_ns);
   bool PublishShare(Bucket& b);
   bool IsForced(uint32_t shard) const;
   bool IsForced(const Bucket& b) const;
+  bool IsForced(const config::CompiledRule& rule, const std::string& text) const;
+  void Count(const config::CompiledRule& rule, int64_t tokens, uint64_t denied, bool is_degraded);
   void ExpireShares(uint64_t now_ns);
   bool IsJump(const Bucket& b, uint64_t now_ns) const;
   uint64_t IntervalNs() const;
+
+  // strict.cc
+  void OpenKeeper();
+  void OnStrictUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need);
+  void OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
+              uint64_t now_ns);
+  bool MayLend(uint32_t shard, uint64_t now_ns) override;
+  void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override;
+  uint32_t ShownShard(const config::CompiledRule& rule, const std::string& text,
+                      uint32_t shard) override;
+  void OnForgotten(const harvest::Place& place) override;
 
   ReconcilerOptions options_;
   const shm::MappedBuckets* buckets_;
@@ -153,6 +183,9 @@ class Reconciler : public harvest::Sink {
   harvest::Harvester harvester_;
   Ledger ledger_;
   std::shared_ptr<const config::CompiledRules> rules_;
+  std::unique_ptr<lease::Keeper> keeper_;  // null without Redis
+  bool has_strict_ = false;                // among the rules
+  uint64_t last_strict_ns_ = 0;            // of use under one of them
   std::vector<Primary> primaries_;
   absl::node_hash_map<std::string, RuleTotals> totals_;  // also of rules that are gone
   std::vector<RuleTotals*> totals_by_id_;                // into totals_, by id of the rules now

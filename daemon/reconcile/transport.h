@@ -16,6 +16,12 @@ class Transport {
   virtual ~Transport() = default;
   // Runs the fold script on the shard. `args` are encoded bulk strings. Copied before returning.
   virtual void Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) = 0;
+  // The same for the script of strict rules; the name of the primary that runs it is put in on the
+  // way, before the argument lease::kPrimaryArg.
+  virtual void Lend(uint32_t /*shard*/, std::string_view /*args*/, uint32_t /*arg_count*/,
+                    uint64_t /*token*/) {}
+  // Whether that name is known.
+  virtual bool IsKnown(uint32_t /*primary*/) const { return false; }
   virtual void Ping(uint32_t primary, uint64_t token) = 0;
   virtual uint32_t PrimaryOf(uint32_t shard) const = 0;
   virtual uint32_t primary_count() const = 0;

@@ -16,9 +16,9 @@ namespace sluice::reconcile {
 namespace {
 
 constexpr uint64_t kAlarmsNs = 200'000'000;
-constexpr std::string_view kDegradedAlarm = "degraded:";
 constexpr redis::ScriptId kFoldScript = 0;
 constexpr redis::ScriptId kProbeScript = 1;
+constexpr redis::ScriptId kLeaseScript = 2;
 
 std::string HostName(const config::RedisConfig& config) {
   if (!config.host_name.empty()) return config.host_name;
@@ -86,7 +86,10 @@ absl::StatusOr<redis::ClientOptions> ClientOptionsOf(const config::RedisConfig& 
   options.client_name = absl::StrCat("sluice-", HostName(config));
   options.prefix = config.prefix;
   options.shards = config.shards;
-  options.scripts = {{"fold", lua::kFold}, {"probe", lua::kProbe}};
+  options.scripts = {{"fold", lua::kFold},
+                     {"probe", lua::kProbe},
+                     {"lease", lua::kLease, "strict", lease::kPrimaryArg}};
+  options.identify = true;
   options.probe_script = kProbeScript;
   options.connect_timeout_ns = static_cast<int64_t>(config.connect_timeout_ns);
   options.request_timeout_max_ns = static_cast<int64_t>(config.request_timeout_ns);
@@ -153,14 +156,19 @@ uint64_t Worker::Tick() {
   DeliverHeld();
   if (now_ns >= tick_ns_) {
     reconciler_->Tick(now_ns);
-    tick_ns_ = now_ns + (reconciler_->IsQuiet(now_ns) ? kQuietTickNs : kTickNs);
+    tick_ns_ = now_ns + std::max(reconciler_->PauseNs(now_ns), kTickNs);
+    strict_ns_ = now_ns + reconciler_->PauseNs(now_ns);
+  } else if (reconciler_->has_strict() && now_ns >= strict_ns_) {
+    reconciler_->TickStrict(now_ns);
+    strict_ns_ = now_ns + reconciler_->PauseNs(now_ns);
   }
   if (now_ns >= alarms_ns_ + kAlarmsNs) {
     alarms_ns_ = now_ns;
     UpdateAlarms();
   }
-  if (client_ == nullptr) return tick_ns_;
-  const uint64_t turn_ns = std::min(tick_ns_, std::max(now_ns, injector_.NextNs()));
+  const uint64_t own_ns = reconciler_->has_strict() ? std::min(tick_ns_, strict_ns_) : tick_ns_;
+  if (client_ == nullptr) return own_ns;
+  const uint64_t turn_ns = std::min(own_ns, std::max(now_ns, injector_.NextNs()));
   const int64_t deadline_ns = client_->NextDeadlineNs();
   if (deadline_ns == INT64_MAX) return turn_ns;
   return std::min(turn_ns,
@@ -196,6 +204,11 @@ void Worker::Call(uint32_t shard, std::string_view args, uint32_t arg_count, uin
   client_->Call(shard, kFoldScript, args, arg_count, token);
 }
 
+void Worker::Lend(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
+  if (injector_.TakesCall(shard, token, client_->PrimaryOf(shard), RealNow())) return;
+  client_->Call(shard, kLeaseScript, args, arg_count, token);
+}
+
 void Worker::Ping(uint32_t primary, uint64_t token) {
   if (injector_.TakesPing(primary, token, RealNow())) return;
   client_->Ping(primary, token);
@@ -228,64 +241,6 @@ void Worker::OnPong(redis::PrimaryIndex primary, uint64_t token, const redis::Fa
   }
   const bool hard = failure != nullptr && OutcomeOf(*failure) == CallOutcome::kHard;
   reconciler_->OnPong(primary, failure == nullptr, hard, Now());
-}
-
-void Worker::OnAlarm(const redis::Alarm& alarm) {
-  SetAlarm(absl::StrCat("redis-", std::string(redis::AlarmName(alarm.kind)), ":", alarm.subject),
-           alarm.raised, absl::StrCat(alarm.subject, ": ", alarm.text), alarm.mend);
-}
-
-// Raised once, cleared once, each with one line in the log.
-void Worker::SetAlarm(const std::string& id, bool raised, std::string text, std::string mend) {
-  const auto found = alarms_.find(id);
-  if (!raised) {
-    if (found == alarms_.end()) return;
-    log::Info("alarm cleared: %s", found->second.text);
-    alarms_.erase(found);
-    return;
-  }
-  if (found != alarms_.end()) return;
-  log::Error("alarm: %s%s%s", text, mend.empty() ? "" : "; mend: ", mend);
-  alarms_[id] = {.id = id, .text = std::move(text), .mend = std::move(mend), .since_ns = Now()};
-}
-
-// A rule is degraded once a request was decided by its when_degraded; which shards are in emergency
-// says nothing of a rule that has no buckets there.
-void Worker::RaiseRuleAlarms() {
-  const uint32_t shards = reconciler_->emergencies();
-  SetAlarm("emergency", shards != 0, "shards are in emergency: their routes follow when_degraded",
-           "look at redis.primaries in sluicectl status");
-  if (rules_ == nullptr) return;
-  const bool over = shards == 0 && !reconciler_->forces_rules();
-  for (const config::CompiledRule& rule : rules_->rules()) {
-    const auto totals = reconciler_->totals().find(rule.label);
-    const uint64_t degraded = totals == reconciler_->totals().end() ? 0 : totals->second.degraded;
-    uint64_t& before = degraded_before_[rule.label];
-    if (over) before = degraded;
-    if (!rule.alert || degraded == before) continue;
-    SetAlarm(std::string(kDegradedAlarm) + rule.label, true,
-             absl::StrCat("rule ", rule.label, " is degraded"), "Redis must come back");
-  }
-  ClearRuleAlarms(over);
-}
-
-// Those of rules that have recovered, are gone or alert no more.
-void Worker::ClearRuleAlarms(bool over) {
-  std::vector<std::string> ended;
-  for (const auto& [id, alarm] : alarms_) {
-    if (!id.starts_with(kDegradedAlarm)) continue;
-    const config::CompiledRule* rule = rules_->Find(id.substr(kDegradedAlarm.size()));
-    if (over || rule == nullptr || !rule->alert) ended.push_back(id);
-  }
-  for (const std::string& id : ended) SetAlarm(id, false, "", "");
-}
-
-void Worker::UpdateAlarms() {
-  if (client_ == nullptr) return;
-  RaiseRuleAlarms();
-  SetAlarm("given-up", reconciler_->stats().given_up != 0,
-           "batches that Redis never answered were given up: their use is not counted there",
-           "look for a Redis that has been cut off for 12 hours");
 }
 
 PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {

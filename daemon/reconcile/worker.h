@@ -59,6 +59,7 @@ class Worker final : private redis::Listener, private Transport {
   Worker(const EngineParts& parts, WorkerEnvironment environment);
   absl::Status Open();
   void UpdateAlarms();
+  void RaiseNamelessAlarm();
   void RaiseRuleAlarms();
   void ClearRuleAlarms(bool over);
   void SetAlarm(const std::string& id, bool raised, std::string text, std::string mend);
@@ -75,6 +76,8 @@ class Worker final : private redis::Listener, private Transport {
 
   // Transport
   void Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
+  void Lend(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
+  bool IsKnown(uint32_t primary) const override { return !client_->RunId(primary).empty(); }
   void Ping(uint32_t primary, uint64_t token) override;
   uint32_t PrimaryOf(uint32_t shard) const override { return client_->PrimaryOf(shard); }
   uint32_t primary_count() const override {
@@ -103,6 +106,8 @@ class Worker final : private redis::Listener, private Transport {
   std::map<uint32_t, std::string> last_error_;       // by primary
   std::map<uint32_t, uint64_t> failures_;            // by primary
   uint64_t tick_ns_ = 0;                             // the next
+  uint64_t strict_ns_ = 0;                           // the next of strict rules alone
+  int nameless_looks_ = 0;                           // in a row, that found such a server
   uint64_t alarms_ns_ = 0;                           // last looked at
 };
 

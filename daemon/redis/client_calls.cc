@@ -1,5 +1,6 @@
 // A call's way: routed by its shard's slot, sent or kept waiting, answered, redirected, failed.
 
+#include <algorithm>
 #include <cassert>
 #include <utility>
 
@@ -8,6 +9,25 @@
 #include "daemon/redis/codec.h"
 
 namespace sluice::redis {
+namespace {
+
+constexpr int64_t kIdentityPauseNs = 1'000'000'000;  // after a refusal
+constexpr size_t kMaxRunIdBytes = 64;
+
+// Where in `args`, encoded bulk strings, the one after the first `count` begins.
+size_t SkipBulks(std::string_view args, uint32_t count) {
+  size_t at = 0;
+  for (; count > 0 && at < args.size(); --count) {
+    size_t bytes = 0;
+    for (++at; at < args.size() && args[at] != '\r'; ++at) {
+      bytes = 10 * bytes + static_cast<size_t>(args[at] - '0');
+    }
+    at += 2 + bytes + 2;
+  }
+  return std::min(at, args.size());
+}
+
+}  // namespace
 
 void ClusterClient::Impl::Call(uint32_t shard, ScriptId script, std::string_view encoded_args,
                                uint32_t arg_count, uint64_t token) {
@@ -94,6 +114,11 @@ void ClusterClient::Impl::Dispatch(uint64_t id, PrimaryIndex primary) {
 
 void ClusterClient::Impl::SendNow(uint64_t id, Node* node) {
   const Request& request = requests_.at(id);
+  if (NeedsRunId(request) && node->run_id.empty()) {
+    return FailRequest(id, {FailureKind::kRetryLater,
+                            absl::StrCat(AddressOf(request.primary), ": not known who it is"),
+                            "give the user the right to INFO"});
+  }
   node->connection.Send(Encode(request), request.asking ? 1 : 0, id, Now());
 }
 
@@ -107,6 +132,10 @@ std::string ClusterClient::Impl::Encode(const Request& request) const {
     }
     return out;
   }
+  if (request.kind == Request::Kind::kIdentity) {
+    AppendCommand(&out, {"INFO", "server"});
+    return out;
+  }
   if (!request.scripted) {
     AppendCommand(&out, {"PING"});
     return out;
@@ -114,13 +143,33 @@ std::string ClusterClient::Impl::Encode(const Request& request) const {
   const Greeting::Script& script = greeting_.scripts[request.script];
   out.reserve(request.args.size() + 256 + (request.whole_text ? script.text.size() : 0));
   if (request.asking) AppendCommand(&out, {"ASKING"});
-  AppendArrayHead(&out, 4 + uint64_t{request.arg_count});
+  AppendArrayHead(&out, 4 + uint64_t{request.arg_count} + (NeedsRunId(request) ? 1 : 0));
   AppendBulk(&out, request.whole_text ? "EVAL" : "EVALSHA");
   AppendBulk(&out, request.whole_text ? script.text : script.sha);
   AppendBulk(&out, "1");
-  AppendBulk(&out, shard_keys_[request.shard]);
-  out.append(request.args);
+  AppendBulk(&out, KeyOf(request));
+  if (!NeedsRunId(request)) {
+    out.append(request.args);
+    return out;
+  }
+  const size_t at = SkipBulks(request.args, *options_.scripts[request.script].run_id_before);
+  out.append(request.args, 0, at);
+  AppendBulk(&out, nodes_[request.primary]->run_id);
+  out.append(request.args, at);
   return out;
+}
+
+bool ClusterClient::Impl::NeedsRunId(const Request& request) const {
+  return request.kind == Request::Kind::kCall &&
+         options_.scripts[request.script].run_id_before.has_value();
+}
+
+std::string ClusterClient::Impl::KeyOf(const Request& request) const {
+  const std::string& key = shard_keys_[request.shard];
+  const std::string& family = options_.scripts[request.script].family;
+  if (family.empty()) return key;
+  const size_t tag = key.find('{');
+  return absl::StrCat(key.substr(0, tag), family, ":", key.substr(tag));
 }
 
 void ClusterClient::Impl::FailRequest(uint64_t id, Failure failure) {
@@ -130,6 +179,10 @@ void ClusterClient::Impl::FailRequest(uint64_t id, Failure failure) {
   requests_.erase(found);
   if (request.kind == Request::Kind::kMap) {
     if (id == slots_request_) SourceFailed(failure, std::nullopt);
+    return;
+  }
+  if (request.kind == Request::Kind::kIdentity) {
+    nodes_[request.primary]->ask_identity_ns = Now() + kIdentityPauseNs;
     return;
   }
   if (failure.kind == FailureKind::kTimeout) ++counters_.timeouts;
@@ -169,11 +222,30 @@ void ClusterClient::Impl::TakeAnswer(uint64_t id, const Reply& reply) {
     }
     return;
   }
+  if (requests_.at(id).kind == Request::Kind::kIdentity) {
+    const PrimaryIndex primary = requests_.at(id).primary;
+    requests_.erase(id);
+    return TakeIdentity(primary, reply);
+  }
   if (reply.is_error()) return TakeError(id, reply);
   auto node = requests_.extract(id);
   const Request& request = node.mapped();
   Clear(&nodes_[request.primary]->call_alarm);
   Deliver(request, reply);
+}
+
+// "run_id:" and 40 hex digits, on a line of its own.
+void ClusterClient::Impl::TakeIdentity(PrimaryIndex primary, const Reply& reply) {
+  Node& node = *nodes_[primary];
+  constexpr std::string_view kName = "\nrun_id:";
+  const size_t at = reply.text.find(kName);
+  if (reply.is_error() || at == std::string::npos) {
+    node.ask_identity_ns = Now() + kIdentityPauseNs;
+    return;
+  }
+  const size_t begin = at + kName.size();
+  const size_t end = reply.text.find_first_of("\r\n", begin);
+  node.run_id = reply.text.substr(begin, std::min(end, begin + kMaxRunIdBytes) - begin);
 }
 
 void ClusterClient::Impl::Deliver(const Request& request, const Reply& reply) {

@@ -39,6 +39,7 @@ class ClusterClient::Impl final : private ConnectionObserver {
   PrimaryIndex PrimaryOf(uint32_t shard) const { return map_.Owner(shard_slots_[shard]); }
   size_t primary_count() const { return map_.size(); }
   PrimaryInfo Primary(PrimaryIndex index) const;
+  const std::string& RunId(PrimaryIndex index) const;
   const std::string& ShardKey(uint32_t shard) const { return shard_keys_[shard]; }
   bool Ready() const;
   size_t outstanding() const { return requests_.size() + failed_.size(); }
@@ -52,7 +53,7 @@ class ClusterClient::Impl final : private ConnectionObserver {
 
  private:
   struct Request {
-    enum class Kind : uint8_t { kCall, kPing, kMap };
+    enum class Kind : uint8_t { kCall, kPing, kMap, kIdentity };
     Kind kind = Kind::kCall;
     uint32_t shard = 0;
     bool scripted = true;  // a ping without a probe script is a plain PING
@@ -77,8 +78,10 @@ class ClusterClient::Impl final : private ConnectionObserver {
     int64_t pause_ns = 0;          // the last pause, before jitter
     int64_t last_used_ns = 0;
     ConnectionEnd last_end;
-    Standing start_alarm;  // raised by a failed start, cleared by a good one
-    Standing call_alarm;   // raised by a refused call, cleared by a good one
+    std::string run_id;           // of the server that the connection is to
+    int64_t ask_identity_ns = 0;  // not before; INT64_MAX: asked, or no use
+    Standing start_alarm;         // raised by a failed start, cleared by a good one
+    Standing call_alarm;          // raised by a refused call, cleared by a good one
     QuantileEstimator quantile;
     std::shared_ptr<LatencyHistogram> latency = std::make_shared<LatencyHistogram>();
   };
@@ -99,11 +102,14 @@ class ClusterClient::Impl final : private ConnectionObserver {
   void Dispatch(uint64_t id, PrimaryIndex primary);
   void SendNow(uint64_t id, Node* node);
   std::string Encode(const Request& request) const;
+  std::string KeyOf(const Request& request) const;
+  bool NeedsRunId(const Request& request) const;
   void FailRequest(uint64_t id, Failure failure);
   void OnAnswer(Connection* connection, uint64_t id, Reply reply, int64_t latency_ns,
                 bool on_time) override;
   void OnLost(Connection* connection, uint64_t id, const Failure& failure) override;
   void TakeAnswer(uint64_t id, const Reply& reply);
+  void TakeIdentity(PrimaryIndex primary, const Reply& reply);
   void TakeError(uint64_t id, const Reply& reply);
   void FollowRedirect(uint64_t id, const Reply& reply, ErrorClass what);
   void Deliver(const Request& request, const Reply& reply);
@@ -117,6 +123,7 @@ class ClusterClient::Impl final : private ConnectionObserver {
   Connection::Ground Ground() {
     return {environment_.ring, &resolver_, tls_.get(), &environment_.now_ns};
   }
+  void AskIdentity(PrimaryIndex index);
   void ReleaseWaiting(Node* node);
   // Raises or clears an alarm about our own files.
   void FilesAlarm(AlarmKind kind, const std::string& subject, const absl::Status& status);

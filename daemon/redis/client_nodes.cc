@@ -56,6 +56,8 @@ void ClusterClient::Impl::TellTopology() {
 void ClusterClient::Impl::Connect(PrimaryIndex index, int64_t now_ns) {
   ReadFilesAnew();
   const ClusterMap::Node& node = map_.node(index);
+  nodes_[index]->run_id.clear();
+  nodes_[index]->ask_identity_ns = 0;
   nodes_[index]->connection.Start(node.endpoint, node.hostname, now_ns,
                                   options_.connect_timeout_ns);
 }
@@ -97,7 +99,18 @@ void ClusterClient::Impl::OnReady(Connection* connection) {
   if (options_.mode != Mode::kSentinel) alarms_.Clear(AlarmKind::kNoSeedReachable, "redis");
   // What was wrong with it as a seed is mended, too; nobody may ask it as a seed any more.
   ClearSeedAlarms(AddressOf(connection->tag()));
+  AskIdentity(connection->tag());
   ReleaseWaiting(&node);
+}
+
+void ClusterClient::Impl::AskIdentity(PrimaryIndex index) {
+  Node& node = *nodes_[index];
+  if (!options_.identify) return;
+  node.ask_identity_ns = INT64_MAX;
+  Request request;
+  request.kind = Request::Kind::kIdentity;
+  request.primary = index;
+  SendNow(Register(std::move(request)), &node);
 }
 
 void ClusterClient::Impl::RaiseFor(PrimaryIndex index, AlarmKind kind, const Failure& failure,
@@ -124,6 +137,7 @@ void ClusterClient::Impl::OnDown(Connection* connection, const ConnectionEnd& en
   const PrimaryIndex index = connection->tag();
   Node& node = *nodes_[index];
   if (end.was_ready) ++counters_.disconnects;
+  node.run_id.clear();
   node.last_end = end;
   // What only an operator can mend need not be tried ten times a second.
   node.pause_ns = end.alarm            ? kLongestPauseNs
@@ -158,6 +172,9 @@ void ClusterClient::Impl::PollNode(PrimaryIndex index, int64_t now_ns) {
     if (!node.waiting.empty()) Connect(index, now_ns);
   }
   const bool down = node.connection.phase() == Connection::Phase::kDown;
+  if (node.connection.ready() && node.run_id.empty() && now_ns >= node.ask_identity_ns) {
+    AskIdentity(index);
+  }
   if (map_.node(index).in_map) {
     if (down && now_ns >= node.retry_at_ns) Connect(index, now_ns);
   } else if (!down && node.connection.in_flight() == 0 && node.waiting.empty() &&
@@ -211,6 +228,11 @@ PrimaryInfo ClusterClient::Impl::Primary(PrimaryIndex index) const {
   info.request_timeout_ns = RequestTimeoutNs(info.p99_ns, options_.request_timeout_min_ns,
                                              options_.request_timeout_max_ns);
   return info;
+}
+
+const std::string& ClusterClient::Impl::RunId(PrimaryIndex index) const {
+  static const std::string none;
+  return index < nodes_.size() ? nodes_[index]->run_id : none;
 }
 
 bool ClusterClient::Impl::Ready() const {

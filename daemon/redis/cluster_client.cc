@@ -180,6 +180,7 @@ void ClusterClient::Ping(PrimaryIndex primary, uint64_t token) { impl_->Ping(pri
 PrimaryIndex ClusterClient::PrimaryOf(uint32_t shard) const { return impl_->PrimaryOf(shard); }
 size_t ClusterClient::primary_count() const { return impl_->primary_count(); }
 PrimaryInfo ClusterClient::Primary(PrimaryIndex index) const { return impl_->Primary(index); }
+const std::string& ClusterClient::RunId(PrimaryIndex index) const { return impl_->RunId(index); }
 const std::string& ClusterClient::ShardKey(uint32_t shard) const { return impl_->ShardKey(shard); }
 bool ClusterClient::Ready() const { return impl_->Ready(); }
 size_t ClusterClient::outstanding() const { return impl_->outstanding(); }

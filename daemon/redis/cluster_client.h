@@ -71,6 +71,12 @@ struct SentinelOptions {
 struct Script {
   std::string name;  // for messages
   std::string text;  // Lua
+  // Keeps its keys apart from other scripts': `<prefix>:<shards>:<family>:{...}`, in the same
+  // slots. Empty: the shard's own key.
+  std::string family = {};
+  // Before which of a call's arguments the RunId of the server that runs it is put in, wherever a
+  // redirect leads it. While that is not known the call fails with kRetryLater.
+  std::optional<uint32_t> run_id_before = {};
 };
 
 struct ClientOptions {
@@ -90,6 +96,8 @@ struct ClientOptions {
   // What Ping runs, with the key of a shard of that primary and no arguments. It must not write.
   // Without it Ping sends PING, which does not notice a cluster that is down.
   std::optional<ScriptId> probe_script;
+  // Each server is asked who it is, see RunId. Needs the right to INFO; without it all else works.
+  bool identify = false;
   // From the first SYN to the last answer of the handshake, that of TLS included.
   int64_t connect_timeout_ns = 1'000'000'000;
   // A request's time-out is 4 x the primary's 99th percentile, held between these two.
@@ -228,6 +236,11 @@ class ClusterClient {
   // One more than the largest index ever given out; departed primaries keep theirs.
   size_t primary_count() const;
   PrimaryInfo Primary(PrimaryIndex index) const;
+
+  // The random name of the server's process: another after each restart, and after each failover
+  // that of another server. Empty while it is not known: not connected, not asked (`identify`), or
+  // not told.
+  const std::string& RunId(PrimaryIndex index) const;
 
   // The key of a shard, for display and for tools.
   const std::string& ShardKey(uint32_t shard) const;

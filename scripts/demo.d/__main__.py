@@ -20,6 +20,7 @@ from children import Child, DemoError
 from clients import Client, Totals
 from cluster import SLOTS, Cluster, call
 from limits import HOSTS, SHARDS, Plan, is_plain, shard_of
+from scenarios import SCENARIOS
 from watcher import HEALTHY, Watcher
 
 CLIENTS_PER_HOST = 3
@@ -30,7 +31,7 @@ READY_S = 40.0
 # A failover with a node timeout of 2 s takes about 5 s, and 2 s more until emergency is left.
 RECOVERY_S = 25.0
 CALM_S = 3.0  # normal running after the recovery
-MIN_SECONDS, MAX_SECONDS = 10, 3600
+MIN_SECONDS, DEFAULT_SECONDS, MAX_SECONDS = 10, 30, 3600
 SOCKET_PATH_MAX = 100
 
 
@@ -50,9 +51,13 @@ def parse_arguments():
         "with what the limits permit. Leaves nothing behind but a plot.",
         epilog="Exit codes: 0 every limit held, 1 a limit was exceeded beyond its bound or the demo "
         "could not run, 130 stopped by Ctrl-C.")
+    parser.add_argument("--scenario", choices=("failover", *SCENARIOS), default="failover",
+                        help="failover (default): as above. algorithms: one limit by each of them, "
+                        "under the same arrivals. strict: a strict limit over two hosts beside an "
+                        "approximate one")
     parser.add_argument("--log", metavar="FILE",
                         help="replay this Apache or nginx access log (default: generated traffic)")
-    parser.add_argument("--seconds", type=int, default=30, metavar="N",
+    parser.add_argument("--seconds", type=int, metavar="N",
                         help="how long (default 30); longer when the recovery takes longer")
     parser.add_argument("--svg", metavar="FILE", help="where the plot goes (default: a new file in "
                         "the temporary folder)")
@@ -61,6 +66,10 @@ def parse_arguments():
     parser.add_argument("--build", help=argparse.SUPPRESS, required=True)
     parser.add_argument("--only-parse", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.scenario != "failover" and (arguments.log or arguments.seconds is not None):
+        parser.error("--log and --seconds are for the failover: a scenario has its own arrivals")
+    if arguments.seconds is None:
+        arguments.seconds = DEFAULT_SECONDS
     if not MIN_SECONDS <= arguments.seconds <= MAX_SECONDS:
         parser.error(f"--seconds takes {MIN_SECONDS} to {MAX_SECONDS}")
     if arguments.log:
@@ -295,7 +304,7 @@ def main():
     folder = tempfile.mkdtemp(prefix="sluice-demo-")
     code = 1
     try:
-        code = Demo(arguments, folder).run()
+        code = SCENARIOS.get(arguments.scenario, Demo)(arguments, folder).run()
     except Stopped as stopped:
         code = 128 + stopped.signum
         report.note("stopped; cleaning up")

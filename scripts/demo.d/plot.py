@@ -26,7 +26,7 @@ def _number(value):
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
-class _Panel:
+class Panel:
     """One diagram: its own y axis, the run's x axis."""
 
     def __init__(self, out, index, title, top, end_s, unit):
@@ -101,19 +101,31 @@ def _legend(out):
         x += 50 + 7 * len(text)
 
 
-def draw(rows, ages, end_s, kill_s, subtitle):
-    """The SVG text. `rows`: bounds.Row; `ages`: [(second, s)], both over the run of `end_s`."""
-    height = TOP + (len(rows) + 1) * (PANEL + GAP)
-    out = [
+def begin(height, title, subtitle):
+    """The lines that head an SVG of this height."""
+    return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" font-family="Helvetica, Arial, sans-serif">',
         f"<style>.title{{font-size:14px;font-weight:600;fill:{INK}}}"
         f".tick{{font-size:11px;fill:{SOFT}}}.legend{{font-size:12px;fill:{INK}}}</style>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="26" font-size="18" font-weight="600" fill="{INK}">'
-        f"sluice: two hosts, one limit</text>",
+        f"{escape(title)}</text>",
         f'<text x="{LEFT}" y="44" class="tick">{escape(subtitle)}</text>',
     ]
+
+
+def end(out, height):
+    """Adds what ends it."""
+    out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 12}" class="tick" '
+               f'text-anchor="middle">seconds since the start</text>')
+    out.append("</svg>")
+
+
+def draw(rows, ages, end_s, kill_s, subtitle):
+    """The SVG text. `rows`: bounds.Row; `ages`: [(second, s)], both over the run of `end_s`."""
+    height = TOP + (len(rows) + 1) * (PANEL + GAP)
+    out = begin(height, "sluice: two hosts, one limit", subtitle)
     _legend(out)
     for index, row in enumerate(rows):
         points = row.series.per_second(end_s)
@@ -123,17 +135,15 @@ def draw(rows, ages, end_s, kill_s, subtitle):
                 "degrade": f"degrades to {limit.factor:g} of the limit"}[limit.mode]
         if limit.for_s:
             word += f", after {limit.for_s:g} s closed"
-        panel = _Panel(out, index, f"{limit.label}  {row.value}: {limit.rate}/s, {word}", top,
-                       end_s, "allowed per second")
+        panel = Panel(out, index, f"{limit.label}  {row.value}: {limit.rate}/s, {word}", top,
+                      end_s, "allowed per second")
         panel.shade(row.outage)
         panel.axes(kill_s)
         panel.level(limit.rate)
         panel.line(points, ALLOWED)
-    panel = _Panel(out, len(rows), "Age of the oldest use that Redis does not know", max(
+    panel = Panel(out, len(rows), "Age of the oldest use that Redis does not know", max(
         [1.0, *(age * 1.08 for _, age in ages)]), end_s, "seconds")
     panel.axes(kill_s)
     panel.line(ages, AGE)
-    out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 12}" class="tick" '
-               f'text-anchor="middle">seconds since the start</text>')
-    out.append("</svg>")
+    end(out, height)
     return "\n".join(out) + "\n"

@@ -3,39 +3,48 @@
 #include <algorithm>
 #include <utility>
 
+#include "daemon/lease/session.h"
+
 namespace sluice::accuracy {
 namespace {
 
-constexpr uint64_t kSyncNs = 50 * kMilliNs;
 constexpr uint64_t kEpochUs = 1'700'000'000'000'000;
 constexpr double kClockErrorMax = 500e-6;
 constexpr double kCrashMeanNs = 0.5 * kSecondNs;
 constexpr uint64_t kCrashedNs = 300 * kMilliNs;
-constexpr double kLateMeanNs = 100.0 * kMilliNs;
 constexpr uint64_t kFailoverNs = 5 * kSecondNs;
 constexpr uint64_t kLostMaxNs = 500 * kMilliNs;
-constexpr char kKey[] = "rl:5:{0}";
-constexpr char kField[] = "bucket";
+constexpr double kJumpMeanNs = 5.0 * kSecondNs;
+constexpr uint64_t kBackMaxUs = 1'000'000;
+constexpr uint64_t kOffsetMaxNs = 1'000 * kSecondNs;
 // Redis stands still from the first to the second.
 constexpr uint64_t kPausesNs[][2] = {{5 * kSecondNs, 6'500 * kMilliNs},
                                      {12 * kSecondNs, 17 * kSecondNs},
                                      {22 * kSecondNs, 23 * kSecondNs}};
 
+Scenario WithSeed(Scenario scenario, uint64_t seed) {
+  scenario.seed = seed;
+  return scenario;
+}
+
 }  // namespace
 
-Fleet::Fleet(const Scenario& scenario, uint64_t seed, std::string script)
-    : scenario_(scenario),
-      script_(std::move(script)),
+Fleet::Fleet(const Scenario& scenario, Scheme scheme, uint64_t seed, std::string script)
+    : scenario_(WithSeed(scenario, seed)),
+      scheme_(scheme),
+      backend_(scheme == Scheme::kStrict ? Backend{"rl:5:{0}", std::move(script), true}
+                                         : Backend{"rl:4:{0}", std::move(script), false}),
       random_(seed),
+      network_(scenario_, random_.Fork()),
       terms_(*lease::MakeTerms(scenario.limit_per_s, 1'000'000, scenario.burst, scenario.wait_ns)),
       redis_(seed),
       hosts_(scenario.hosts),
-      perfect_(terms_),
-      shadow_(terms_) {
-  for (Host& host : hosts_) {
-    host.clock_rate = 1 + kClockErrorMax * (2 * random_.Unit() - 1);
-    host.clock_offset_ns = random_.Below(1'000 * kSecondNs);
-    Boot(host);
+      judges_(scenario.keys, Judge(terms_)) {
+  result_.bins.resize(scenario.duration_ns / kBinNs + 1);
+  for (uint32_t i = 0; i < hosts_.size(); ++i) {
+    hosts_[i].clock_rate = 1 + kClockErrorMax * (2 * random_.Unit() - 1);
+    hosts_[i].clock_offset_ns = kOffsetMaxNs + random_.Below(kOffsetMaxNs);
+    Boot(i);
   }
 }
 
@@ -55,32 +64,51 @@ void Fleet::Push(uint64_t at_ns, Kind kind, uint32_t host, std::unique_ptr<Messa
   events_.push({at_ns, ++order_, kind, host, std::move(message)});
 }
 
-void Fleet::Boot(Host& host) {
+void Fleet::Boot(uint32_t index) {
+  Host& host = hosts_[index];
   ++host.incarnation;
   host.dead = false;
-  host.lease.emplace(lease::Lease::Options{terms_, kSyncNs});
-  host.session.emplace(lease::Instance{random_.Next(), random_.Next()}, kSyncNs / 1000);
+  const uint64_t now_ns = LocalNs(host);
+  if (host.member != nullptr && scenario_.adopt) {
+    host.member->StartDaemon(now_ns);
+  } else {
+    const MemberOptions options{.scenario = scenario_,
+                                .host = index,
+                                .wire = this,
+                                .number = index + host.incarnation * uint64_t{scenario_.hosts},
+                                .random = random_.Fork()};
+    host.member = scheme_ == Scheme::kStrict ? NewStrictMember(options, now_ns)
+                                             : NewApproximateMember(options, now_ns);
+  }
+  host.wake_ns = now_ns_ + 1;
+  Push(host.wake_ns, Kind::kWake, index);
 }
 
 redis::Reply Fleet::Eval(std::vector<std::string>* args) {
-  (*args)[lease::kPrimaryArg] = std::to_string(primary_);
+  if (backend_.fenced) (*args)[lease::kPrimaryArg] = std::to_string(primary_);
   ++result_.executed;
-  return redis_.Eval(script_, kKey, *args);
+  return redis_.Eval(backend_.script, backend_.key, *args);
 }
 
-// So long before the start that the burst has come in behind the first fence.
+// So long before the start that the bursts have come in behind the first fence.
 void Fleet::StartFull() {
-  lease::Session session({0, 0}, kSyncNs / 1000);
-  const lease::Asked asked{kField, terms_, lease::Ask{}};
-  std::vector<std::string> args = session.Start({&asked, 1}, 0, 0).args;
+  if (scheme_ != Scheme::kStrict) return;
   redis_.time_us = kEpochUs - (4 + scenario_.burst / scenario_.limit_per_s) * 1'000'000;
-  if (Eval(&args).is_error()) result_.fault = "the script fails";
+  for (uint32_t key = 0; key < scenario_.keys; ++key) {
+    lease::Session session({0, key}, kSyncNs / 1000);
+    const lease::Asked asked{"b" + std::to_string(key), terms_, lease::Ask{}};
+    std::vector<std::string> args = session.Start({&asked, 1}, 0, 0).args;
+    if (Eval(&args).is_error()) result_.fault = "the script fails";
+  }
 }
 
 Result Fleet::Run() {
   StartFull();
   Arrivals arrivals(scenario_, random_.Fork());
-  if (scenario_.crash) Push(Exponential(&random_, kCrashMeanNs), Kind::kCrash, 0);
+  if (scenario_.crash || scenario_.adopt) {
+    Push(Exponential(&random_, kCrashMeanNs), Kind::kCrash, 0);
+  }
+  if (scenario_.jump != Jump::kNone) Push(Exponential(&random_, kJumpMeanNs), Kind::kJump, 0);
   if (scenario_.failover) {
     Push(kFailoverNs - random_.Below(kLostMaxNs), Kind::kCopy, 0);
     Push(kFailoverNs, Kind::kFailover, 0);
@@ -96,11 +124,20 @@ Result Fleet::Run() {
     now_ns_ = next.at_ns;
     Arrive(next);
   }
-  result_.over_1s_percent = second_.over_percent(terms_);
-  result_.over_10s_percent = ten_seconds_.over_percent(terms_);
-  result_.over_tokens = shadow_.over_tokens();
+  return Sum();
+}
+
+Result Fleet::Sum() {
+  uint64_t perfect = 0;
+  for (const Judge& judge : judges_) {
+    result_.over_1s_percent = std::max(result_.over_1s_percent, judge.over_1s_percent());
+    result_.over_10s_percent = std::max(result_.over_10s_percent, judge.over_10s_percent());
+    result_.over_tokens = std::max(result_.over_tokens, judge.over_tokens());
+    result_.admitted += judge.tokens();
+    perfect += judge.perfect_tokens();
+  }
   result_.used_percent = 100 * static_cast<double>(result_.admitted) /
-                         static_cast<double>(std::max<uint64_t>(1, perfect_admitted_));
+                         static_cast<double>(std::max<uint64_t>(1, perfect));
   result_.calls_per_s_host = static_cast<double>(sent_) / static_cast<double>(scenario_.hosts) /
                              (static_cast<double>(scenario_.duration_ns) / 1e9);
   return result_;
@@ -108,15 +145,16 @@ Result Fleet::Run() {
 
 void Fleet::Arrive(const Arrival& arrival) {
   Host& host = hosts_[arrival.host];
-  if (host.dead) return;  // its clients are dead with it
-  if (perfect_.Take(arrival.cost, now_ns_)) perfect_admitted_ += arrival.cost;
+  if (host.dead && !scenario_.adopt) return;  // its clients are dead with it
+  BinNow().asked += arrival.cost;
+  if (judges_[arrival.key].Ask(arrival.cost, now_ns_)) BinNow().perfect += arrival.cost;
   const uint64_t ticket = ++tickets_;
-  switch (host.lease->Check(arrival.cost, LocalNs(host), ticket)) {
+  switch (host.member->Check(arrival.key, arrival.cost, ticket, LocalNs(host))) {
     case lease::Verdict::kAllow:
-      Admit(arrival.cost);
+      Admit(arrival.key, arrival.cost);
       break;
     case lease::Verdict::kWait:
-      waiting_[ticket] = arrival.cost;
+      waiting_[ticket] = {arrival.key, arrival.cost};
       break;
     case lease::Verdict::kDeny:
       break;
@@ -124,59 +162,44 @@ void Fleet::Arrive(const Arrival& arrival) {
   Poll(arrival.host);
 }
 
-void Fleet::Admit(uint64_t cost) {
-  result_.admitted += cost;
-  shadow_.Force(cost, now_ns_);
-  second_.Add(cost, now_ns_);
-  ten_seconds_.Add(cost, now_ns_);
+void Fleet::Admit(uint32_t key, uint64_t cost) {
+  BinNow().admitted += cost;
+  judges_[key].Admit(cost, now_ns_);
 }
 
 void Fleet::Poll(uint32_t index) {
   Host& host = hosts_[index];
-  const uint64_t now_ns = LocalNs(host);
-  if (host.session->Resend(now_ns)) Send(index);
-  if (host.lease->Tick(now_ns, host.session->rtt(), random_.Unit())) {
-    const lease::Asked asked{kField, terms_,
-                             host.lease->Freeze(now_ns, host.session->rtt(), random_.Unit())};
-    host.session->Start({&asked, 1}, 0, now_ns);
-    Send(index);
-  }
-  for (const lease::Lease::Answer& answer : host.lease->Answered(now_ns)) {
+  const uint64_t local_ns = LocalNs(host);
+  host.member->Poll(local_ns);
+  for (const lease::Lease::Answer& answer : host.member->Answered(local_ns)) {
     const auto found = waiting_.find(answer.ticket);
     if (found == waiting_.end()) {
       result_.fault = "a caller was answered twice";
       return;
     }
-    if (answer.allowed) Admit(found->second);
+    if (answer.allowed) Admit(found->second.key, found->second.cost);
     waiting_.erase(found);
   }
-  const uint64_t next_ns = std::max(
-      now_ns_ + 1000, TrueNs(host, std::min({host.lease->NextTickNs(), host.session->NextResendNs(),
-                                             host.lease->NextDeadlineNs() - 1}) +
-                                       1));
+  if (!host.member->fault().empty()) result_.fault = host.member->fault();
+  const uint64_t until_ns = host.member->NextNs();
+  if (until_ns == UINT64_MAX) return;
+  const uint64_t next_ns = std::max(now_ns_ + 1000, TrueNs(host, until_ns));
   if (next_ns < host.wake_ns || host.wake_ns <= now_ns_) {
     host.wake_ns = next_ns;
     Push(next_ns, Kind::kWake, index);
   }
 }
 
-void Fleet::Send(uint32_t index) {
-  ++sent_;
-  const Host& host = hosts_[index];
-  const lease::Call& call = *host.session->call();
-  auto message = std::make_unique<Message>();
-  message->incarnation = host.incarnation;
-  message->seq = call.seq;
-  message->args = std::make_shared<std::vector<std::string>>(call.args);
-  Transmit(Kind::kRequest, index, std::move(message));
+void Fleet::Send(uint32_t host, const Message& message) {
+  if (message.args != nullptr) ++sent_;
+  auto copy = std::make_unique<Message>(message);
+  copy->incarnation = hosts_[host].incarnation;
+  Transmit(Kind::kRequest, Way::kThere, host, std::move(copy));
 }
 
-void Fleet::Transmit(Kind kind, uint32_t host, std::unique_ptr<Message> message) {
-  if (random_.Chance(scenario_.loss)) return;
-  const double half_ns = static_cast<double>(scenario_.rtt_ns) / 2;
-  uint64_t takes_ns = static_cast<uint64_t>(0.8 * half_ns) + Exponential(&random_, 0.2 * half_ns);
-  if (random_.Chance(scenario_.loss)) takes_ns += Exponential(&random_, kLateMeanNs);
-  Push(now_ns_ + takes_ns, kind, host, std::move(message));
+void Fleet::Transmit(Kind kind, Way way, uint32_t host, std::unique_ptr<Message> message) {
+  const std::optional<uint64_t> at_ns = network_.ArrivesNs(host, way, now_ns_);
+  if (at_ns) Push(*at_ns, kind, host, std::move(message));
 }
 
 // Now, or when Redis is back.
@@ -189,29 +212,20 @@ uint64_t Fleet::RedisBackNs() const {
   return back_ns;
 }
 
-void Fleet::Execute(uint32_t index, Message& message) {
-  redis_.time_us = kEpochUs + now_ns_ / 1000;
-  auto reply = std::make_unique<Message>();
-  reply->incarnation = message.incarnation;
-  reply->seq = message.seq;
-  reply->reply = Eval(message.args.get());
-  if (reply->reply.is_error()) result_.fault = reply->reply.text;
-  Transmit(Kind::kReply, index, std::move(reply));
+void Fleet::Execute(uint32_t index, std::unique_ptr<Message> message) {
+  redis_.time_us =
+      static_cast<uint64_t>(static_cast<int64_t>(kEpochUs + now_ns_ / 1000) + jumped_us_);
+  if (message->args != nullptr) {
+    message->reply = Eval(message->args.get());
+    if (message->reply.is_error()) result_.fault = message->reply.text;
+  }
+  Transmit(Kind::kReply, Way::kBack, index, std::move(message));
 }
 
 void Fleet::Receive(uint32_t index, const Message& message) {
   Host& host = hosts_[index];
   if (host.dead || host.incarnation != message.incarnation) return;
-  const uint64_t now_ns = LocalNs(host);
-  const lease::Call* const call = host.session->call();
-  const uint64_t first_sent_ns = call != nullptr ? call->first_sent_ns : 0;
-  const auto grants = host.session->OnReply(message.seq, message.reply, now_ns);
-  if (!grants.ok()) {
-    result_.fault = std::string(grants.status().message());
-    return;
-  }
-  if (!grants->has_value()) return;
-  host.lease->OnGrant((**grants)[0], first_sent_ns, now_ns, host.session->rtt());
+  host.member->OnReply(message, LocalNs(host));
   Poll(index);
 }
 
@@ -224,42 +238,66 @@ void Fleet::FailOver() {
   Push(next_ns, Kind::kFailover, 0);
 }
 
+// A host, or where segments are adopted its daemon alone.
+void Fleet::Crash() {
+  const uint32_t victim = static_cast<uint32_t>(random_.Below(hosts_.size()));
+  Host& host = hosts_[victim];
+  if (!host.dead) {
+    host.dead = true;
+    host.member->KillDaemon(LocalNs(host));
+    Push(now_ns_ + kCrashedNs, Kind::kReturn, victim);
+  }
+  Push(now_ns_ + Exponential(&random_, kCrashMeanNs), Kind::kCrash, 0);
+}
+
+void Fleet::JumpClock() {
+  jumped_us_ += scenario_.jump == Jump::kBack ? -static_cast<int64_t>(random_.Below(kBackMaxUs))
+                                              : static_cast<int64_t>(kForwardNs / 1000);
+  if (scenario_.jump == Jump::kForward) result_.set_forward_ns += kForwardNs;
+  Push(now_ns_ + Exponential(&random_, kJumpMeanNs), Kind::kJump, 0);
+}
+
 void Fleet::Happen(Event& event) {
   Host& host = hosts_[event.host];
   switch (event.kind) {
     case Kind::kWake:
-      if (host.dead || host.wake_ns != event.at_ns) return;
+      if (host.wake_ns != event.at_ns) return;
       host.wake_ns = UINT64_MAX;
-      Poll(event.host);
+      if (!host.dead || scenario_.adopt) Poll(event.host);
       return;
     case Kind::kRequest:
       if (const uint64_t back_ns = RedisBackNs(); back_ns > now_ns_) {
         Push(back_ns, Kind::kRequest, event.host, std::move(event.message));
-      } else {
-        Execute(event.host, *event.message);
+        return;
       }
+      if (scenario_.service_ns != 0) {  // one after another
+        busy_until_ns_ = std::max(busy_until_ns_, now_ns_) +
+                         scenario_.service_ns * std::max<uint64_t>(1, event.message->buckets);
+        Push(busy_until_ns_, Kind::kRun, event.host, std::move(event.message));
+        return;
+      }
+      Execute(event.host, std::move(event.message));
+      return;
+    case Kind::kRun:
+      Execute(event.host, std::move(event.message));
       return;
     case Kind::kReply:
       Receive(event.host, *event.message);
       return;
-    case Kind::kCrash: {
-      const uint32_t victim = static_cast<uint32_t>(random_.Below(hosts_.size()));
-      if (!hosts_[victim].dead) {
-        hosts_[victim].dead = true;
-        Push(now_ns_ + kCrashedNs, Kind::kReturn, victim);
-      }
-      Push(now_ns_ + Exponential(&random_, kCrashMeanNs), Kind::kCrash, 0);
+    case Kind::kCrash:
+      Crash();
       return;
-    }
     case Kind::kReturn:
-      host.wake_ns = UINT64_MAX;
-      Boot(host);
+      Boot(event.host);
       return;
     case Kind::kCopy:
       copy_ = redis_.data;
       return;
     case Kind::kFailover:
       FailOver();
+      return;
+    case Kind::kJump:
+      JumpClock();
       return;
   }
 }

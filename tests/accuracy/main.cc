@@ -5,6 +5,7 @@
 #include <iterator>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "lua_scripts.h"
 #include "tests/accuracy/fleet.h"
@@ -16,15 +17,30 @@ struct Words {
   uint64_t seeds = 1;
   uint64_t seed = 1;
   std::string scenario;
-  std::string script = lua::kLease;
+  std::string script;  // empty: the scheme's
+  std::vector<Scheme> schemes = {Scheme::kStrict};
   bool list = false;
+  bool series = false;
 };
+
+bool ParseScheme(std::string_view value, std::vector<Scheme>* schemes) {
+  if (value == "both") {
+    *schemes = {Scheme::kStrict, Scheme::kApproximate};
+  } else if (value == "strict") {
+    *schemes = {Scheme::kStrict};
+  } else if (value == "approximate") {
+    *schemes = {Scheme::kApproximate};
+  } else {
+    return false;
+  }
+  return true;
+}
 
 bool Parse(int argc, char** argv, Words* words) {
   for (int i = 1; i < argc; ++i) {
     const std::string_view name = argv[i];
-    if (name == "--list") {
-      words->list = true;
+    if (name == "--list" || name == "--series") {
+      (name == "--list" ? words->list : words->series) = true;
       continue;
     }
     if (i + 1 == argc) return false;
@@ -35,32 +51,74 @@ bool Parse(int argc, char** argv, Words* words) {
       words->seed = strtoull(value, nullptr, 10);
     } else if (name == "--scenario") {
       words->scenario = value;
+    } else if (name == "--scheme") {
+      if (!ParseScheme(value, &words->schemes)) return false;
     } else if (name == "--script") {
       std::ifstream in(value);
       words->script.assign(std::istreambuf_iterator<char>(in), {});
+      if (words->script.empty()) return false;
     } else {
       return false;
     }
   }
-  return words->seeds > 0 && !words->script.empty();
+  return words->seeds > 0;
 }
 
-void Print(const Scenario& scenario, uint64_t seed, const Result& r) {
+const char* NameOf(Scheme scheme) { return scheme == Scheme::kStrict ? "strict" : "approximate"; }
+
+std::string ScriptOf(const Words& words, Scheme scheme) {
+  if (!words.script.empty()) return words.script;
+  return scheme == Scheme::kStrict ? lua::kLease : lua::kFold;
+}
+
+unsigned long long Wide(uint64_t n) { return n; }
+
+void PrintBins(const char* name, const std::vector<Bin>& bins, uint64_t Bin::*of) {
+  printf(", \"%s\": [", name);
+  for (size_t i = 0; i < bins.size(); ++i) printf("%s%llu", i == 0 ? "" : ", ", Wide(bins[i].*of));
+  printf("]");
+}
+
+void Print(const Scenario& scenario, Scheme scheme, uint64_t seed, const Result& r, bool series) {
   printf(
-      "{\"scenario\": \"%s\", \"seed\": %llu, \"over_1s_percent\": %.4f, \"over_10s_percent\": "
-      "%.4f, \"over_tokens\": %llu, \"used_percent\": %.4f, \"calls_per_s_host\": %.4f, "
-      "\"admitted\": %llu, \"executed\": %llu}\n",
-      scenario.name.c_str(), static_cast<unsigned long long>(seed), r.over_1s_percent,
-      r.over_10s_percent, static_cast<unsigned long long>(r.over_tokens), r.used_percent,
-      r.calls_per_s_host, static_cast<unsigned long long>(r.admitted),
-      static_cast<unsigned long long>(r.executed));
+      "{\"scenario\": \"%s\", \"scheme\": \"%s\", \"seed\": %llu, \"over_1s_percent\": %.4f, "
+      "\"over_10s_percent\": %.4f, \"over_tokens\": %llu, \"used_percent\": %.4f, "
+      "\"calls_per_s_host\": %.4f, \"admitted\": %llu, \"executed\": %llu, "
+      "\"may_be_over\": %llu",
+      scenario.name.c_str(), NameOf(scheme), Wide(seed), r.over_1s_percent, r.over_10s_percent,
+      Wide(r.over_tokens), r.used_percent, r.calls_per_s_host, Wide(r.admitted), Wide(r.executed),
+      Wide(scenario.limit_per_s * (r.set_forward_ns / kMilliNs) / 1000));
+  if (series) {
+    printf(", \"limit_per_s\": %llu, \"burst\": %llu, \"bin_ms\": %llu", Wide(scenario.limit_per_s),
+           Wide(scenario.burst), Wide(kBinNs / kMilliNs));
+    PrintBins("asked", r.bins, &Bin::asked);
+    PrintBins("allowed", r.bins, &Bin::admitted);
+    PrintBins("perfect", r.bins, &Bin::perfect);
+  }
+  printf("}\n");
   fflush(stdout);
+}
+
+// False where the run itself is at fault.
+bool RunOne(const Scenario& scenario, uint64_t seed, const Words& words) {
+  for (const Scheme scheme : words.schemes) {
+    const Result result = Fleet(scenario, scheme, seed, ScriptOf(words, scheme)).Run();
+    if (!result.fault.empty()) {
+      fprintf(stderr, "%s, %s, seed %llu: %s\n", scenario.name.c_str(), NameOf(scheme), Wide(seed),
+              result.fault.c_str());
+      return false;
+    }
+    Print(scenario, scheme, seed, result, words.series);
+  }
+  return true;
 }
 
 int Main(int argc, char** argv) {
   Words words;
   if (!Parse(argc, argv, &words)) {
-    fprintf(stderr, "accuracy [--list] [--seeds N] [--seed S] [--scenario NAME] [--script FILE]\n");
+    fprintf(stderr,
+            "accuracy [--list] [--scheme strict|approximate|both] [--seeds N] [--seed S] "
+            "[--scenario NAME] [--script FILE] [--series]\n");
     return 2;
   }
   bool known = false;
@@ -72,13 +130,7 @@ int Main(int argc, char** argv) {
     if (!words.scenario.empty() && words.scenario != scenario.name) continue;
     known = true;
     for (uint64_t seed = words.seed; seed < words.seed + words.seeds; ++seed) {
-      const Result result = Fleet(scenario, seed, words.script).Run();
-      if (!result.fault.empty()) {
-        fprintf(stderr, "%s, seed %llu: %s\n", scenario.name.c_str(),
-                static_cast<unsigned long long>(seed), result.fault.c_str());
-        return 1;
-      }
-      Print(scenario, seed, result);
+      if (!RunOne(scenario, seed, words)) return 1;
     }
   }
   if (!known && !words.list) fprintf(stderr, "no scenario is named %s\n", words.scenario.c_str());

@@ -6,6 +6,8 @@
 #include <numeric>
 #include <utility>
 
+#include "tests/accuracy/trap.h"
+
 namespace sluice::accuracy {
 namespace {
 
@@ -16,6 +18,12 @@ constexpr uint64_t kHopNs = kSecondNs;
 constexpr double kOnShare = 0.25;
 constexpr double kOnMeanNs = 100.0 * kMilliNs;
 constexpr double kOffMeanNs = 300.0 * kMilliNs;
+// All at once, and nearly nobody for about a lifetime of a lease: the bucket is full again.
+constexpr uint64_t kPulseLeastNs = 20 * kMilliNs;
+constexpr double kPulseMeanNs = 100.0 * kMilliNs;
+constexpr uint64_t kLullLeastNs = 50 * kMilliNs;
+constexpr double kLullMeanNs = 600.0 * kMilliNs;
+constexpr double kLoneShare = 0.6;  // of the pulses: at one host
 constexpr double kRampLeast = 0.2;
 constexpr double kRampMost = 3;
 constexpr double kRampNs = 20.0 * kSecondNs;
@@ -23,8 +31,8 @@ constexpr double kRampNs = 20.0 * kSecondNs;
 bool IsZipf(Pattern p) { return p == Pattern::kZipf || p == Pattern::kMove || p == Pattern::kRamp; }
 
 const char* NameOf(Pattern p) {
-  static constexpr const char* kNames[] = {"uni", "zipf",  "hot",  "move",
-                                           "hop", "onoff", "ramp", "flash"};
+  static constexpr const char* kNames[] = {"uni",   "zipf", "hot",   "move",  "hop",
+                                           "onoff", "ramp", "flash", "pulse", "trap"};
   return kNames[static_cast<size_t>(p)];
 }
 
@@ -45,8 +53,61 @@ Scenario Low(Scenario s) {
   s.limit_per_s = 10;
   s.burst = 10;
   s.wait_ns = 20 * kMilliNs;
-  s.duration_ns = 100 * kSecondNs;
+  s.duration_ns = 300 * kSecondNs;
   return s;
+}
+
+// A second of the limit as the burst, and seldom a call: what Redis and a host believe of each
+// other differs for long. Here bugs show that busy buckets hide.
+Scenario Slow(Scenario s) {
+  s.limit_per_s = 200;
+  s.burst = 200;
+  s.duration_ns = 300 * kSecondNs;
+  s.loss = 0.1;
+  s.stall = 0.1;
+  s.stall_again = 0.8;
+  s.crash = true;
+  return s;
+}
+
+void AddMore(std::vector<Scenario>* all) {
+  using enum Pattern;
+  for (const double load : {0.9, 2.0}) {
+    Scenario s = Make(kUni, 100, load, "tcp");
+    s.stall = 0.002;
+    s.stall_again = 0.3;
+    all->push_back(s);
+    s = Make(kUni, 100, load, "adopt");
+    s.adopt = true;
+    all->push_back(s);
+    s = Make(kUni, 100, load, "cpu");
+    s.service_ns = 500'000;  // 2,000 calls a second, and a hundred hosts
+    all->push_back(s);
+    s = Make(kUni, 100, load, "clock-back");
+    s.jump = Jump::kBack;
+    all->push_back(s);
+    s = Make(kUni, 100, load, "clock-forward");
+    s.jump = Jump::kForward;
+    all->push_back(s);
+    s = Make(kUni, 10, load, "50keys");
+    s.keys = 50;
+    s.limit_per_s = 500;
+    s.burst = 100;
+    all->push_back(s);
+    s = Make(kUni, 10'000, load);
+    s.limit_per_s = 50'000;
+    s.burst = 20'000;
+    s.duration_ns = 10 * kSecondNs;
+    all->push_back(s);
+  }
+  for (const uint32_t hosts : {2, 5}) {
+    all->push_back(Slow(Make(kPulse, hosts, 10, "slow")));
+    all->push_back(Slow(Make(kHop, hosts, 2, "slow")));
+  }
+  Scenario s = Make(kTrap, 3, 20);
+  s.limit_per_s = 800;
+  s.duration_ns = 200 * kSecondNs;
+  all->push_back(s);
 }
 
 }  // namespace
@@ -107,6 +168,7 @@ std::vector<Scenario> Scenarios() {
   s.loss = 0.05;
   s.crash = true;
   all.push_back(s);
+  AddMore(&all);
   return all;
 }
 
@@ -114,7 +176,7 @@ Arrivals::Arrivals(const Scenario& scenario, simulation::Random random)
     : scenario_(scenario), random_(random) {
   // Costs are 1 in three of four, so that the load is of tokens.
   const double cost = 0.75 + 0.25 * (1 + static_cast<double>(scenario.max_cost)) / 2;
-  peak_per_s_ = static_cast<double>(scenario.limit_per_s) * scenario.load / cost;
+  peak_per_s_ = static_cast<double>(scenario.limit_per_s * scenario.keys) * scenario.load / cost;
   if (scenario.pattern == Pattern::kOnOff) {
     peak_per_s_ /= kOnShare;
     for (uint32_t i = 0; i < scenario.hosts; ++i) {
@@ -137,7 +199,7 @@ void Arrivals::Shuffle() {
 }
 
 // As a part of the peak.
-double Arrivals::RateAt(uint64_t at_ns) const {
+double Arrivals::RateAt(uint64_t at_ns) {
   if (scenario_.pattern == Pattern::kRamp) {
     const double wave =
         (1 + std::sin(2 * std::numbers::pi * static_cast<double>(at_ns) / kRampNs)) / 2;
@@ -149,6 +211,19 @@ double Arrivals::RateAt(uint64_t at_ns) const {
     const bool lit = (in_turn >= 3 * kSecondNs && in_turn < 5 * kSecondNs) ||
                      (in_turn >= 8 * kSecondNs && in_turn < 8 * kSecondNs + 200 * kMilliNs);
     return lit ? 1 : 0.01;
+  }
+  if (scenario_.pattern == Pattern::kPulse) {
+    while (at_ns >= pulse_end_ns_) {
+      pulse_ns_ = pulse_end_ns_ + kLullLeastNs + Exponential(&random_, kLullMeanNs);
+      pulse_end_ns_ = pulse_ns_ + kPulseLeastNs + Exponential(&random_, kPulseMeanNs);
+      pulse_host_ = random_.Chance(kLoneShare)
+                        ? static_cast<uint32_t>(random_.Below(scenario_.hosts))
+                        : kAllHosts;
+    }
+    return at_ns >= pulse_ns_ ? 1 : 0;
+  }
+  if (scenario_.pattern == Pattern::kTrap) {
+    return Trap(scenario_.seed, at_ns).At(at_ns) != nullptr ? 1 : 0;
   }
   return 1;
 }
@@ -185,6 +260,15 @@ bool Arrivals::Picks(uint64_t at_ns, uint32_t* host) {
       return state.on;
     }
     case Pattern::kUni:
+    case Pattern::kPulse:
+      if (pulse_host_ != kAllHosts) *host = pulse_host_;
+      return true;
+    case Pattern::kTrap: {
+      const Trap trap(scenario_.seed, at_ns);
+      const Trap::Pulse& pulse = *trap.At(at_ns);
+      if (!pulse.others) *host = 0;
+      return pulse.first || *host != 0;
+    }
     case Pattern::kFlash:
       return true;
   }
@@ -198,6 +282,7 @@ Arrival Arrivals::Next() {
     a.at_ns = at_ns_;
   } while (at_ns_ < scenario_.duration_ns &&
            (!random_.Chance(RateAt(at_ns_)) || !Picks(at_ns_, &a.host)));
+  a.key = static_cast<uint32_t>(random_.Below(scenario_.keys));
   a.cost = random_.Chance(0.75) ? 1 : random_.Between(1, scenario_.max_cost);
   return a;
 }

@@ -12,7 +12,22 @@ namespace sluice::accuracy {
 inline constexpr uint64_t kSecondNs = 1'000'000'000;
 inline constexpr uint64_t kMilliNs = 1'000'000;
 
-enum class Pattern : uint8_t { kUni, kZipf, kHot, kMove, kHop, kOnOff, kRamp, kFlash };
+enum class Pattern : uint8_t {
+  kUni,
+  kZipf,
+  kHot,
+  kMove,
+  kHop,
+  kOnOff,
+  kRamp,
+  kFlash,
+  kPulse,
+  kTrap
+};
+
+// How Redis' clock is set, some times in a run.
+enum class Jump : uint8_t { kNone, kBack, kForward };
+inline constexpr uint64_t kForwardNs = 20 * kMilliNs;  // each time
 
 struct Scenario {
   std::string name;
@@ -29,6 +44,13 @@ struct Scenario {
   bool crash = false;
   bool pause = false;
   bool failover = false;
+  bool adopt = false;       // what dies is the daemon alone, and the next one adopts its segments
+  double stall = 0;         // of messages: the connection waits until they are sent again
+  double stall_again = 0;   // of these, at each time: it waits twice as long
+  uint64_t service_ns = 0;  // of Redis for a bucket of a call; 0: none
+  Jump jump = Jump::kNone;
+  uint64_t seed = 0;  // of what network and arrivals do together
+  uint32_t keys = 1;  // each with the limit, and asked for alike
 };
 
 // All that are known, in the order of the table.
@@ -37,6 +59,7 @@ std::vector<Scenario> Scenarios();
 struct Arrival {
   uint64_t at_ns = 0;
   uint32_t host = 0;
+  uint32_t key = 0;
   uint64_t cost = 1;
 };
 
@@ -48,7 +71,7 @@ class Arrivals {
   Arrival Next();
 
  private:
-  double RateAt(uint64_t at_ns) const;
+  double RateAt(uint64_t at_ns);
   bool Picks(uint64_t at_ns, uint32_t* host);
   void Shuffle();
 
@@ -65,6 +88,10 @@ class Arrivals {
   std::vector<uint32_t> ranked_;  // hosts by rank
   uint64_t moved_ns_ = 0;
   std::vector<OnOff> on_off_;
+  uint64_t pulse_ns_ = 0;  // the present one, from
+  uint64_t pulse_end_ns_ = 0;
+  static constexpr uint32_t kAllHosts = UINT32_MAX;
+  uint32_t pulse_host_ = kAllHosts;
 };
 
 // Exponential, of this mean.

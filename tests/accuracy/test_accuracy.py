@@ -18,10 +18,18 @@ RUNS = {
     "hop-10-x2-lossy": (3, 5),
     "flash-10-x5": (2, 90),
     "uni-10-x1.2": (1, 97),
-    "uni-100-x0.9-failover": (1, 50),
+    "uni-100-x0.9-failover": (1, 70),
     "uni-100-x0.9-crash": (1, 90),
-    "uni-100-x2-low": (2, 90),
-    "uni-100-x2-low-cost": (2, 30),
+    "uni-100-x2-low": (2, 98),
+    "uni-100-x2-low-cost": (2, 90),
+    "uni-2-x2": (1, 98),
+    "uni-100-x0.9-loss5": (1, 97),
+    "uni-100-x0.9-tcp": (1, 90),
+    "uni-100-x2-adopt": (1, 90),
+    "uni-100-x2-cpu": (1, 70),
+    "uni-100-x2-clock-back": (1, 50),
+    "pulse-5-x10-slow": (5, 5),
+    "trap-3-x20": (5, 50),
 }
 
 
@@ -38,3 +46,22 @@ def test_admits_nothing_over_and_wastes_little(scenario):
         assert result["over_tokens"] == 0, result
         assert result["over_1s_percent"] == 0 and result["over_10s_percent"] == 0, result
         assert result["used_percent"] >= used_percent, result
+
+
+@pytest.mark.timeout_s(RUN_TIMEOUT_S)
+def test_a_clock_set_forward_admits_as_much_more_and_no_more():
+    run = subprocess.run([ACCURACY, "--scenario", "uni-100-x2-clock-forward", "--seeds", "2"],
+                         check=True, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    for line in run.stdout.splitlines():
+        result = json.loads(line)
+        assert 0 < result["over_tokens"] <= result["may_be_over"], result
+
+
+@pytest.mark.timeout_s(RUN_TIMEOUT_S)
+def test_the_scheme_that_ships_runs_in_the_same_lab():
+    run = subprocess.run([ACCURACY, "--scheme", "both", "--scenario", "uni-10-x2"], check=True,
+                         capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    strict, approximate = (json.loads(line) for line in run.stdout.splitlines())
+    assert (strict["scheme"], approximate["scheme"]) == ("strict", "approximate")
+    assert strict["over_tokens"] == 0
+    assert approximate["over_1s_percent"] < 20 and approximate["used_percent"] > 90, approximate

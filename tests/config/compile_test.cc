@@ -112,6 +112,15 @@ TEST(CompileTest, WritesLimitsAsReadersFindThem) {
   EXPECT_EQ(view.rule(4).numbers.shadow, 0);
 }
 
+TEST(CompileTest, AStrictRuleIsLentOutWhereThereIsARedis) {
+  const std::string rules = "rules: [{name: ab, key: [u], limit: 9/s, consistency: strict}]\n";
+  const auto kind = [](const std::string& yaml) {
+    return CompiledRules::Load(Compiled(yaml))->rules().front().kind;
+  };
+  EXPECT_EQ(kind(rules), shm::Kind::kTokenBucket);
+  EXPECT_EQ(kind("redis: {addresses: \"h:1\"}\n" + rules), shm::Kind::kLease);
+}
+
 TEST(CompileTest, WritesGroupsAsReadersFindThem) {
   const std::string bytes = Compiled(kRules);
   const PolicyView view(bytes.data());

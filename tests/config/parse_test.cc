@@ -17,11 +17,6 @@ using shm::MatchOp;
 constexpr uint64_t kMs = 1'000'000;
 constexpr uint64_t kSecond = 1000 * kMs;
 
-// The findings of a rule that has these lines besides a name and a key.
-ParseResult OfRule(const std::string& lines, const std::string& head = "") {
-  return ParseConfig(head + "rules:\n  - name: rr\n    key: [user]\n    " + lines + "\n", "t.yaml");
-}
-
 TEST(ParseTest, FillsInEveryDefault) {
   const Config config = Good("rules: [{name: aa, key: [user], limit: 100/s}]");
   EXPECT_EQ(config.daemon.runtime_dir, "/run/sluice");
@@ -201,7 +196,15 @@ INSTANTIATE_TEST_SUITE_P(
         BadLine{"limit: 10/s\n    cost: 11", "a cost of 11 never fits a burst of 10"},
         BadLine{"limit: 10/s\n    cost: 1000001", "out of range"},
         BadLine{"burst: 5", "has no limit beside it"},
-        BadLine{"limit: 1/s\n    algorithm: sliding_window", "is not in this version"},
+        BadLine{"limit: 1/s\n    algorithm: sliding_log", "is not in this version"},
+        BadLine{"limit: 5/s\n    algorithm: fixed_window\n    burst: 9", "is not for windows"},
+        BadLine{"limit: 5/s\n    algorithm: sliding_window\n    max_delay: 1s",
+                "is not for windows"},
+        BadLine{"limit: 5 per 999ms\n    algorithm: sliding_window", "steps of 8.4 ms"},
+        BadLine{"algorithm: fixed_window\n    tiers: {a: {limit: 5 per 100ms}}",
+                "write a period of at least 1s"},
+        BadLine{"limit: 5/s\n    algorithm: fixed_window\n    cost: 6", "never fits a limit of 5"},
+        BadLine{"limit: 1 per 367d\n    algorithm: fixed_window", "lasts more than 366 days"},
         BadLine{"limit: 1/s\n    algorithm: token_buckt", "write token_bucket"},
         BadLine{"limit: 1/s\n    algorithm: leaky_bucket", "write `max_delay` beside it"},
         BadLine{"limit: 1/s\n    max_delay: 1s", "write `algorithm: leaky_bucket`"},
@@ -391,29 +394,6 @@ TEST(ParseTest, AcceptsTheEdgesOfEveryRange) {
   }
 }
 
-TEST(ParseTest, ALeakyBucketLetsOneRequestPassAtOnceUnlessToldOtherwise) {
-  const ParseResult result = OfRule(
-      "limit: 100/s\n    algorithm: leaky_bucket\n    max_delay: 2s\n    cost: 3\n"
-      "    tiers: {a: {limit: 5/s}, b: {limit: 5/s, burst: 9, max_delay: 1s, cost: 1}}");
-  ASSERT_TRUE(result.ok()) << Text(result.problems);
-  const RuleConfig& rule = result.config.rules.front();
-  ASSERT_TRUE(rule.limit.has_value());
-  EXPECT_EQ(rule.limit->max_delay_ns, 2 * kSecond);
-  EXPECT_EQ(rule.limit->burst, 3u);
-  ASSERT_EQ(rule.tiers.size(), 2u);
-  EXPECT_EQ(rule.tiers[0].limit.max_delay_ns, 2 * kSecond);
-  EXPECT_EQ(rule.tiers[0].limit.burst, 3u);
-  EXPECT_EQ(rule.tiers[1].limit.max_delay_ns, kSecond);
-  EXPECT_EQ(rule.tiers[1].limit.burst, 9u);
-}
-
-TEST(ParseTest, TiersOfALeakyBucketHaveTheRulesDelay) {
-  const ParseResult result =
-      OfRule("algorithm: leaky_bucket\n    max_delay: 3s\n    tiers: {a: {limit: 5/s}}");
-  ASSERT_TRUE(result.ok()) << Text(result.problems);
-  EXPECT_EQ(result.config.rules.front().tiers.front().limit.max_delay_ns, 3 * kSecond);
-}
-
 TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {
   const auto warns = [](const ParseResult& result, const char* said) {
     EXPECT_TRUE(result.ok()) << Text(result.problems);
@@ -421,7 +401,6 @@ TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {
                                                                    << Text(result.warnings);
   };
   const std::string redis = "redis: {addresses: \"h:1\", flush_interval: 100ms}\n";
-  warns(OfRule("limit: 1/s\n    consistency: strict"), "decides as approximate");
   warns(OfRule("limit: 300000000/s"), "counted as 4 ns");
   warns(OfRule("limit: 100/s\n    burst: 19", redis), "write a burst of at least 21");
   warns(OfRule("limit: 1/s\n    tier_by: plan"), "no effect without `tiers`");

@@ -36,4 +36,9 @@ inline void ExpectBad(const BadFile& file) {
   EXPECT_NE(said.find(file.said), std::string::npos) << said;
 }
 
+// The findings of a rule that has these lines besides a name and a key.
+inline ParseResult OfRule(const std::string& lines, const std::string& head = "") {
+  return ParseConfig(head + "rules:\n  - name: rr\n    key: [user]\n    " + lines + "\n", "t.yaml");
+}
+
 }  // namespace sluice::config

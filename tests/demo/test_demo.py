@@ -119,6 +119,34 @@ def test_the_demo_replays_a_log_with_odd_lines(folder):
 
 
 @pytest.mark.timeout_s(200)
+@pytest.mark.parametrize("scenario, rows", [
+    ("algorithms", ["token-bucket", "leaky-bucket", "fixed-window", "sliding-window"]),
+    ("strict", ["strict", "approximate"]),
+])
+def test_a_scenario_shows_its_limits_side_by_side(folder, scenario, rows):
+    with Run(folder, "--scenario", scenario) as run:
+        run.process.wait(150)
+        text = run.output()
+        assert run.process.returncode == 0, text
+        assert "every limit held" in text
+        for row in rows:
+            assert re.search(rf"^{row} +[\d,]+ +[\d,]+ ", text, re.MULTILINE), text
+        path = re.search(r"^plot: (.+\.svg)$", text, re.MULTILINE)[1]
+        words = " ".join(e.text or "" for e in xml.etree.ElementTree.parse(path).iter())
+        for row in rows:
+            assert row in words
+        assert run.left_processes() == []
+        assert run.left_files() == [os.path.basename(path)]
+
+
+def test_a_scenario_takes_no_traffic_of_its_own(folder):
+    with Run(folder, "--scenario", "strict", "--seconds", "20") as run:
+        run.process.wait(60)
+        assert run.process.returncode == 2
+        assert "--log and --seconds are for the failover" in run.output()
+
+
+@pytest.mark.timeout_s(200)
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_stopped_leaves_nothing(folder, signum):
     with Run(folder, "--seconds", "60") as run:

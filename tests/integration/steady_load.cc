@@ -1,9 +1,10 @@
 // A client with a steady demand, for tests of several hosts: RATE checks a second of one list of
 // descriptors, spread evenly, for SECONDS or until SIGTERM. Prints one JSON line for each tenth of
-// a second, with the times of its slowest checks:
+// a second (or REPORT_MS of the environment), with the times of its slowest checks:
 //   {"t_ns": monotonic, "checks": n, "allowed": n, "denied": n, "emergency": n, "max_ns": n,
 //    "slowest_ns": [n, ...]}
-// and at the end one with "p50_ns" and "p99_ns" of the time that checks took.
+// and at the end one with "p50_ns" and "p99_ns" of the time that checks took. Where WAIT_MS is in
+// the environment, a check may wait for so long (check_wait).
 //
 //   steady_load RUNTIME_DIR RATE SECONDS NAME=VALUE...
 #include <signal.h>
@@ -23,7 +24,6 @@
 namespace {
 
 constexpr uint64_t kSecond = 1'000'000'000;
-constexpr uint64_t kReportNs = kSecond / 10;
 constexpr size_t kMaxSamples = 4'000'000;
 
 uint64_t Now() {
@@ -49,6 +49,11 @@ struct Interval {
 };
 
 volatile sig_atomic_t ended = 0;
+
+uint64_t MsOf(const char* name, uint64_t fallback_ns) {
+  const char* const ms = getenv(name);
+  return ms == nullptr ? fallback_ns : strtoull(ms, nullptr, 10) * 1'000'000;
+}
 
 void Print(uint64_t now, const Interval& interval) {
   printf(
@@ -83,7 +88,9 @@ int main(int argc, char** argv) {
   signal(SIGTERM, [](int) { ended = 1; });
   const uint64_t start = Now();
   const uint64_t end = start + static_cast<uint64_t>(seconds * 1e9);
-  uint64_t report = start + kReportNs;
+  const uint64_t report_ns = MsOf("REPORT_MS", kSecond / 10);
+  const std::chrono::nanoseconds wait{MsOf("WAIT_MS", 0)};
+  uint64_t report = start + report_ns;
   uint64_t sent = 0;
   Interval interval;
   std::vector<uint32_t> samples;
@@ -92,7 +99,8 @@ int main(int argc, char** argv) {
     const uint64_t due = static_cast<uint64_t>(static_cast<double>(now - start) / 1e9 * rate);
     for (; sent < due; ++sent) {
       const uint64_t before = Now();
-      const sluice::Decision d = client.check(descriptors);
+      const sluice::Decision d =
+          wait.count() == 0 ? client.check(descriptors) : client.check_wait(descriptors, wait);
       const uint64_t took = Now() - before;
       if (samples.size() < kMaxSamples) {
         samples.push_back(static_cast<uint32_t>(std::min<uint64_t>(took, UINT32_MAX)));
@@ -105,7 +113,7 @@ int main(int argc, char** argv) {
     if (now >= report) {
       Print(now, interval);
       interval = {};
-      report += kReportNs;
+      report += report_ns;
     }
     const timespec pause = {0, 200'000};
     nanosleep(&pause, nullptr);

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from harness.redis_cluster import RedisCluster
-from harness.sluice import Daemon, wait_until
+from harness.sluice import Daemon, ctl_json, wait_until
 
 from harness.load import Load, admitted, counted, worst_window
 
@@ -28,6 +28,16 @@ rules:
     match: {{route: /small}}
     limit: 50/s
     burst: 50
+  - name: fixed
+    key: [user]
+    match: {{route: /fixed}}
+    algorithm: fixed_window
+    limit: 2000/s
+  - name: sliding
+    key: [user]
+    match: {{route: /sliding}}
+    algorithm: sliding_window
+    limit: 2000/s
 """
 
 
@@ -70,6 +80,29 @@ def test_twice_the_limit_from_two_hosts_settles_at_the_limit_and_the_books_close
         total = admitted(reports)
         wait_until(lambda: counted(cluster) - before == total, 15,
                    f"Redis has counted the {total} admitted")
+
+
+@pytest.mark.timeout_s(180)
+@pytest.mark.parametrize("route", ["/fixed", "/sliding"])
+def test_two_hosts_share_one_window_after_the_other(cluster, route):
+    before = counted(cluster)
+    with hosts(cluster) as daemons, contextlib.ExitStack() as stack:
+        loads = [stack.enter_context(Load(d, 2000, 14, route=route, user="w")) for d in daemons]
+        reports = [r for load in loads for r in load.finish()[0]]
+        start = min(r["t_ns"] for r in reports) + 2 * SECOND_NS
+        ten = admitted(reports, start, start + 10 * SECOND_NS)
+        print(f"10 s: {ten} of 20000")
+        # A fixed window may have begun or not when the ten seconds end.
+        assert 20000 * 0.95 <= ten <= 20000 * 1.05 + (2000 if route == "/fixed" else 0)
+        assert sum(r["emergency"] for r in reports) == 0
+        total = admitted(reports)
+        wait_until(lambda: counted(cluster) - before == total, 15,
+                   f"Redis has counted the {total} admitted")
+        for scope in ([], ["--global"]):
+            shown = ctl_json("buckets", *scope, daemon=daemons[0])["buckets"]
+            (bucket,) = [b for b in shown if b["name"] == route.strip("/") + ":w"]
+            assert bucket["algorithm"] == route.strip("/") + "_window"
+            assert bucket["remaining"] <= 2000
 
 
 @pytest.mark.timeout_s(120)

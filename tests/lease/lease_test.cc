@@ -103,6 +103,50 @@ TEST(LeaseTest, AsksNoSoonerThanItIsTold) {
   EXPECT_TRUE(lease.Tick(kStartNs + 12 * kMs, kRtt, 0.5));
 }
 
+TEST(LeaseTest, ATickThatAsksDoesNotCountAnIntervalWithoutAttempts) {
+  Lease lease = NewLease();
+  for (uint64_t i = 0; i < 20; ++i) (void)lease.Check(1, kStartNs + i * 2 * kMs);
+  ASSERT_TRUE(lease.Tick(kStartNs + 40 * kMs, kRtt, 0.5));
+  // 20 in 40 ms, and no less for being asked twice.
+  EXPECT_GE(lease.Freeze(kStartNs + 40 * kMs, kRtt, 0.5).demand_milli, 500'000u);
+}
+
+TEST(LeaseTest, AsksOnceForChecksThatCameWhileItWasAsking) {
+  Lease lease = NewLease();
+  (void)lease.Check(1, kStartNs);
+  (void)lease.Freeze(kStartNs, kRtt, 0.5);
+  EXPECT_EQ(lease.Check(1, kStartNs + kMs / 2), Verdict::kDeny);
+  lease.OnGrant(Of(30), kStartNs, kStartNs + kMs, kRtt);
+  EXPECT_FALSE(lease.Tick(kStartNs + 5 * kMs, kRtt, 0.5));
+}
+
+TEST(LeaseTest, AFewHostsAskOnceAnIntervalWhereAnOverloadLasts) {
+  Lease lease = NewLease();
+  Grant grant = Of(1);
+  grant.shortage = true;
+  grant.retry_us = 1'000;
+  grant.demand = 200;  // of a limit of 100/s
+  grant.hosts = 2;
+  uint64_t calls = 0;
+  for (uint64_t now_ns = kStartNs; now_ns < kStartNs + 6'000 * kMs; now_ns += kMs) {
+    (void)lease.Check(1, now_ns);
+    if (!lease.Tick(now_ns, kRtt, 0.5)) continue;
+    calls += now_ns >= kStartNs + 4'000 * kMs ? 1 : 0;
+    (void)lease.Freeze(now_ns, kRtt, 0.5);
+    lease.OnGrant(grant, now_ns, now_ns + kMs / 2, kRtt);
+  }
+  EXPECT_GE(calls, 36u);  // in 2 s
+  EXPECT_LE(calls, 44u);
+}
+
+TEST(LeaseTest, HoldsNothingOfALowLimitWhoseCallersCanWait) {
+  Lease lease({.terms = *MakeTerms(10, 1'000'000, 10, 20 * kMs), .sync_ns = 50 * kMs});
+  EXPECT_EQ(lease.Check(1, kStartNs, 1), Verdict::kWait);
+  const Ask ask = lease.Freeze(kStartNs, kRtt, 0.5);
+  EXPECT_EQ(ask.target, 0u);
+  EXPECT_EQ(ask.waiting, 1u);
+}
+
 TEST(LeaseTest, ServesParkedCallersInOrderAndEndsTheirWaits) {
   Lease lease = NewLease(20 * kMs);
   EXPECT_EQ(lease.Check(2, kStartNs, 7), Verdict::kWait);

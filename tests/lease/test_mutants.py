@@ -1,26 +1,31 @@
-"""Seeded bugs in the strict scheme: the tests of its two sides find each.
+"""Seeded bugs in the strict scheme: the tests of its sides find each.
 
 A mutant of the script is another text of it; one of the host's side is compiled and linked in front
-of the library that holds it as it is. One that passes has survived: then the tests see too little.
+of the library that holds it as it is, one of a header with the test that includes it. One that passes
+has survived: then the tests see too little.
 """
 
-import json
 import os
-import shlex
-import subprocess
 
 import pytest
 
-from harness.sluice import ROOT, build_dir
+from harness.mutants import COMPILE_TIMEOUT_S, link_with, run, write_mutant
+from harness.sluice import build_dir
 
 SUITE_TIMEOUT_S = 600
-COMPILE_TIMEOUT_S = 300
 RUN_TIMEOUT_S = 60
 
 HOST = "daemon/lease/lease.cc"
 SCRIPT = "lua/lease.lua"
+KEEPER = "daemon/lease/keeper.cc"
+PURSE = "shm/purse.h"
 TEST = "tests/lease/lease_test"
+KEEPER_TEST = "tests/lease/keeper_test"
+PURSE_TEST = "tests/shm/purse_test"
 REFILL = "level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit))"
+
+# What holds what is changed.
+BUILT_INTO = {HOST: TEST, KEEPER: KEEPER_TEST, PURSE: PURSE_TEST}
 
 # name: (the test that must fail, file, the code as it stands, the bug)
 MUTANTS = {
@@ -52,53 +57,46 @@ MUTANTS = {
     "kept_though_no_longer_counted": (
         "DropsAllThatIsNoLongerCountedForIt", HOST,
         "    credits_ = pending_ = 0;\n    frozen_rem_ = 0;\n", ""),
+    "ask_not_settled_by_the_word": (
+        "KeeperTest.ClientsThatSpendWhileAReportIsMadeAreSeen", KEEPER,
+        "lease.Settle(&ask, back, change.taken,", "lease.Settle(&ask, back, back + 0 * change.taken,"),
+    "returned_and_left_in_the_word": (
+        "KeeperTest.ClientsThatSpendWhileAReportIsMadeAreSeen", KEEPER,
+        "lease.Settle(&ask, back, change.taken, b.purse.credits() + outside);",
+        "lease.Settle(&ask, back, change.taken, b.purse.credits() + outside); "
+        "(void)b.purse.Put(back, lease.expiry_ns());"),
+    "kept_in_the_word_after_a_fence": (
+        "KeeperTest.WhatIsNoLongerCountedIsTakenOutOfTheWord", KEEPER,
+        "  if (!grant.live) Note(b, b.purse.TakeOut(shm::credits::kMax), now_ns);\n", ""),
+    "a_word_of_before_believed": (
+        "PurseTest.WhatStoodThereBeforeIsNobodys", PURSE,
+        "credits::Turn(w) + 1, 0);", "credits::Turn(w), credits::Count(w));"),
+    "expired_counted_without_a_look": (
+        "PurseTest.AnExpiredWordIsEmptiedBeforeItIsCounted", PURSE,
+        "(!expired || left == 0)) return", "true) return"),
+    "a_turn_that_never_changes": (
+        "PurseTest.EachReportBeginsATurn", PURSE,
+        "credits::Turn(word_) + 1, left - taken);", "credits::Turn(word_), left - taken);"),
+    "taken_without_a_look": (
+        "PurseBetweenTest.WhoSpendsBetweenTheLookAndTheChangeIsSeen", PURSE,
+        "return slot_->word.compare_exchange_strong(w, next, std::memory_order_acq_rel);",
+        "slot_->word.store(next); return w != 0;"),
+    "ends_later_than_told": (
+        "PurseTest.EndsNoLaterThanItWasTold", PURSE,
+        "credits::Make(expiry_ns, credits::Turn(word_), left + fitting)",
+        "credits::Make(expiry_ns + credits::kStepNs, credits::Turn(word_), left + fitting)"),
 }
-
-
-def run(argv, timeout_s, **env):
-    return subprocess.run(argv, cwd=build_dir(), capture_output=True, text=True, timeout=timeout_s,
-                          check=False, env={**os.environ, **env})
-
-
-def compile_command(source):
-    with open(os.path.join(build_dir(), "compile_commands.json"), encoding="utf-8") as file:
-        for entry in json.load(file):
-            if os.path.realpath(os.path.join(entry["directory"], entry["file"])) == \
-                    os.path.join(os.path.realpath(ROOT), source):
-                return shlex.split(entry["command"]), entry["file"]
-    raise AssertionError(f"nothing compiles {source}")
-
-
-def link_with(mutant, folder):
-    argv, as_named = compile_command(HOST)
-    target = os.path.join(folder, "lease.o")
-    argv[argv.index("-o") + 1] = target
-    argv[argv.index(as_named)] = mutant
-    done = run(argv, COMPILE_TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-2000:]
-    done = run(["ninja", "-t", "commands", TEST], COMPILE_TIMEOUT_S)
-    argv = shlex.split(done.stdout.splitlines()[-1])
-    program = os.path.join(folder, "lease_test")
-    argv[argv.index("-o") + 1] = program
-    argv[argv.index("-o") + 2:argv.index("-o") + 2] = [target]
-    done = run(argv, COMPILE_TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return program
 
 
 @pytest.mark.timeout_s(COMPILE_TIMEOUT_S)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_seeded_bug_is_found(name, tmp_path):
     seen, file, code, bug = MUTANTS[name]
-    with open(os.path.join(ROOT, file), encoding="utf-8") as source:
-        text = source.read()
-    assert text.count(code) == 1, f"{file} has changed; {text.count(code)} places match"
-    mutant = tmp_path / os.path.basename(file)
-    mutant.write_text(text.replace(code, bug), encoding="utf-8")
+    mutant = write_mutant(file, code, bug, str(tmp_path))
     if file == SCRIPT:
-        done = run([os.path.join(build_dir(), TEST)], RUN_TIMEOUT_S, LEASE_SCRIPT=str(mutant))
+        done = run([os.path.join(build_dir(), TEST)], RUN_TIMEOUT_S, LEASE_SCRIPT=mutant)
     else:
-        done = run([link_with(str(mutant), str(tmp_path))], RUN_TIMEOUT_S)
+        done = run([link_with(file, mutant, BUILT_INTO[file], str(tmp_path))], RUN_TIMEOUT_S)
     assert done.returncode == 1, f"{name} survived:\n{done.stdout}{done.stderr}"
     assert f"{seen}\n" in done.stdout.split("tests, listed below:")[-1].split(
         "test, listed below:")[-1], f"{name} was found, but not by what it does:\n{done.stdout}"

@@ -21,8 +21,10 @@ RUN_TIMEOUT_S = 300
 # The code as it is walks the first bound here, and further in its own suite.
 STATES = (60_000, 1_000_000)
 
-SOURCES = ("tests/model/slot_protocol_test.cc", "tests/model/explorer.cc")
 TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
+WINDOW, WINDOW_SLOT = "window.h", "window_slot.h"
+SLOT_TEST, WINDOW_TEST = "tests/model/slot_protocol_test.cc", "tests/model/window_slot_test.cc"
+EXPLORER = "tests/model/explorer.cc"
 
 # name: (what it breaks, file, the code as it stands, the bug)
 MUTANTS = {
@@ -96,13 +98,39 @@ MUTANTS = {
         "I5", TABLE, "return ResolveDuplicates(hash, env);", "return candidate.slot;"),
     "larger_debt_instead_of_both": (
         "I5", TABLE,
-        "const uint64_t sum = std::max(w, env.now_ns) + debt_ns;",
-        "const uint64_t sum = std::max(w, env.now_ns + debt_ns);"),
+        "const uint64_t sum = std::max(w, env.now_ns) + owed.debt_ns;",
+        "const uint64_t sum = std::max(w, env.now_ns + owed.debt_ns);"),
     "debt_into_a_winner_that_loses": (
         "I5", TABLE,
         "        use += SettleTenancy(winner, w, FingerprintOf(hash), env.now_ns);\n"
         "        continue;\n",
         "        return;\n"),
+    "second_word_of_any_tenancy": (
+        "W1", WINDOW,
+        "  const bool is_ours = second::Gen(s) == gen;\n  if (end_ns",
+        "  const bool is_ours = gen == gen;\n  if (end_ns"),
+    "second_word_of_another_instant": (
+        "W1", WINDOW_SLOT,
+        "return second == nullptr || slot.word.load(std::memory_order_acquire) == pair->word;",
+        "return true;"),
+    "second_word_without_compare": (
+        "W1", WINDOW_SLOT,
+        "  if (m.second_first != s &&\n"
+        "      !beside->compare_exchange_strong(s, m.second_first, std::memory_order_acq_rel)) {\n"
+        "    return false;\n  }\n",
+        "  if (m.second_first != s) beside->store(m.second_first);\n"),
+    "late_spends_of_a_closed_window_left_out": (
+        "W2", WINDOW, "std::max(Count(w), is_half_begun ? second::Closed(s) : 0);",
+        "is_half_begun ? second::Closed(s) : Count(w);"),
+    "word_before_the_second_word": (
+        "W2", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
+        "  m.second_first = price.is_from_purse ? paid : s;\n"),
+    "purse_paid_from_after_the_word": (
+        "W3", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
+        "  m.second_first = begun;\n"),
+    "purse_paid_into_before_the_word": (
+        "W3", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
+        "  m.second_first = paid;\n"),
     "moved_use_not_taken_back": (
         "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;", ""),
 }
@@ -121,9 +149,11 @@ def build_and_run(folder, name):
     with open(path, "w", encoding="utf-8") as source:
         source.write(text.replace(code, bug))
     program = os.path.join(root, "model")
+    tests = ((SLOT_TEST, WINDOW_TEST) if name == "none" else
+             (WINDOW_TEST,) if file in (WINDOW, WINDOW_SLOT) else (SLOT_TEST,))
     done = subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{root}", f"-I{ROOT}",
-                           *(os.path.join(ROOT, source) for source in SOURCES), "-o", program,
-                           "-lgtest", "-lgtest_main", "-lboost_context", "-lpthread"],
+                           *(os.path.join(ROOT, source) for source in (*tests, EXPLORER)),
+                           "-o", program, "-lgtest", "-lgtest_main", "-lboost_context", "-lpthread"],
                           capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
     assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
     for states in STATES:

@@ -19,6 +19,7 @@
 #include "shm/key_text.h"
 #include "shm/segment.h"
 #include "shm/take.h"
+#include "shm/window_slot.h"
 #include "tests/support/lua_redis.h"
 
 namespace sluice::test {
@@ -41,22 +42,40 @@ struct Network {
   uint64_t timeout_ns = 50 * kMs;
 };
 
+struct HostOptions {
+  uint64_t capacity = 1024;
+  uint32_t shards = 4;
+  uint64_t flush_interval_ns = 100 * kMs;
+};
+
 class Host : public reconcile::Transport {
  public:
-  Host(int number, const config::Config& config, LuaRedis* redis, Network* network)
-      : redis_(redis), network_(network), random_(static_cast<uint64_t>(number) + 100) {
-    const uint64_t now = VirtualClock::now_ns;
-    CheckOk(control_.Create(
-        {.capacity = 1024, .shard_count = 4, .grace_ns = 2 * kSecond, .reconciling = true}, now));
-    CheckOk(buckets_.Create(1024));
+  Host(int number, const config::Config& config, LuaRedis* redis, Network* network,
+       const HostOptions& options = {})
+      : options_(options),
+        redis_(redis),
+        network_(network),
+        random_(static_cast<uint64_t>(number) + 100) {
+    CheckOk(control_.Create({.capacity = options_.capacity,
+                             .shard_count = options_.shards,
+                             .grace_ns = 2 * kSecond,
+                             .reconciling = true},
+                            VirtualClock::now_ns));
+    CheckOk(buckets_.Create(options_.capacity));
     SetConfig(config, 1);
+    StartReconciler(static_cast<uint64_t>(number) + 1, VirtualClock::now_ns);
+  }
+
+  // Another one on the same segments, as a daemon's that was started anew.
+  void StartReconciler(uint64_t instance_number, uint64_t use_since_ns) {
     char instance[33];
-    snprintf(instance, sizeof instance, "%032x", number + 1);
+    snprintf(instance, sizeof instance, "%032llx",
+             static_cast<unsigned long long>(instance_number));
     reconciler_ = std::make_unique<reconcile::Reconciler>(
-        reconcile::ReconcilerOptions{.shard_count = 4,
-                                     .flush_interval_ns = 100 * kMs,
+        reconcile::ReconcilerOptions{.shard_count = options_.shards,
+                                     .flush_interval_ns = options_.flush_interval_ns,
                                      .instance = instance,
-                                     .use_since_ns = now},
+                                     .use_since_ns = use_since_ns},
         &buckets_.buckets(), &control_, this,
         [this] { return std::uniform_real_distribution<double>(0, 1)(random_); });
     reconciler_->SetRules(rules_, VirtualClock::now_ns);
@@ -72,24 +91,32 @@ class Host : public reconcile::Transport {
     if (reconciler_ != nullptr) reconciler_->SetRules(rules_, VirtualClock::now_ns);
   }
 
-  // One check of `label` with key `value`, as a client makes it (but for the emergency's modes).
-  bool Check(const std::string& label, const std::string& value, uint32_t tokens = 1) {
+  // One check of `label` with key `value`, as a client makes it; in an emergency only where
+  // `degraded` says so.
+  bool Check(const std::string& label, const std::string& value, uint32_t tokens = 1,
+             bool degraded = false) {
     const config::CompiledRule& rule = *rules_->Find(label);
     const std::string_view values[] = {value};
     const shm::HashKey& key = control_.info().hash_key;
-    const uint64_t hash = shm::ShortNameHash(key, rule.hash_seed, values, 1);
+    const uint64_t hash =
+        shm::HashOfKind(shm::ShortNameHash(key, rule.hash_seed, values, 1), rule.kind);
     const shm::MappedBuckets& b = buckets_.buckets();
     shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
     const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
                              .tau_ns = rule.limit.tau_ns,
                              .debt_max_ns = rule.limit.debt_max_ns,
                              .tokens = tokens,
-                             .commit = true};
+                             .dearer_q16 = degraded ? rule.factor_q16 : 0,
+                             .commit = true,
+                             .kind = rule.kind,
+                             .limit = &rule.limit};
     for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
       bool claimed = false;
-      const uint32_t slot = table.FindOrClaim(
-          hash, shm::Kind::kTokenBucket, 0,
-          {VirtualClock::now_ns, control_.header().grace_ns.load(), 10 * kSecond}, &claimed);
+      const uint32_t slot =
+          table.FindOrClaim(hash, rule.kind, 0,
+                            {VirtualClock::now_ns, control_.header().grace_ns.load(),
+                             std::max(10 * kSecond, rules_->max_debt_ns())},
+                            &claimed);
       if (claimed) {
         char parts[shm::kKeyTextBytes];
         shm::WriteParts(label, values, 1, false, parts);
@@ -98,11 +125,17 @@ class Host : public reconcile::Transport {
       shm::RequestTime<VirtualClock> time(false, 0);
       shm::Seen seen;
       const shm::Outcome outcome =
-          shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table, &seen);
+          shm::IsWindow(rule.kind)
+              ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot],
+                                         shm::FingerprintOf(hash), charge, time, table, &seen)
+              : shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table,
+                               &seen);
       if (outcome == shm::Outcome::kLost) continue;
       if (outcome == shm::Outcome::kAllowed) {
-        const uint64_t delay_ns = shm::DelayNs(seen.verdict.new_ns, VirtualClock::now_ns,
-                                               rule.limit.tau_ns, rule.max_delay_ns);
+        const uint64_t delay_ns = rule.max_delay_ns == 0
+                                      ? 0
+                                      : shm::DelayNs(seen.verdict.new_ns, VirtualClock::now_ns,
+                                                     rule.limit.tau_ns, rule.max_delay_ns);
         longest_delay_ns = std::max(longest_delay_ns, delay_ns);
         shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
         admitted += tokens;
@@ -192,6 +225,7 @@ class Host : public reconcile::Transport {
   void At(uint64_t at_ns, std::function<void()> run) { events_.push_back({at_ns, std::move(run)}); }
   bool Chance(double p) { return std::uniform_real_distribution<double>(0, 1)(random_) < p; }
 
+  const HostOptions options_;
   LuaRedis* redis_;
   Network* network_;
   std::mt19937_64 random_;

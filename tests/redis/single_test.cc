@@ -66,6 +66,57 @@ TEST_P(SingleNodeTest, AFailingScriptIsAScriptFailure) {
   EXPECT_EQ(1u, client_->Counters().script_errors);
 }
 
+TEST_P(SingleNodeTest, AScriptIsToldWhichServerRunsIt) {
+  StartServer();
+  ClientOptions options = ServerOptions();
+  options.identify = true;
+  options.scripts.push_back({.name = "who",
+                             .text = "return {KEYS[1], ARGV[1], ARGV[2], ARGV[3]}",
+                             .family = "kin",
+                             .run_id_before = 1});
+  const auto who = static_cast<ScriptId>(options.scripts.size() - 1);
+  Create(std::move(options));
+  const auto told = [&] {
+    std::string args;
+    AppendBulk(&args, "first");
+    AppendBulk(&args, "last");
+    const uint64_t token = ++last_token_;
+    client_->Call(3, who, args, 2, token);
+    return Finish(token);
+  };
+  ASSERT_TRUE(Turn([&] { return !client_->RunId(0).empty(); }));
+  const std::string first = client_->RunId(0);
+  const Recorder::Outcome outcome = told();
+  ASSERT_TRUE(outcome.ok) << outcome.failure.message;
+  EXPECT_EQ(first.size(), 40u);
+  EXPECT_EQ(outcome.reply.elements.at(1).text, "first");
+  EXPECT_EQ(outcome.reply.elements.at(2).text, first);
+  EXPECT_EQ(outcome.reply.elements.at(3).text, "last");
+  const std::string key = outcome.reply.elements.at(0).text;
+  EXPECT_EQ(key.find("rl:12:kin:{"), 0u) << key;
+  EXPECT_EQ(KeySlot(key), KeySlot(client_->ShardKey(3)));
+  server_->Kill();
+  ASSERT_TRUE(server_->Restart());
+  ASSERT_TRUE(Turn([&] { return !client_->RunId(0).empty() && client_->RunId(0) != first; }));
+  EXPECT_EQ(told().reply.elements.at(2).text, client_->RunId(0));
+}
+
+TEST_P(SingleNodeTest, WithoutTheRightToAskAScriptThatNeedsTheServersNameWaits) {
+  StartServer();
+  ASSERT_EQ("OK", server_->Command({"ACL", "SETUSER", test::kUser, "-info"}).text);
+  ClientOptions options = ServerOptions();
+  options.identify = true;
+  options.scripts.push_back({.name = "who", .text = "return 1", .run_id_before = 0});
+  const auto who = static_cast<ScriptId>(options.scripts.size() - 1);
+  Create(std::move(options));
+  EXPECT_TRUE(Finish(Call(3, kEcho, "all else works")).ok);
+  const Recorder::Outcome outcome = Finish(Call(3, who));
+  EXPECT_FALSE(outcome.ok);
+  EXPECT_EQ(FailureKind::kRetryLater, outcome.failure.kind);
+  ASSERT_EQ("OK", server_->Command({"ACL", "SETUSER", test::kUser, "+info"}).text);
+  EXPECT_TRUE(Turn([&] { return !client_->RunId(0).empty(); })) << "asked again";
+}
+
 TEST_P(SingleNodeTest, TheConnectionIsNamedForTheOperator) {
   StartServer();
   ClientOptions options = ServerOptions();

@@ -8,6 +8,7 @@
 
 #include "shm/bucket.h"
 #include "shm/slot_table.h"
+#include "shm/window_slot.h"
 
 namespace sluice::shm {
 namespace {
@@ -51,13 +52,14 @@ class KindsTest : public testing::Test {
                         .kind = Kind::kFixedWindow,
                         .limit = &limit_};
     RequestTime<TestClock> time(/*coarse_serves=*/false, 0);
-    return CheckMeasured<Cell>(slots_[slot], nullptr, FingerprintOf(hash), charge, time, table_,
-                               seen);
+    return window::CheckWindow<Cell>(slots_[slot], nullptr, FingerprintOf(hash), charge, time,
+                                     table_, seen);
   }
 
   bool Refund(uint64_t hash, const Seen& seen, uint32_t tokens) {
-    return RefundMeasured(slots_[table_.Find(hash)], Kind::kFixedWindow, FingerprintOf(hash),
-                          seen.gen, seen.verdict.new_ns, tokens, TestClock::now_ns);
+    return window::RefundWindow(slots_[table_.Find(hash)], FingerprintOf(hash), seen.gen,
+                                seen.verdict.new_ns, window::RefundUnits(tokens, 8),
+                                TestClock::now_ns);
   }
 
   std::unique_ptr<Slot[]> slots_;
@@ -112,7 +114,8 @@ TEST_F(KindsTest, ARefundCountsInItsOwnWindowOnly) {
 TEST_F(KindsTest, AWildWordIsHealedToAFullWindow) {
   Seen seen;
   ASSERT_EQ(Spend(7 << 20, 1, &seen), Outcome::kAllowed);
-  slots_[table_.Find(7 << 20)].word = TestClock::now_ns + 50 * kSecond;
+  slots_[table_.Find(7 << 20)].word =
+      window::Make(TestClock::now_ns + 50 * kSecond, window::kMaxCount);
   EXPECT_EQ(Spend(7 << 20, 1, &seen), Outcome::kDenied);
   EXPECT_LE(seen.retry_after_ns, 2 * kSecond + payload::kStepNs);
   EXPECT_EQ(counters_[static_cast<uint32_t>(Counter::kHeals)], 1u);
@@ -131,6 +134,23 @@ TEST_F(KindsTest, AFreshWordStandsAboveEveryPayloadOfBefore) {
   EXPECT_FALSE(word::IsDead(slots_[slot].word));
   EXPECT_GT(slots_[slot].word, lent);
   EXPECT_EQ(payload::Value(slots_[slot].word), 0u);
+}
+
+// A duplicate's count goes to the slot that remains, as a token bucket's debt does.
+TEST_F(KindsTest, ADuplicateOfAWindowIsCountedInItsWinner) {
+  const uint64_t hash = 7 << 20;
+  Seen seen;
+  ASSERT_EQ(Spend(hash, 4, &seen), Outcome::kAllowed);
+  const uint32_t first = table_.Find(hash);
+  const uint32_t group = first / 4 * 4;
+  const uint32_t other = group + (first % 4 + 1) % 4;
+  slots_[other].word = slots_[first].word.load();
+  slots_[other].key = slots_[first].key.load();
+  slots_[other].used = slots_[first].used.load();
+  const uint32_t winner = table_.ResolveDuplicates(hash, Env());
+  EXPECT_EQ(winner, std::min(first, other));
+  EXPECT_EQ(Spend(hash, 3, &seen), Outcome::kDenied);
+  EXPECT_EQ(seen.remaining, 2u);
 }
 
 TEST_F(KindsTest, TokenBucketsBeginAtTheirTimeExactly) {

@@ -168,6 +168,10 @@ std::string Node::Answer(Session& session, const Words& words) {
   if (name == "CLUSTER") return Slots();
   if (IsLoading()) return Error("LOADING Redis is loading the dataset in memory");
   if (name == "PING") return "+PONG\r\n";
+  if (name == "INFO") {
+    return Bulk("# Server\r\nrun_id:" + std::to_string(index_) + "." + std::to_string(run_id_) +
+                "\r\n");
+  }
   if (name == "SCRIPT") {
     const std::string sha = redis::Sha1Hex(words[2]);
     scripts.insert(sha);

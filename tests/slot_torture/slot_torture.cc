@@ -2,7 +2,10 @@
 // keys as clients do, one harvests and sweeps as the daemon does, and all are killed at random
 // moments and forked anew. Needs shm/ and the C library only, so that it compiles for any machine.
 //
-//   slot_torture --kills N --seed S
+//   slot_torture --kills N --seed S [--kind 0|1|2]
+//
+// --kind 1 or 2: the hot keys are fixed or sliding windows, and so is a part of those that come and
+// go, among token buckets: slots pass from one kind to another.
 //
 // At the end it judges: no key over its bound, use counted as often as admitted (kills aside),
 // every slot usable again, nobody hung. Prints the figures; the exit status is 0 if all hold.
@@ -25,6 +28,7 @@
 #include "shm/hash.h"
 #include "shm/slot_table.h"
 #include "shm/take.h"
+#include "shm/window_slot.h"
 
 namespace sluice {
 namespace {
@@ -51,9 +55,15 @@ constexpr int kWaitSteps = 100'000;  // of about 100 us, until who does not get 
 
 const shm::Limit kHotLimit = shm::MakeLimit(1000, 1'000'000'000, kBurst);
 const shm::Limit kRareLimit = shm::MakeLimit(100'000, 1'000'000'000, 1);
+// As many at once, and about as many in the long run.
+constexpr uint64_t kWindowNs = 20'000'000;
+const shm::Limit kHotWindow = shm::window::MakeLimit(kBurst, kWindowNs);
+const shm::Limit kRareWindow = shm::window::MakeLimit(1, 1'000'000);
+constexpr uint32_t kRareWindowEvery = 16;
 
 struct Shared {
   shm::Slot slots[kSlots];
+  Word second[kSlots];
   Word dirty[1];
   Word counters[2][shm::kCounters];  // of hot keys, of the others
   // What the processes did, each noted right after it was done.
@@ -66,12 +76,20 @@ struct Shared {
 };
 
 Shared* shared;
+shm::Kind hot_kind = shm::Kind::kTokenBucket;
 
 uint64_t HashOf(uint32_t key) {
   uint64_t state = 0x5eed'0000 + key;
   return shm::SplitMix64(state);
 }
 bool IsHot(uint32_t key) { return key < kHotKeys; }
+shm::Kind KindOf(uint32_t key) {
+  return IsHot(key) || key % kRareWindowEvery == 0 ? hot_kind : shm::Kind::kTokenBucket;
+}
+const shm::Limit& LimitOf(uint32_t key) {
+  if (shm::IsWindow(KindOf(key))) return IsHot(key) ? kHotWindow : kRareWindow;
+  return IsHot(key) ? kHotLimit : kRareLimit;
+}
 Table TableFor(uint32_t key) {
   return {shared->slots, kSlots, shared->counters[IsHot(key) ? 0 : 1]};
 }
@@ -94,22 +112,27 @@ void Check(uint32_t key) {
     }
     if (slot == shm::kNoSlot) {
       bool claimed;
-      slot = table.FindOrClaim(hash, shm::Kind::kTokenBucket, 0, EnvAt(MonotonicClock::PreciseNs()),
-                               &claimed);
+      slot = table.FindOrClaim(hash, KindOf(key), 0, EnvAt(MonotonicClock::PreciseNs()), &claimed);
     }
     if (slot == shm::kNoSlot) break;
     shm::RequestTime<MonotonicClock> time(false, 0);
     shm::Seen seen;
-    const shm::Limit& limit = IsHot(key) ? kHotLimit : kRareLimit;
+    const shm::Limit& limit = LimitOf(key);
     const shm::Charge charge{.cost_ns = limit.interval_ns,
                              .tau_ns = limit.tau_ns,
                              .debt_max_ns = limit.debt_max_ns,
                              .tokens = 1,
                              .dearer_q16 = 0,
                              .admit_always = false,
-                             .commit = true};
+                             .commit = true,
+                             .kind = KindOf(key),
+                             .limit = &limit};
+    const uint64_t fp = shm::FingerprintOf(hash);
     const shm::Outcome outcome =
-        shm::CheckSlot(shared->slots[slot], shm::FingerprintOf(hash), charge, time, table, &seen);
+        shm::IsWindow(charge.kind)
+            ? shm::window::CheckWindow(shared->slots[slot], &shared->second[slot], fp, charge, time,
+                                       table, &seen)
+            : shm::CheckSlot(shared->slots[slot], fp, charge, time, table, &seen);
     if (outcome == shm::Outcome::kLost) continue;
     if (outcome == shm::Outcome::kAllowed) {
       shm::AddUse(shared->slots[slot], shared->dirty, slot, 1);
@@ -291,7 +314,9 @@ class Torture {
     for (uint32_t i = 0; i < kHotKeys; ++i) {
       hottest = std::max(hottest, shared->admitted[i].load());
     }
-    const uint64_t usual = elapsed_ns_ / kHotLimit.interval_ns + kBurst;
+    // A window that begins at the start, and one that has not ended.
+    const uint64_t usual = shm::IsWindow(hot_kind) ? (elapsed_ns_ / kWindowNs + 2) * kBurst
+                                                   : elapsed_ns_ / kHotLimit.interval_ns + kBurst;
     const uint64_t bound = usual + kBurst * kills_;
     const auto hot_duplicates = static_cast<uint32_t>(shm::Counter::kDuplicates);
     const uint64_t emptied = shared->counters[0][hot_duplicates].load();
@@ -382,6 +407,9 @@ int Main(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     if (strcmp(argv[i], "--kills") == 0) kills = strtoull(argv[i + 1], nullptr, 10);
     if (strcmp(argv[i], "--seed") == 0) seed = strtoull(argv[i + 1], nullptr, 10);
+    if (strcmp(argv[i], "--kind") == 0) {
+      hot_kind = static_cast<shm::Kind>(strtoull(argv[i + 1], nullptr, 10));
+    }
   }
   void* const memory =
       mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -38,6 +38,7 @@ class LuaRedis {
  private:
   static int Call(lua_State* lua);
   int Command(lua_State* lua, const std::vector<std::string>& words);
+  std::vector<std::string> SomeFields(const Hash& hash, size_t want);
   int Expire(const std::vector<std::string>& words);
   void DropExpired(const std::string& key);
   bool Load(std::string_view script);

@@ -210,6 +210,39 @@ Staged TextUnderItsTag() {
   });
 }
 
+// W2: both begin the next window. Who sees its word sees what the last one counted.
+Staged TwoBeginAWindow() {
+  return Stage({2}, kSecondWord, [](World& w) {
+    constexpr uint64_t kLimit = 4;
+    return w.In([&w] { w.PutWindow(kLimit, 3, 0); },
+                {[&w] { w.CheckWindow(kLimit, 1, &w.admitted_a_); },
+                 [&w] { w.CheckWindow(kLimit, 1, &w.admitted_b_); }},
+                [&w](const Killed&) -> std::string {
+                  const int64_t admitted = w.admitted_a_ + w.admitted_b_;
+                  if (shm::window::second::Closed(w.second_.value) != 3 << 8) {
+                    return "the last window's count is lost";
+                  }
+                  return admitted == 1 ? "" : std::to_string(admitted) + " were admitted";
+                });
+  });
+}
+
+// W3: two pay from one purse.
+Staged OnePurse() {
+  return Stage({2}, kSecondWord, [](World& w) {
+    constexpr uint64_t kLimit = 256 << 14;
+    return w.In([&w] { w.PutWindow(kLimit, 512, 150); },
+                {[&w] { w.CheckWindow(kLimit, 100, &w.admitted_a_); },
+                 [&w] { w.CheckWindow(kLimit, 100, &w.admitted_b_); }},
+                [&w](const Killed&) -> std::string {
+                  const uint64_t used = shm::window::Count(w.slots_[2].word.value) * 256 -
+                                        shm::window::second::Purse(w.second_.value);
+                  const auto due = 512 - 150 + static_cast<uint64_t>(w.admitted_a_ + w.admitted_b_);
+                  return used >= due ? "" : "more was admitted than paid";
+                });
+  });
+}
+
 }  // namespace
 
 const std::vector<Named> kScenarios = {
@@ -226,6 +259,8 @@ const std::vector<Named> kScenarios = {
     {"two spenders of a new key", TwoSpendersOfANewKey},
     {"duplicate", Duplicate},
     {"text under its tag", TextUnderItsTag},
+    {"two begin a window", TwoBeginAWindow},
+    {"one purse", OnePurse},
 };
 
 }  // namespace sluice::weak

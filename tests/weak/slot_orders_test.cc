@@ -89,6 +89,9 @@ constexpr Mutant kMutants[] = {
     // The text before its tag.
     {"StoreText tag.store", kRelaxed, "text under its tag"},
     {"LoadText tag.load", kRelaxed, "text under its tag"},
+    // W2: the second word, then the word.
+    {"ReadPair word.load", kRelaxed, "two begin a window"},
+    {"Commit word.cas", kAcquire, "two begin a window"},
 };
 
 TEST(SlotOrderMutants, EachIsFound) {

@@ -12,6 +12,7 @@
 #include "shm/key_text.h"
 #include "shm/slot_table.h"
 #include "shm/take.h"
+#include "shm/window_slot.h"
 #include "tests/weak/weak_cell.h"
 
 namespace sluice::weak {
@@ -30,7 +31,14 @@ struct WorldClock {
 };
 
 // What a scenario is about; the other cells are quiet, for they would only multiply the states.
-enum About : unsigned { kUsed = 1, kAux = 2, kDirtyBits = 4, kDenied = 8, kText = 16 };
+enum About : unsigned {
+  kUsed = 1,
+  kAux = 2,
+  kDirtyBits = 4,
+  kDenied = 8,
+  kText = 16,
+  kSecondWord = 32
+};
 
 // A table whose slots are all taken by strangers for long, but those in `open`.
 class World {
@@ -106,6 +114,36 @@ class World {
     return shm::Outcome::kGaveUp;
   }
 
+  // A sliding window of `limit` a second in slot 2, A's: it has just ended, with so many counted.
+  void PutWindow(uint64_t limit, uint64_t counted, uint64_t purse) {
+    const shm::window::Terms terms = shm::window::TermsOf(limit, kSecond);
+    const uint64_t end_ns = shm::window::TimeNs(kNow);
+    const auto units = [limit](uint64_t tokens) {
+      return shm::window::RefundUnits(tokens, shm::window::ScaleOf(limit));
+    };
+    // One with a purse goes on for a length.
+    const uint64_t ahead_ns = purse == 0 ? terms.length_ns : 2 * terms.length_ns;
+    slots_[2].word.value = shm::window::Make(end_ns + ahead_ns, units(counted));
+    slots_[2].key.value = shm::key::Make(shm::FingerprintOf(kKeyA), shm::Kind::kSlidingWindow, 3);
+    second_.value = shm::window::second::Make(3, end_ns + ahead_ns - 2 * terms.length_ns, 0, purse);
+  }
+  void CheckWindow(uint64_t limit, uint32_t tokens, int64_t* admitted) {
+    const Table t = table();
+    const shm::Limit l = shm::window::MakeLimit(limit, kSecond);
+    shm::RequestTime<WorldClock> time(false, 0);
+    shm::Seen seen;
+    const shm::Charge charge{.cost_ns = 0,
+                             .tau_ns = l.tau_ns,
+                             .debt_max_ns = l.debt_max_ns,
+                             .tokens = tokens,
+                             .commit = true,
+                             .kind = shm::Kind::kSlidingWindow,
+                             .limit = &l};
+    const shm::Outcome outcome = shm::window::CheckWindow(
+        slots_[2], &second_, shm::FingerprintOf(kKeyA), charge, time, t, &seen);
+    if (outcome == shm::Outcome::kAllowed) *admitted += tokens;
+  }
+
   bool Claim(uint64_t hash) {
     bool claimed = false;
     table().FindOrClaim(hash, shm::Kind::kTokenBucket, 0, Env(), &claimed);
@@ -173,6 +211,7 @@ class World {
   Slot slots_[kCapacity];
   Cell dirty_;
   Cell denied_;
+  Cell second_;
   shm::BasicKeyText<Cell> text_;
   Cell counters_[shm::kCounters];
   int64_t admitted_a_ = 0;
@@ -196,6 +235,7 @@ class World {
     }
     add(dirty_, "dirty");
     add(denied_, "denied");
+    add(second_, "second");
     add(text_.tag, "tag");
     for (Cell& cell : text_.words) add(cell, "text");
     for (Cell& cell : counters_) add(cell, "counter");
@@ -218,7 +258,8 @@ class World {
       cell.value = 0;
       cell.quiet = true;
     }
-    dirty_.value = denied_.value = text_.tag.value = 0;
+    dirty_.value = denied_.value = second_.value = text_.tag.value = 0;
+    second_.quiet = (about_ & kSecondWord) == 0;
     dirty_.quiet = (about_ & kDirtyBits) == 0;
     denied_.quiet = (about_ & kDenied) == 0;
     text_.tag.quiet = (about_ & kText) == 0;

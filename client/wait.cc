@@ -1,0 +1,65 @@
+// Checks by callers that may wait: a strict bucket that holds nothing here is lent some within
+// milliseconds.
+#include <time.h>
+
+#include <algorithm>
+
+#include "client/check.h"
+
+namespace sluice::client {
+namespace {
+
+// Between two looks at the words. What is lent may be taken by another caller first.
+constexpr uint64_t kLookNs = 500'000;
+
+// Whether the request was denied for nothing but that too little is lent to this host.
+bool IsForWantOfLent(const sluice_decision_t& d) {
+  if (d.allowed != 0 || d.source != SLUICE_SOURCE_RULES || d.retry_after_ns == SLUICE_NEVER) {
+    return false;
+  }
+  for (size_t i = 0; i < std::min<size_t>(d.spend_count, kMaxItems); ++i) {
+    if (d.spends[i].rule == d.rule) return KindOfFlags(d.spends[i].flags) == shm::Kind::kLease;
+  }
+  return false;
+}
+
+// Whether each of its strict buckets holds what it takes, as far as a look can tell.
+// The load is for a hint and orders nothing.
+bool IsLentEnough(const Attachment& a, const sluice_decision_t& d, uint64_t now_ns) {
+  if (a.generation != d.generation) return true;
+  for (size_t i = 0; i < std::min<size_t>(d.spend_count, kMaxItems); ++i) {
+    const sluice_spend_t& spend = d.spends[i];
+    if (KindOfFlags(spend.flags) != shm::Kind::kLease || spend.slot >= a.capacity) continue;
+    const uint64_t w = a.slots[spend.slot].word.load(std::memory_order_acquire);
+    if (shm::word::IsDead(w)) return true;
+    if (shm::credits::Spendable(w, now_ns) < spend.tokens) return false;
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace sluice::client
+
+using sluice::client::Attachment;
+using sluice::client::Clock;
+
+extern "C" int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors,
+                                 size_t count, uint32_t cost, uint64_t max_wait_ns,
+                                 sluice_decision_t* decision) {
+  sluice_decision_t own;
+  sluice_decision_t* const d = decision != nullptr ? decision : &own;
+  int answer = sluice_check(client, descriptors, count, cost, d);
+  const uint64_t begin_ns = Clock::PreciseNs();
+  while (answer == 0 && sluice::client::IsForWantOfLent(*d)) {
+    const uint64_t waited_ns = Clock::PreciseNs() - begin_ns;
+    if (waited_ns >= max_wait_ns) break;
+    if (sluice::client::IsTallying()) sluice::client::FlushTally(*client);  // else the daemon waits
+    const uint64_t pause_ns = std::min(sluice::client::kLookNs, max_wait_ns - waited_ns);
+    const timespec pause = {0, static_cast<long>(pause_ns)};
+    if (clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, nullptr) != 0) break;  // a signal
+    const Attachment* const a = sluice::client::AttachmentOf(client);
+    if (a != nullptr && !sluice::client::IsLentEnough(*a, *d, Clock::PreciseNs())) continue;
+    answer = sluice_check(client, descriptors, count, cost, d);
+  }
+  return answer;
+}

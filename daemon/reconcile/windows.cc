@@ -1,0 +1,85 @@
+#include "daemon/reconcile/windows.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "shm/window_slot.h"
+
+namespace sluice::reconcile {
+namespace {
+
+shm::window::Terms TermsOf(const Bucket& b) {
+  return shm::window::TermsOf(b.limit.limit, b.limit.period_ns);
+}
+
+}  // namespace
+
+// The word, the key and the second word are hints here, which order nothing: one that has changed
+// belongs to a window or a tenancy that has just begun.
+void NoteWindowUse(Bucket& b, int64_t tokens, const shm::MappedBuckets& buckets) {
+  const bool slides = b.kind == shm::Kind::kSlidingWindow;
+  const shm::window::Terms terms = TermsOf(b);
+  const shm::Slot& slot = buckets.slots()[b.place.slot];
+  const uint64_t w = slot.word.load(std::memory_order_acquire);
+  const bool is_ours =
+      !shm::word::IsDead(w) && slot.key.load(std::memory_order_acquire) == b.place.key;
+  const uint64_t end_ns = is_ours ? shm::window::EndNs(terms, w, slides) : b.window_end_ns;
+  if (end_ns > b.window_end_ns + b.limit.period_ns / 2) {
+    // The next has begun; of what went before only the window right before it matters.
+    const bool follows = end_ns - b.window_end_ns < terms.length_ns + terms.length_ns / 2;
+    b.in_closed = slides && follows ? b.in_window : 0;
+    b.in_window = 0;
+  }
+  b.window_end_ns = end_ns;
+  b.in_window += tokens;
+  if (!is_ours) return;
+  const int scale = shm::window::ScaleOf(b.limit.limit);
+  const auto most = static_cast<int64_t>(shm::window::TokensOf(shm::window::Count(w), scale));
+  if (b.in_window <= most) return;
+  const uint64_t second = buckets.second()[b.place.slot].load(std::memory_order_acquire);
+  const bool is_closed = slides && shm::window::second::Gen(second) == shm::key::Gen(b.place.key);
+  const uint64_t closed = is_closed ? shm::window::second::Closed(second) : 0;
+  b.in_closed = std::min(b.in_closed + (b.in_window - most),
+                         static_cast<int64_t>(shm::window::TokensOf(closed, scale)));
+  b.in_window = most;
+}
+
+// At first what they ask for, or used at most at once in the window before; then what they used in
+// one of the last two times, which is nothing when the window is used up.
+int64_t NoteTold(Bucket& b, const BatchItem& item, const BucketState& state, uint64_t interval_ns,
+                 uint64_t now_ns) {
+  const uint64_t end_ns = now_ns + state.debt_us * 1000;
+  const uint64_t half_ns = b.limit.period_ns / 2;
+  const bool is_same = b.told_end_ns + half_ns > end_ns && b.told_end_ns < end_ns + half_ns;
+  if (!is_same) {
+    const auto asked = static_cast<int64_t>(b.others * static_cast<double>(interval_ns) * 1e-9);
+    b.told_own = b.told_others = 0;
+    b.told_added = std::max(asked, std::exchange(b.told_most, 0));
+  }
+  b.told_own += item.in_window;
+  const int64_t others = std::max<int64_t>(state.in_window - b.told_own, 0);
+  const int64_t added = std::max<int64_t>(others - b.told_others, 0);
+  b.told_end_ns = end_ns;
+  b.told_others = others;
+  b.told_most = std::max(b.told_most, added);
+  return std::max(added, is_same ? std::exchange(b.told_added, added) : b.told_added);
+}
+
+void FoldWindow(const Bucket& b, const BucketState& state, int64_t on_the_way,
+                const shm::MappedBuckets& buckets, uint64_t now_ns) {
+  shm::window::FoldWindow(buckets.slots()[b.place.slot], buckets.second()[b.place.slot],
+                          b.place.key, TermsOf(b), now_ns,
+                          {.left_ns = std::min(state.debt_us, shm::kMaxSpanNs / 1000) * 1000,
+                           .current = state.in_window,
+                           .closed = state.in_closed,
+                           .on_the_way = on_the_way},
+                          {.tokens = b.in_window + b.again, .end_ns = b.window_end_ns},
+                          b.inv_share);
+}
+
+uint64_t WindowDebtNs(const Bucket& b, const BucketState& state) {
+  const auto tokens = static_cast<uint64_t>(state.in_window);
+  return std::min(tokens, b.limit.limit) * b.limit.interval_ns;
+}
+
+}  // namespace sluice::reconcile

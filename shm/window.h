@@ -1,0 +1,328 @@
+// Windows, fixed and sliding, as pure arithmetic on two 64-bit words. No state, no clock.
+//
+//   word    0 | time:40 (steps of 2^23 ns) | count:23
+//             fixed window:   time is the window's end
+//             sliding window: time is a length after the window's end, until when its count weighs
+//   second  gen:16 | start:16 | closed:23 | purse:9
+//             start:  low bits of the step at which the open window began; of a fixed window: at
+//                     which it ends
+//             closed: what the window before it counted; 0 for a fixed one
+//             purse:  what was paid in whole units and not yet used, in 256ths of a unit
+//
+// A count is in units, see Scale: private ones, that is a host with a share of 1/3 counts three for
+// one, as a bucket's cost in time is dearer there. All rounding is to the strict side: a window's
+// end up to a step (8.4 ms) late, a cost up to a 256th of a unit high.
+//
+// The second word is read and believed only under the gen of its tenancy. Who begins a window
+// writes it first and the word after, so that a kill in between leaves a second word that says what
+// the word still does, and the next to come goes on from there. See window_slot.h.
+//
+// All times are CLOCK_MONOTONIC ns below 2^62; lengths are at most kMaxSpanNs.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include "shm/gcra.h"
+#include "shm/kinds.h"
+#include "shm/layout.h"
+
+namespace sluice::shm::window {
+
+inline constexpr int kCountBits = 23;
+inline constexpr uint64_t kMaxCount = (1ull << kCountBits) - 1;
+inline constexpr uint64_t kStepNs = 1ull << kCountBits;  // 8.4 ms
+inline constexpr uint64_t kMinPeriodNs = 1'000'000'000;  // a step is then less than 1 % of it
+inline constexpr int kPurseBits = 8;                     // a unit in 256ths
+
+inline constexpr uint64_t Make(uint64_t time_ns, uint64_t count) {
+  return (time_ns & ~kMaxCount) | std::min(count, kMaxCount);
+}
+inline constexpr uint64_t TimeNs(uint64_t w) { return w & ~kMaxCount; }
+inline constexpr uint64_t Count(uint64_t w) { return w & kMaxCount; }
+// The word of a tenancy that begins then: no window is open.
+inline constexpr uint64_t FreshWord(uint64_t time_ns) { return time_ns & ~kMaxCount; }
+inline constexpr uint64_t Ceil(uint64_t time_ns) { return (time_ns + kMaxCount) & ~kMaxCount; }
+
+// How many units a token is, as a power of two: so that every limit up to 10^9 is less than 2^22
+// units, and twice a limit still fits. Three scales, not one for each limit, so that most changes
+// of a limit leave the count's meaning as it was; the scale is part of a bucket's hash, so that the
+// others begin anew (daemon/config/compile.cc).
+inline constexpr int ScaleOf(uint64_t limit) {
+  if (limit < (1ull << 14)) return 8;
+  return limit < (1ull << 22) ? 0 : -8;
+}
+
+// What `tokens` are in whole units of a scale: what a refund may give back.
+inline constexpr uint64_t RefundUnits(uint64_t tokens, int scale) {
+  return scale >= 0 ? tokens << scale : tokens >> -scale;
+}
+
+// The tokens that so many units are, rounded up.
+inline constexpr uint64_t TokensOf(uint64_t units, int scale) {
+  return scale >= 0 ? (units + (1ull << scale) - 1) >> scale : units << -scale;
+}
+
+// A window's rule as its arithmetic needs it.
+struct Terms {
+  uint64_t period_ns;   // as configured
+  uint64_t length_ns;   // of a sliding window: whole steps
+  uint64_t limit_fine;  // in 256ths of a unit
+  uint64_t limit;       // tokens
+  int token_shift;      // a token in 256ths of a unit: 1 << token_shift
+
+  // Whether a token may be less than a unit, or a share of one more than a little of one.
+  constexpr bool has_purse() const { return token_shift < 2 * kPurseBits; }
+  constexpr uint64_t capacity() const { return limit_fine >> kPurseBits; }  // units
+  // Debt may stand up to there; see gcra.h for why not only to the limit.
+  constexpr uint64_t ceiling() const { return 2 * capacity(); }
+};
+
+// The length of a sliding window: its windows follow each other on steps. Never a multiple of 2^16
+// steps, by which the start of the open window and its end would look alike in the second word.
+inline constexpr uint64_t LengthNs(uint64_t period_ns) {
+  const uint64_t length_ns = Ceil(period_ns);
+  return (length_ns >> kCountBits & 0xffff) == 0 ? length_ns + kStepNs : length_ns;
+}
+
+inline constexpr Terms TermsOf(uint64_t limit, uint64_t period_ns) {
+  const int shift = ScaleOf(limit) + kPurseBits;
+  return {.period_ns = period_ns,
+          .length_ns = LengthNs(period_ns),
+          .limit_fine = limit << shift,
+          .limit = limit,
+          .token_shift = shift};
+}
+
+// The end of the window that a word counts in.
+inline constexpr uint64_t EndNs(const Terms& t, uint64_t w, bool slides) {
+  return TimeNs(w) - (slides ? std::min(TimeNs(w), t.length_ns) : 0);
+}
+
+// What `tokens` cost, in 256ths of a unit, where a token costs `dearer_q16` (16 fraction bits; 0:
+// one). A cost that fits the whole window still fits a share of it: a share never rejects all.
+// Precondition: tokens <= limit.
+inline constexpr uint64_t CostFine(const Terms& t, uint64_t tokens, uint32_t dearer_q16) {
+  const uint64_t own = tokens << t.token_shift;
+  if (dearer_q16 <= aux::kShareOne) return std::min(own, t.capacity() << kPurseBits);
+  const unsigned __int128 dear = (static_cast<unsigned __int128>(own) * dearer_q16 + 0xffff) >> 16;
+  return static_cast<uint64_t>(std::min<unsigned __int128>(dear, t.capacity() << kPurseBits));
+}
+
+// Tokens that were used, in 256ths of a unit, each as dear as `inv_share` says. Saturates.
+inline constexpr uint64_t FineOf(const Terms& t, int64_t tokens, uint32_t inv_share) {
+  if (tokens <= 0) return 0;
+  const uint64_t most = t.ceiling() << kPurseBits;
+  const unsigned __int128 own = static_cast<unsigned __int128>(tokens) << t.token_shift;
+  const unsigned __int128 dear =
+      inv_share <= aux::kShareOne
+          ? own
+          : (std::min<unsigned __int128>(own, most) * inv_share + 0xffff) >> 16;
+  return static_cast<uint64_t>(std::min<unsigned __int128>(dear, most));
+}
+inline constexpr uint64_t UnitsOf(uint64_t fine) {
+  return (fine + (1ull << kPurseBits) - 1) >> kPurseBits;
+}
+
+// As MakeLimit, for a window: its word may stand two lengths ahead of the time.
+inline Limit MakeLimit(uint64_t limit, uint64_t period_ns) {
+  Limit l = shm::MakeLimit(limit, period_ns, limit);
+  l.debt_max_ns = 2 * LengthNs(period_ns) + kStepNs;
+  return l;
+}
+
+// What of a rule a bucket's hash depends on, beside its label: with another scale or length the
+// word would mean something else.
+inline constexpr uint64_t HashSeed(uint64_t limit, uint64_t period_ns) {
+  return period_ns * 4 + static_cast<uint64_t>(ScaleOf(limit) / 8 + 1);
+}
+
+namespace second {
+inline constexpr uint64_t kPurseMask = 0x1ff;
+inline constexpr uint64_t Make(uint16_t gen, uint64_t start_ns, uint64_t closed, uint64_t purse) {
+  return uint64_t{gen} << 48 | (start_ns >> kCountBits & 0xffff) << 32 |
+         std::min(closed, kMaxCount) << 9 | (purse & kPurseMask);
+}
+inline constexpr uint16_t Gen(uint64_t s) { return static_cast<uint16_t>(s >> 48); }
+inline constexpr uint64_t Closed(uint64_t s) { return s >> 9 & kMaxCount; }
+inline constexpr uint64_t Purse(uint64_t s) { return s & kPurseMask; }
+inline constexpr bool StartsAt(uint64_t s, uint64_t time_ns) {
+  return (s >> 32 & 0xffff) == (time_ns >> kCountBits & 0xffff);
+}
+}  // namespace second
+
+// The open window as two words tell it.
+struct Open {
+  uint64_t start_ns;  // of a sliding window
+  uint64_t end_ns;
+  uint64_t count;   // units
+  uint64_t closed;  // units of the window before; 0 for a fixed one
+  uint64_t purse;   // 256ths of a unit
+  bool is_new;      // it begins with what is measured now
+};
+
+// `w` is live and `s` what stood beside it while it did, `gen` the tenancy's.
+inline Open OpenFixed(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, uint64_t now_ns) {
+  const uint64_t end_ns = TimeNs(w);
+  if (end_ns <= now_ns) return {now_ns, Ceil(now_ns + t.period_ns), 0, 0, 0, true};
+  const bool is_ours = second::Gen(s) == gen && second::StartsAt(s, end_ns);
+  return {0, end_ns, Count(w), 0, is_ours ? second::Purse(s) : 0, false};
+}
+
+// Sliding windows follow each other without a gap for as long as the count of the last one weighs.
+inline Open OpenSliding(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, uint64_t now_ns) {
+  const uint64_t until_ns = TimeNs(w);
+  // Also 0 for a fresh word: its time is the tenancy's beginning.
+  if (until_ns <= now_ns) {
+    const uint64_t start_ns = Ceil(now_ns);
+    return {start_ns, start_ns + t.length_ns, 0, 0, 0, true};
+  }
+  const uint64_t end_ns = EndNs(t, w, /*slides=*/true);
+  const bool is_ours = second::Gen(s) == gen;
+  if (end_ns <= now_ns) {
+    // Somebody may have begun the next window already, and been killed before the word.
+    const bool is_half_begun = is_ours && second::StartsAt(s, end_ns);
+    const uint64_t counted = std::max(Count(w), is_half_begun ? second::Closed(s) : 0);
+    return {end_ns, until_ns, 0, counted, 0, true};
+  }
+  return {end_ns - std::min(end_ns, t.length_ns), end_ns, Count(w), is_ours ? second::Closed(s) : 0,
+          is_ours ? second::Purse(s) : 0,         false};
+}
+
+// What the closed window still weighs at `now_ns`, units, rounded up.
+inline uint64_t Weight(const Terms& t, const Open& o, uint64_t now_ns) {
+  if (o.closed == 0 || now_ns >= o.end_ns) return 0;
+  const uint64_t left_ns = std::min(o.end_ns - now_ns, t.length_ns);
+  return static_cast<uint64_t>(
+      (static_cast<unsigned __int128>(o.closed) * left_ns + t.length_ns - 1) / t.length_ns);
+}
+
+struct Measured {
+  bool allowed;
+  bool is_wild;  // written by nobody in order, or under an older, longer period
+  // The second word that must stand before the word is stored, and what it is to become after.
+  uint64_t second_first;
+  uint64_t second_after;
+  uint64_t new_word;   // stored when allowed
+  uint64_t remaining;  // tokens; after this cost, where it is allowed
+  uint64_t retry_after_ns;
+  uint64_t reset_after_ns;
+};
+
+// Tokens that fit into `room` units and the purse.
+inline uint64_t Remaining(const Terms& t, uint64_t room, uint64_t purse, uint32_t dearer_q16) {
+  const uint64_t fine = (room << kPurseBits) + purse;
+  const uint64_t one = std::max<uint64_t>(CostFine(t, 1, dearer_q16), 1);
+  if (fine < one) return 0;
+  if (dearer_q16 <= aux::kShareOne) {
+    // The last part of a unit of the largest limits is never used: all of one still fits.
+    return room >= t.capacity() ? t.limit : std::min(t.limit, fine >> t.token_shift);
+  }
+  const unsigned __int128 per_token = static_cast<unsigned __int128>(dearer_q16) << t.token_shift;
+  const unsigned __int128 tokens = (static_cast<unsigned __int128>(fine) << 16) / per_token;
+  return std::max<uint64_t>(1, static_cast<uint64_t>(std::min<unsigned __int128>(tokens, t.limit)));
+}
+
+// How long until a sliding window admits what costs `units` in the open window and `whole` in the
+// next, if nothing else is admitted meanwhile. Exact: never earlier than true, and not a nanosecond
+// later. Precondition: whole <= capacity.
+inline uint64_t RetrySlidingNs(const Terms& t, const Open& o, uint64_t now_ns, uint64_t units,
+                               uint64_t whole) {
+  // The first instant at which weighs * (end - then) / length <= room.
+  const auto fits_at = [&t](uint64_t end_ns, uint64_t weighs, uint64_t room) {
+    const unsigned __int128 early_ns =
+        static_cast<unsigned __int128>(room) * t.length_ns / std::max<uint64_t>(weighs, 1);
+    return end_ns - static_cast<uint64_t>(std::min<unsigned __int128>(early_ns, t.length_ns));
+  };
+  const uint64_t capacity = t.capacity();
+  const uint64_t at_ns = o.count + units <= capacity
+                             ? fits_at(o.end_ns, o.closed, capacity - units - o.count)
+                             : fits_at(o.end_ns + t.length_ns, o.count, capacity - whole);
+  return at_ns > now_ns ? at_ns - now_ns : 0;
+}
+
+// What a cost takes: whole units of the word, and what then stands in the purse.
+struct Price {
+  uint64_t units;
+  uint64_t purse;
+  bool is_from_purse;
+};
+inline constexpr Price PriceOf(uint64_t fine, uint64_t purse) {
+  constexpr uint64_t kUnit = 1ull << kPurseBits;
+  const uint64_t units = fine >> kPurseBits;
+  const uint64_t part = fine & (kUnit - 1);
+  if (part == 0) return {units, purse, false};
+  return purse >= part ? Price{units, purse - part, true}
+                       : Price{units + 1, purse + kUnit - part, false};
+}
+
+// A check of `tokens`, where a token costs `dearer_q16` (as in CostFine). `has_second`: false in an
+// overflow bucket, which has no second word: no purse there, and a closed window weighs nothing.
+inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool has_second,
+                        uint16_t gen, uint64_t now_ns, uint64_t tokens, uint32_t dearer_q16) {
+  const bool slides = kind == Kind::kSlidingWindow;
+  Open o = slides ? OpenSliding(t, w, s, gen, now_ns) : OpenFixed(t, w, s, gen, now_ns);
+  const uint64_t tail_ns = slides ? t.length_ns : 0;  // from a window's end to the word's time
+  const uint64_t latest_ns = slides ? Ceil(now_ns) + t.length_ns : Ceil(now_ns + t.period_ns);
+  const uint64_t capacity = t.capacity();
+  Measured m = {};
+  if (o.end_ns > latest_ns) {
+    m.is_wild = true;
+    m.new_word = Make(latest_ns + tail_ns, std::min(o.count, capacity));
+    return m;
+  }
+  if (!has_second) o.closed = o.purse = 0;
+  const bool ever = tokens <= t.limit;
+  const uint64_t fine = CostFine(t, std::min(tokens, t.limit), dearer_q16);
+  const Price price = PriceOf(fine, o.purse);
+  const uint64_t used = Weight(t, o, now_ns) + o.count;
+  m.allowed = ever && used + price.units <= capacity;
+  const uint64_t count = std::min(o.count + price.units, t.ceiling());
+  m.new_word = Make(o.end_ns + tail_ns, count);
+
+  // A second word of another gen says nothing, and so does an empty one.
+  const bool has_purse = has_second && t.has_purse();
+  const uint64_t tag_ns = slides ? o.start_ns : o.end_ns;
+  const bool begins =
+      o.is_new && has_second && (slides || has_purse) && (o.closed != 0 || second::Gen(s) == gen);
+  const uint64_t begun = begins ? second::Make(gen, tag_ns, o.closed, 0) : s;
+  const uint64_t paid = has_purse && price.purse != o.purse
+                            ? second::Make(gen, tag_ns, o.closed, price.purse)
+                            : begun;
+  m.second_first = price.is_from_purse ? paid : begun;
+  m.second_after = paid;
+
+  const uint64_t after = m.allowed ? used + price.units : used;
+  const uint64_t purse = !has_purse ? 0 : m.allowed ? price.purse : o.purse;
+  m.remaining = Remaining(t, capacity - std::min(capacity, after), purse, dearer_q16);
+  if (!ever) {
+    m.retry_after_ns = kNever;
+  } else if (!m.allowed) {
+    m.retry_after_ns = slides ? RetrySlidingNs(t, o, now_ns, price.units, PriceOf(fine, 0).units)
+                              : o.end_ns - now_ns;
+  }
+  if ((m.allowed ? count : o.count) != 0) {
+    m.reset_after_ns = o.end_ns + tail_ns - now_ns;
+  } else if (o.closed != 0) {
+    m.reset_after_ns = o.end_ns - now_ns;
+  }
+  return m;
+}
+
+// The word after a refund of `units` that a check spent when it left `spent_word`; `w` itself where
+// nothing is given back: the window of the spend has ended.
+inline constexpr uint64_t Refunded(uint64_t w, uint64_t spent_word, uint64_t units,
+                                   uint64_t now_ns) {
+  if (TimeNs(w) != TimeNs(spent_word) || TimeNs(w) <= now_ns) return w;
+  return w - std::min(units, Count(w));
+}
+
+// The word of two slots that counted for one key at once: both were spent. Never below `winner`.
+inline constexpr uint64_t Merged(uint64_t winner, uint64_t loser, uint64_t now_ns) {
+  if (TimeNs(loser) <= now_ns) return winner;
+  if (TimeNs(winner) <= now_ns) return std::max(winner, loser);
+  return Make(std::max(TimeNs(winner), TimeNs(loser)), Count(winner) + Count(loser));
+}
+
+}  // namespace sluice::shm::window

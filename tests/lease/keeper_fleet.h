@@ -1,0 +1,284 @@
+// Hosts whose clients spend one strict bucket out of shared words, in virtual time: the daemon's
+// keepers and lua/lease.lua as they are, a network that loses and delays, clocks that differ.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <queue>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "daemon/lease/keeper.h"
+#include "lua_scripts.h"
+#include "shm/credits.h"
+#include "shm/segment.h"
+#include "tests/accuracy/meter.h"
+#include "tests/support/lua_redis.h"
+
+namespace sluice::lease {
+
+inline constexpr uint64_t kMilli = 1'000'000;
+inline constexpr uint64_t kSecond = 1'000'000'000;
+inline constexpr uint64_t kHarvestNs = 2 * kMilli;
+inline constexpr uint64_t kSyncNs = 50 * kMilli;
+
+struct Events {
+  void At(uint64_t at_ns, std::function<void()> run) {
+    queue.push({at_ns, ++order, std::move(run)});
+  }
+  struct Event {
+    uint64_t at_ns;
+    uint64_t order;
+    std::function<void()> run;
+    bool operator<(const Event& other) const {
+      return at_ns != other.at_ns ? at_ns > other.at_ns : order > other.order;
+    }
+  };
+  std::priority_queue<Event> queue;
+  uint64_t order = 0;
+  uint64_t now_ns = kSecond;
+};
+
+struct World {
+  explicit World(uint64_t seed) : random(seed), redis(seed) {}
+  double Unit() { return std::uniform_real_distribution<double>(0, 1)(random); }
+  bool Chance(double p) { return p > 0 && Unit() < p; }
+  uint64_t Below(uint64_t n) { return random() % n; }
+
+  Events events;
+  std::mt19937_64 random;
+  test::LuaRedis redis;
+  double loss = 0;  // of messages, each way; as many come 100 ms late in the mean
+  uint64_t redis_back_ns = 0;
+  uint64_t primary = 1;
+};
+
+class KeeperHost : public Link {
+ public:
+  KeeperHost(World* world, const config::CompiledRule* rule)
+      : world_(world),
+        rule_(rule),
+        rate_(1 + 500e-6 * (2 * world->Unit() - 1)),
+        offset_ns_(world->Below(1'000 * kSecond)) {
+    if (!buckets_.Create(64).ok()) abort();
+    Boot();
+  }
+  ~KeeperHost() override = default;
+
+  // A daemon of another start over the same memory.
+  void Boot() {
+    ++incarnation_;
+    keeper_ = std::make_unique<Keeper>(
+        Keeper::Options{
+            .shard_count = 1, .instance = {world_->random(), world_->random()}, .sync_ns = kSyncNs},
+        &buckets_.buckets(), this, [this] {
+          if (in_between) in_between();
+          return world_->Unit();
+        });
+    id_.reset();
+    is_dead_ = false;
+  }
+  // Clients go on with what stands in the words.
+  void Kill() { is_dead_ = true; }
+
+  // As a client's check of `cost` tokens.
+  bool Check(uint64_t cost) {
+    shm::Slot& slot = Claimed();
+    const uint64_t now_ns = LocalNs();
+    uint64_t w = slot.word.load();
+    while (shm::credits::Spendable(w, now_ns) >= cost) {
+      if (!slot.word.compare_exchange_weak(w, w - cost)) continue;
+      used_ += cost;
+      spent_word_ = w - cost;
+      return true;
+    }
+    denied_ += cost;
+    need_ = std::max(need_, cost);
+    return false;
+  }
+  bool Refund(uint64_t cost) {
+    shm::Slot& slot = Claimed();
+    uint64_t w = slot.word.load();
+    const uint64_t back = shm::credits::Refunded(w, spent_word_, cost, LocalNs());
+    return back != w && slot.word.compare_exchange_strong(w, back);
+  }
+  uint64_t word() { return Claimed().word.load(); }
+  void Write(uint64_t word) { Claimed().word.store(word); }
+  // Its slot is reused for a key that is not looked at.
+  void Evict() {
+    shm::Slot& slot = Claimed();
+    const uint64_t k = slot.key.load();
+    slot.word.store(shm::word::Dead(shm::key::Gen(k), world_->events.now_ns / 1000));
+    slot.key.store(shm::key::Make(0, shm::Kind::kTokenBucket, shm::key::Gen(k) + 1));
+    slot.word.store(LocalNs());
+  }
+
+  void Harvest() {
+    if (is_dead_) return;
+    const uint64_t now_ns = LocalNs();
+    const uint64_t key = buckets_.buckets().slots()[slot_].key.load();
+    if (used_ != 0 || denied_ != 0) {
+      if (!id_.has_value() || key != known_key_) {
+        known_key_ = key;
+        id_ = keeper_->OnBucket({slot_, key}, {rule_->label + ":u", 0, rule_}, now_ns);
+      }
+      keeper_->OnUse(*id_, denied_, need_, now_ns);
+      used_ = denied_ = 0;
+      need_ = 1;
+    }
+    keeper_->Tick(now_ns);
+  }
+
+  Keeper& keeper() { return *keeper_; }
+  // Called amid the keeper's work, as clients of another core come.
+  std::function<void()> in_between;
+  uint64_t LocalNs() const {
+    return offset_ns_ + static_cast<uint64_t>(static_cast<double>(world_->events.now_ns) * rate_);
+  }
+
+ private:
+  shm::Slot& Claimed() {
+    shm::Slot& slot = buckets_.buckets().slots()[slot_];
+    const uint64_t k = slot.key.load();
+    if (shm::key::Fp(k) == kFp) return slot;
+    slot.key.store(shm::key::Make(kFp, shm::Kind::kLease, shm::key::Gen(k) + 1));
+    slot.word.store(shm::credits::Make(LocalNs(), 0, 0));
+    return slot;
+  }
+
+  bool MayLend(uint32_t, uint64_t) override { return true; }
+  uint32_t ShownShard(const config::CompiledRule&, const std::string&, uint32_t shard) override {
+    return shard;
+  }
+  void OnForgotten(const harvest::Place&) override { id_.reset(); }
+  void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override {
+    Carry([this, shard, args, seq, life = incarnation_] { Execute(shard, args, seq, life); });
+  }
+  void Carry(std::function<void()> run) {
+    if (world_->Chance(world_->loss)) return;
+    uint64_t takes_ns = kMilli / 2 + world_->Below(kMilli / 4);
+    if (world_->Chance(world_->loss)) takes_ns += world_->Below(200 * kMilli);
+    world_->events.At(world_->events.now_ns + takes_ns, std::move(run));
+  }
+  void Execute(uint32_t shard, std::vector<std::string> args, uint64_t seq, uint32_t life) {
+    if (world_->events.now_ns < world_->redis_back_ns) {
+      return world_->events.At(world_->redis_back_ns,
+                               [this, shard, args, seq, life] { Execute(shard, args, seq, life); });
+    }
+    world_->redis.time_us = 1'700'000'000'000'000 + world_->events.now_ns / 1000;
+    args[kPrimaryArg] = std::to_string(world_->primary);
+    const redis::Reply reply = world_->redis.Eval(lua::kLease, "rl:1:strict:{0}", args);
+    if (reply.is_error()) abort();
+    Carry([this, shard, seq, life, reply] {
+      if (life != incarnation_ || is_dead_) return;
+      if (!keeper_->OnReply(shard, seq, reply, LocalNs()).ok()) abort();
+    });
+  }
+
+  static constexpr uint64_t kFp = 0x5eed;
+
+  World* const world_;
+  const config::CompiledRule* const rule_;
+  const double rate_;
+  const uint64_t offset_ns_;
+  const uint32_t slot_ = 5;
+  uint32_t incarnation_ = 0;
+  shm::BucketsOwner buckets_;
+  std::unique_ptr<Keeper> keeper_;
+  std::optional<uint32_t> id_;
+  uint64_t known_key_ = 0;
+  uint64_t used_ = 0;
+  uint64_t denied_ = 0;
+  uint64_t need_ = 1;
+  uint64_t spent_word_ = 0;
+  bool is_dead_ = false;
+};
+
+// All hosts under one rule, judged against one perfect bucket.
+class KeeperFleet {
+ public:
+  KeeperFleet(size_t hosts, uint64_t limit_per_s, uint64_t burst, uint64_t seed)
+      : world(seed),
+        terms_(*MakeTerms(limit_per_s, 1'000'000, burst, 0)),
+        shadow_(terms_),
+        perfect_(terms_) {
+    rule_.label = "strict";
+    rule_.kind = shm::Kind::kLease;
+    rule_.limit = shm::MakeLimit(limit_per_s, kSecond, burst);
+    world.events.now_ns = kSecond;
+    for (size_t i = 0; i < hosts; ++i) {
+      hosts_.push_back(std::make_unique<KeeperHost>(&world, &rule_));
+    }
+    // The fence of a hash that is new, and the burst after it.
+    (void)host(0).Check(1);
+    Run((3 + burst / limit_per_s) * kSecond, 0);
+  }
+
+  // `per_s`: checks of all hosts, spread by `pick`; Poisson.
+  void Run(
+      uint64_t ns, double per_s, const std::function<size_t()>& pick = nullptr,
+      const std::function<uint64_t()>& cost = [] { return uint64_t{1}; }) {
+    const uint64_t end_ns = world.events.now_ns + ns;
+    uint64_t arrival_ns = per_s > 0 ? NextArrival(per_s) : UINT64_MAX;
+    while (world.events.now_ns < end_ns) {
+      const uint64_t event_ns =
+          world.events.queue.empty() ? UINT64_MAX : world.events.queue.top().at_ns;
+      const uint64_t next_ns = std::min({event_ns, arrival_ns, harvest_ns_, end_ns});
+      world.events.now_ns = std::max(world.events.now_ns, next_ns);
+      if (event_ns == next_ns) {
+        auto run = world.events.queue.top().run;
+        world.events.queue.pop();
+        run();
+      } else if (arrival_ns == next_ns) {
+        Arrive(pick ? pick() : world.Below(hosts_.size()), cost());
+        arrival_ns = NextArrival(per_s);
+      } else if (harvest_ns_ == next_ns) {
+        for (auto& host : hosts_) host->Harvest();
+        harvest_ns_ += kHarvestNs;
+      }
+    }
+  }
+
+  void Arrive(size_t at, uint64_t cost) {
+    if (perfect_.Take(cost, world.events.now_ns)) perfect_admitted += cost;
+    if (!hosts_[at]->Check(cost)) return;
+    admitted += cost;
+    shadow_.Force(cost, world.events.now_ns);
+  }
+
+  // Redis forgets what it was told since `copy`, and another primary serves.
+  void FailOver(const test::LuaRedis::Data& copy) {
+    world.redis.data = copy;
+    ++world.primary;
+  }
+
+  KeeperHost& host(size_t i) { return *hosts_[i]; }
+  uint64_t over() const { return shadow_.over_tokens(); }
+  double used_percent() const {
+    return 100 * static_cast<double>(admitted) / static_cast<double>(perfect_admitted);
+  }
+
+  World world;
+  uint64_t admitted = 0;
+  uint64_t perfect_admitted = 0;
+
+ private:
+  uint64_t NextArrival(double per_s) {
+    return world.events.now_ns +
+           static_cast<uint64_t>(std::exponential_distribution<double>(per_s)(world.random) * 1e9);
+  }
+
+  Terms terms_;
+  config::CompiledRule rule_;
+  accuracy::Bucket shadow_;
+  accuracy::Bucket perfect_;
+  std::vector<std::unique_ptr<KeeperHost>> hosts_;
+  uint64_t harvest_ns_ = kSecond;
+};
+
+}  // namespace sluice::lease
