@@ -130,22 +130,24 @@ TEST(KeeperTest, RefundsAtAnyTimeNeverAddTokens) {
 TEST(KeeperTest, ClientsThatSpendWhileAReportIsMadeAreSeen) {
   int met = 0;
   for (uint64_t seed = 1; seed <= 5; ++seed) {
-    KeeperFleet fleet(2, 1000, 400, seed);
+    KeeperFleet fleet(2, 4000, 400, seed);
     KeeperHost& host = fleet.host(0);
-    fleet.Run(2 * kSecond, 900, [] { return 0; });
+    fleet.Run(2 * kSecond, 3600, [] { return 0; });
     // Idle, it gives back what it holds; a client takes all of it between the keeper's look and its
     // hand in the word, which is where chance is asked a second time.
     uint64_t asked_ns = 0;
     uint64_t spent = 0;
     host.in_between = [&] {
       const uint64_t held = Count(host.word());
-      if (std::exchange(asked_ns, fleet.world.events.now_ns) != asked_ns || held < 20) return;
+      if (std::exchange(asked_ns, fleet.world.events.now_ns) != asked_ns || held < 100) return;
       fleet.Arrive(0, held);
       spent += held;
     };
     for (int i = 0; i < 200 && spent == 0; ++i) fleet.Run(kHarvestNs, 0);
     met += spent != 0 ? 1 : 0;
-    fleet.Run(300 * kMilli, 20'000, [] { return 1; });
+    // Both ask for all that there is: what stood in the word twice would be spent.
+    size_t turn = 0;
+    fleet.Run(300 * kMilli, 80'000, [&turn] { return turn++ % 2; });
     EXPECT_EQ(fleet.over(), 0u) << seed;
   }
   EXPECT_GE(met, 3);
