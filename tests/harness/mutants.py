@@ -38,29 +38,44 @@ def write_mutant(source, code, bug, folder):
     return mutant
 
 
-def link_with(source, mutant, target, folder):
-    """The program `target` of the build with `mutant` in the place of `source`. A header's is seen by
-    the target's own source alone, which is named as the target."""
-    is_header = source.endswith(".h")
-    argv, as_named = _compile_command(f"{target}.cc" if is_header else source)
-    compiled = os.path.join(folder, "mutant.o")
+def compile_mutated(source, folder, mutant=None):
+    """Compiles the source, or `mutant` in its place, with headers in the folder before those of the
+    tree. Returns the object's name in the build, and the new one's."""
+    argv, as_named = _compile_command(source)
     original = argv[argv.index("-o") + 1]
+    compiled = os.path.join(folder, os.path.basename(source) + ".o")
     argv[argv.index("-o") + 1] = compiled
-    if is_header:
-        first = next(i for i, word in enumerate(argv) if word.startswith("-I"))
-        argv.insert(first, f"-I{folder}")  # found before the header as it is
-    else:
+    if mutant:
         argv[argv.index(as_named)] = mutant
-    done = run(argv, COMPILE_TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-2000:]
+    argv.insert(next(i for i, word in enumerate(argv) if word.startswith("-I")), f"-I{folder}")
+    done = run([word for word in argv if word != "-Werror"], COMPILE_TIMEOUT_S)
+    assert done.returncode == 0, f"{source}: {done.stderr[-2000:]}"
+    return original, compiled
+
+
+def link_in_front(target, objects, folder):
+    """The program `target` of the build with these objects, as compile_mutated returns them, in the
+    place of its own or in front of the libraries that hold them."""
     done = run(["ninja", "-t", "commands", target], COMPILE_TIMEOUT_S)
     argv = shlex.split(done.stdout.splitlines()[-1])
     program = os.path.join(folder, os.path.basename(target))
-    argv[argv.index("-o") + 1] = program
-    if original in argv:
-        argv[argv.index(original)] = compiled
-    else:
-        argv[argv.index("-o") + 2:argv.index("-o") + 2] = [compiled]
+    out = argv.index("-o") + 1
+    argv[out] = program
+    for original, compiled in objects:
+        if original in argv:
+            argv[argv.index(original)] = compiled
+        else:
+            argv.insert(out + 1, compiled)
     done = run(argv, COMPILE_TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, f"{target}: {done.stderr[-2000:]}"
     return program
+
+
+def link_with(source, mutant, target, folder):
+    """The program `target` of the build with `mutant` in the place of `source`. A header's is seen by
+    the target's own source alone, which is named as the target."""
+    if source.endswith(".h"):
+        compiled = compile_mutated(f"{target}.cc", folder)
+    else:
+        compiled = compile_mutated(source, folder, mutant)
+    return link_in_front(target, [compiled], folder)

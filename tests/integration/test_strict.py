@@ -76,6 +76,15 @@ def most_over(loads, rate=RATE, burst=BURST):
     return worst
 
 
+def measured(loads, after_s, seconds, **limit):
+    """Ends the loads: what they were allowed in the seconds that begin `after_s` from where all of
+    them ran, and most_over."""
+    reports = [load.finish()[0] for load in loads]
+    begin = max(lines[0]["t_ns"] for lines in reports) + after_s * SECOND_NS
+    used = sum(admitted(lines, begin, begin + seconds * SECOND_NS) for lines in reports)
+    return used, most_over(reports, **limit)
+
+
 def run_loads(stack, daemons, per_s, seconds, wait_ms=0, **descriptors):
     env = {**REPORT, "WAIT_MS": str(wait_ms)} if wait_ms else REPORT
     return [stack.enter_context(Load(d, per_s, seconds, env=env, **descriptors)) for d in daemons]
@@ -85,10 +94,7 @@ def run_loads(stack, daemons, per_s, seconds, wait_ms=0, **descriptors):
 def test_two_hosts_never_admit_more_than_the_limit_and_nearly_all_of_it(server):
     with hosts(server) as daemons, contextlib.ExitStack() as stack:
         loads = run_loads(stack, daemons, 2000, 12, user="u")
-        reports = [load.finish()[0] for load in loads]
-        begin = max(lines[0]["t_ns"] for lines in reports) + 3 * SECOND_NS
-        used = sum(admitted(lines, begin, begin + 8 * SECOND_NS) for lines in reports)
-        over = most_over(reports)
+        used, over = measured(loads, 3, 8)
         print(f"8 s: {used} of {8 * RATE}; most over any window: {over:.1f}")
         assert over <= 0
         assert used >= 0.95 * 8 * RATE
@@ -98,10 +104,7 @@ def test_two_hosts_never_admit_more_than_the_limit_and_nearly_all_of_it(server):
 def test_callers_that_wait_use_a_low_limit_of_many_hosts_in_full(server):
     with hosts(server, count=4, rate=10, burst=10) as daemons, contextlib.ExitStack() as stack:
         loads = run_loads(stack, daemons, 5, 16, wait_ms=25, user="u")
-        reports = [load.finish()[0] for load in loads]
-        begin = max(lines[0]["t_ns"] for lines in reports) + 5 * SECOND_NS
-        used = sum(admitted(lines, begin, begin + 10 * SECOND_NS) for lines in reports)
-        over = most_over(reports, rate=10, burst=10)
+        used, over = measured(loads, 5, 10, rate=10, burst=10)
         print(f"10 s: {used} of 100; most over any window: {over:.1f}")
         assert over <= 0
         assert used >= 90
@@ -114,10 +117,7 @@ def test_killed_daemons_never_let_a_token_be_spent_twice(server):
         for n in range(6):
             wait_until(lambda n=n: len(loads[0].lines()) > 300 + 300 * n, 30, "the load runs")
             daemons[n % 2].kill_worker()
-        reports = [load.finish()[0] for load in loads]
-        begin = max(lines[0]["t_ns"] for lines in reports) + 3 * SECOND_NS
-        used = sum(admitted(lines, begin, begin + 10 * SECOND_NS) for lines in reports)
-        over = most_over(reports)
+        used, over = measured(loads, 3, 10)
         print(f"10 s: {used} of {10 * RATE}; most over any window: {over:.1f}")
         assert over <= 0
         assert used >= 0.5 * 10 * RATE, "and they come back"

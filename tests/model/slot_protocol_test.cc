@@ -2,11 +2,10 @@
 // shared access. Invariants I1 to I5 are stated there; each check names the ones it looks at.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "shm/bucket.h"
 #include "shm/slot_table.h"
 #include "shm/take.h"
+#include "tests/model/expect_clean.h"
 #include "tests/model/explorer.h"
 
 namespace sluice::model {
@@ -14,12 +13,6 @@ namespace {
 
 constexpr uint64_t kSecond = 1'000'000'000;
 constexpr uint64_t kNow = 1000 * kSecond;
-// MODEL_STATES goes further than the tests have time for, or less far.
-constexpr uint64_t kUsualStates = 2'000'000;
-const uint64_t kMaxStates = [] {
-  const char* const wanted = getenv("MODEL_STATES");
-  return wanted != nullptr ? strtoull(wanted, nullptr, 10) : kUsualStates;
-}();
 constexpr uint32_t kCapacity = 8;  // two groups: every key's neighbourhood is the whole table
 using Table = shm::SlotTable<Cell>;
 using ModelSlot = shm::BasicSlot<Cell>;
@@ -174,16 +167,6 @@ class World {
   int64_t taken_ = 0;
 };
 
-// `bounded`: too many states to visit all; the first kMaxStates must be clean.
-void ExpectClean(Scenario scenario, const char* name, bool bounded = false) {
-  const Exploration e = Explorer(std::move(scenario)).Run(kMaxStates);
-  EXPECT_EQ(e.failure, "") << "schedule " << e.schedule;
-  EXPECT_TRUE(e.complete || bounded || kMaxStates < kUsualStates) << "bound reached";
-  EXPECT_GT(e.ends, 0u);
-  printf("%s: %lu states, %lu ends, %s\n", name, e.states, e.ends,
-         e.complete ? "complete" : "bounded");
-}
-
 int KilledCount(const std::vector<bool>& killed) {
   return static_cast<int>(std::count(killed.begin(), killed.end(), true));
 }
@@ -211,7 +194,7 @@ Scenario TwoClaimersOfOneKey(World& w, uint32_t max_kills) {
   s.max_kills = max_kills;
   s.check = [&w](const std::vector<bool>& killed) -> std::string {
     const int before = w.admitted_[0] + w.admitted_[1];
-    const std::string rest = w.AtRest({kKeyA});
+    std::string rest = w.AtRest({kKeyA});
     if (!rest.empty()) return rest;
     // The burst is 2; a claimer killed between steps 4 and 5 leaves one extra burst.
     const int bound = 2 + 2 * KilledCount(killed);
@@ -270,7 +253,7 @@ TEST(SlotProtocolModel, TwoClaimersOfOneSlotGiveItToOne) {
   World w({3});
   Scenario s = TwoClaimersOfOneSlot(w, [] {});
   s.check = [&w, check = s.check](const std::vector<bool>& killed) -> std::string {
-    const std::string wrong = check(killed);
+    std::string wrong = check(killed);
     if (!wrong.empty()) return wrong;
     if (shm::used::Gen(w.slots_[3].used.value) != shm::key::Gen(w.slots_[3].key.value)) {
       return "use carries another tenant's gen";

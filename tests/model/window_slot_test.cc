@@ -4,8 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
+#include "tests/model/expect_clean.h"
 #include "tests/model/explorer.h"
 
 namespace sluice::model {
@@ -15,11 +14,6 @@ using shm::Kind;
 namespace window = shm::window;
 
 constexpr uint64_t kSecond = 1'000'000'000;
-constexpr uint64_t kUsualStates = 2'000'000;
-const uint64_t kMaxStates = [] {
-  const char* const wanted = getenv("MODEL_STATES");
-  return wanted != nullptr ? strtoull(wanted, nullptr, 10) : kUsualStates;
-}();
 constexpr uint32_t kCapacity = 8;
 constexpr uint32_t kSlot = 2;
 constexpr uint16_t kGen = 3;
@@ -137,16 +131,6 @@ class World {
   Cell counters_[shm::kCounters];
   Admitted admitted_[3];
 };
-
-// `bounded`: too many states to visit all; the first kMaxStates must be clean.
-void ExpectClean(Scenario scenario, const char* name, bool bounded = false) {
-  const Exploration e = Explorer(std::move(scenario)).Run(kMaxStates);
-  EXPECT_EQ(e.failure, "") << "schedule " << e.schedule;
-  EXPECT_TRUE(e.complete || bounded || kMaxStates < kUsualStates) << "bound reached";
-  EXPECT_GT(e.ends, 0u);
-  printf("%s: %lu states, %lu ends, %s\n", name, e.states, e.ends,
-         e.complete ? "complete" : "bounded");
-}
 
 bool IsAnyKilled(const std::vector<bool>& killed) {
   return std::find(killed.begin(), killed.end(), true) != killed.end();

@@ -6,17 +6,13 @@ check that it should; one that passes has survived, and then the simulation sees
 """
 
 import concurrent.futures
-import json
 import os
-import shlex
-import subprocess
 
 import pytest
 
-from harness.sluice import ROOT, build_dir
+from harness.mutants import compile_mutated, link_in_front, run, write_mutant
 
 SUITE_TIMEOUT_S = 900
-COMPILE_TIMEOUT_S = 300
 RUN_TIMEOUT_S = 300
 SEEDS = 400
 
@@ -74,55 +70,13 @@ MUTANTS = {
 }
 
 
-def link_command():
-    """The words that link the program, as Ninja would."""
-    done = subprocess.run(["ninja", "-C", build_dir(), "-t", "commands",
-                           "tests/simulation/simulate"], capture_output=True, text=True, check=True)
-    return shlex.split(done.stdout.splitlines()[-1])
-
-
-def compile_command(source):
-    with open(os.path.join(build_dir(), "compile_commands.json"), encoding="utf-8") as file:
-        for entry in json.load(file):
-            if os.path.realpath(os.path.join(entry["directory"], entry["file"])) == \
-                    os.path.join(os.path.realpath(ROOT), source):
-                return shlex.split(entry["command"]), entry["file"]
-    raise AssertionError(f"nothing compiles {source}")
-
-
-def run(argv, timeout_s):
-    return subprocess.run(argv, cwd=build_dir(), capture_output=True, text=True, timeout=timeout_s,
-                          check=False)
-
-
 def build_and_run(folder, name):
     _, file, code, bug, sources = MUTANTS[name]
     root = os.path.join(folder, name)
-    mutant = os.path.join(root, file)
-    os.makedirs(os.path.dirname(mutant))
-    with open(os.path.join(ROOT, file), encoding="utf-8") as source:
-        text = source.read()
-    assert text.count(code) == 1, f"{name}: {file} has changed; {text.count(code)} places match"
-    with open(mutant, "w", encoding="utf-8") as out:
-        out.write(text.replace(code, bug))
-    objects = []
-    for source in sources:
-        argv, as_named = compile_command(source)
-        target = os.path.join(root, os.path.basename(source) + ".o")
-        argv[argv.index("-o") + 1] = target
-        argv[argv.index(as_named)] = mutant if source == file else as_named
-        # In front: the changed header is met before the one as it is.
-        first = next(i for i, word in enumerate(argv) if word.startswith("-I"))
-        argv[first:first] = [f"-I{root}"]
-        done = run([word for word in argv if word != "-Werror"], COMPILE_TIMEOUT_S)
-        assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
-        objects.append(target)
-    argv = link_command()
-    program = os.path.join(root, "simulate")
-    argv[argv.index("-o") + 1] = program
-    argv[argv.index("-o") + 2:argv.index("-o") + 2] = objects
-    done = run(argv, COMPILE_TIMEOUT_S)
-    assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
+    mutant = write_mutant(file, code, bug, root)
+    objects = [compile_mutated(source, root, mutant if source == file else None)
+               for source in sources]
+    program = link_in_front("tests/simulation/simulate", objects, root)
     return run([program, "--seeds", str(SEEDS), "--fail-fast"], RUN_TIMEOUT_S)
 
 
