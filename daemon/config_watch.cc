@@ -21,7 +21,11 @@ absl::Status ConfigWatch::Start(const std::string& path) {
   if (inotify_add_watch(inotify_.get(), folder.c_str(), IN_CLOSE_WRITE | IN_MOVED_TO) < 0) {
     return absl::ErrnoToStatus(errno, folder);
   }
-  return loop_->Add(inotify_.get(), EPOLLIN, [this](uint32_t) { OnEvents(); });
+  const absl::Status status =
+      loop_->Add(inotify_.get(), EPOLLIN, [this](uint32_t) { OnEvents(); });
+  // What was written between its reading and now has made no event.
+  if (status.ok()) LookSoon();
+  return status;
 }
 
 // Which name changed does not matter: a look at an unchanged file costs little, and a link that
@@ -30,6 +34,10 @@ void ConfigWatch::OnEvents() {
   alignas(inotify_event) char events[4096];
   while (read(inotify_.get(), events, sizeof events) > 0) {
   }
+  LookSoon();
+}
+
+void ConfigWatch::LookSoon() {
   loop_->Cancel(timer_);
   timer_ = loop_->After(kSettleNs, [this](uint64_t) { changed_(); });
 }

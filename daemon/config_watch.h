@@ -20,11 +20,13 @@ class ConfigWatch {
       : loop_(loop), changed_(std::move(changed)) {}
   ~ConfigWatch();
 
-  // Watches the directory of `path`. Not fatal where it fails: SIGHUP still reloads.
+  // Watches the directory of `path`, and has the file looked at once soon, for what was written
+  // before. Not fatal where it fails: SIGHUP still reloads.
   absl::Status Start(const std::string& path);
 
  private:
   void OnEvents();
+  void LookSoon();
 
   admin::EventLoop* loop_;
   std::function<void()> changed_;

@@ -5,6 +5,7 @@ import pytest
 from chaos import rows
 
 SUITE_TIMEOUT_S = 600
+SUITE_WAITS = True
 NAMES = ["user-deleted", "slots-migrated-and-back", "connections-killed-in-a-loop",
          "daemon-upgraded", "cut-in-mid-reply", "garbage-down"]
 

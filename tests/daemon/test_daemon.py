@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -144,6 +145,16 @@ def test_a_changed_file_is_taken_over_by_itself():
         # The first check heals the word of the smaller limit; then the larger one refills.
         allowed(daemon, "ann")
         assert allowed(daemon, "ann", 4) == 4
+
+
+@pytest.mark.parametrize("after_s", [0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1])
+def test_a_file_that_changes_during_the_start_is_taken_over(after_s):
+    with Daemon(RULES, wait=False) as daemon:
+        time.sleep(after_s)
+        daemon.write_config(LARGER)
+        daemon.wait_for(lambda: daemon.status() is not None, START_DEADLINE_S, "answers")
+        daemon.wait_for(lambda: daemon.rules()["rules"][0]["burst"] == 1000, RELOAD_DEADLINE_S,
+                        "the larger burst")
 
 
 def test_a_bad_file_leaves_the_running_limits_and_says_so():

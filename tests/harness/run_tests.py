@@ -24,7 +24,8 @@ PYTHON = "/usr/bin/python3"
 # that others load, is a failure.
 RUN_DEADLINE_S = 45 * 60
 BUILD_TIMEOUT_S = 25 * 60
-# A Python file's cases together; a file that needs more says SUITE_TIMEOUT_S = seconds.
+# A Python file's cases together; a file that needs more says SUITE_TIMEOUT_S = seconds, and one that
+# mostly sleeps SUITE_WAITS = True.
 PYTEST_TIMEOUT_S = 600
 LINT_TIMEOUT_S = 1200
 # A gtest program that sets no bound of its own (timeout: 0) gets this one.
@@ -136,11 +137,12 @@ class Plan:
             # GoogleTest programs obey the variable, whatever protocol the test was declared with.
             report = os.path.join(folder, "test-logs", re.sub(r"\W+", "-", name) + ".xml")
             env["GTEST_OUTPUT"] = f"xml:{report}"
-            # Those that start servers of their own get the machine for themselves.
-            parallel = test.get("is_parallel", True) and "integration" not in groups
+            # Those that start servers of their own wait for them most of the time.
+            waits = "integration" in groups
+            parallel = test.get("is_parallel", True) and not waits
             suites.append(Suite(name, argv, report=report, env=env, cwd=test.get("workdir"),
                                 may_report=test.get("protocol") != "gtest", timeout_s=timeout,
-                                parallel=parallel))
+                                parallel=parallel, waits=waits))
         return suites
 
     def python_suites(self):
@@ -160,7 +162,8 @@ class Plan:
                 suites.append(Suite(name, argv, report=report, cwd=ROOT,
                                     env={"SLUICE_BUILD": self.build_dir(),
                                          "PYTHONDONTWRITEBYTECODE": "1"},
-                                    timeout_s=_own_timeout(path)))
+                                    timeout_s=int(_own(path, "TIMEOUT_S", PYTEST_TIMEOUT_S)),
+                                    waits=_own(path, "WAITS", "False") == "True"))
         return suites
 
     def lint_suites(self):
@@ -171,8 +174,10 @@ class Plan:
                     "--junit", report, check]
             if self.args.quick:
                 argv.append("--quick")
+            # clang-tidy's minutes fit into the time in which others wait.
+            idle = check == "tidy"
             suites.append(Suite(f"lint/{check}", argv, report=report, cwd=ROOT,
-                                timeout_s=LINT_TIMEOUT_S))
+                                timeout_s=LINT_TIMEOUT_S, waits=idle, idle=idle))
         return suites
 
     def skip(self, name):
@@ -215,10 +220,11 @@ class Plan:
         return 1 if failed else 0
 
 
-def _own_timeout(path):
+def _own(path, name, default):
+    """What the file itself says as SUITE_<name>."""
     with open(path, encoding="utf-8") as file:
-        found = re.search(r"^SUITE_TIMEOUT_S = (\d+)", file.read(), re.MULTILINE)
-    return int(found[1]) if found else PYTEST_TIMEOUT_S
+        found = re.search(rf"^SUITE_{name} = (\w+)$", file.read(), re.MULTILINE)
+    return found[1] if found else default
 
 
 def _without_aslr():

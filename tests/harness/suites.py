@@ -16,6 +16,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # A process whose parent is gone needs a moment to get its parent-death signal.
+WAITING_JOBS = 3
 ORPHAN_GRACE_S = 3.0
 # Lines of a failed suite's output that are shown; all of it is in the log.
 SHOWN_LINES = 60
@@ -40,11 +41,13 @@ class Suite:
     """A command and how to count it.
 
     `report` is the JUnit file that it writes; with `may_report` it may write none, and is then one
-    case, which its exit code decides.
+    case, which its exit code decides. `parallel`: beside others, one for each processor. `waits`:
+    it mostly sleeps, so some of these go side by side. `idle`: it takes what processor time the
+    others leave.
     """
 
     def __init__(self, name, argv, *, report=None, may_report=False, env=None, cwd=None,
-                 timeout_s=600, parallel=False):
+                 timeout_s=600, parallel=False, waits=False, idle=False):
         self.name = name
         self.argv = argv
         self.report = report
@@ -53,6 +56,8 @@ class Suite:
         self.cwd = cwd
         self.timeout_s = timeout_s
         self.parallel = parallel
+        self.waits = waits
+        self.idle = idle
 
 
 def read_report(path, result):
@@ -94,6 +99,17 @@ def _tail(path, lines=SHOWN_LINES):
         return []
 
 
+def _take_the_rest():
+    """Puts the calling process behind all others that want a processor."""
+    os.nice(19)
+    try:
+        # Where the kernel shares time between sessions first, niceness counts within one only.
+        with open("/proc/self/autogroup", "w", encoding="ascii") as file:
+            file.write("19")
+    except OSError:
+        pass
+
+
 def _is_gtest(log_path):
     with open(log_path, "rb") as file:
         return b"[==========] Running " in file.read()
@@ -113,6 +129,8 @@ class _Running:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(127)
+            if suite.idle:
+                _take_the_rest()
 
         with open(log_path, "wb") as log:
             self.popen = subprocess.Popen(
@@ -167,10 +185,12 @@ class Runner:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def run(self, suites, deadline):
-        """Runs them all, the parallel ones first; those not begun by `deadline` are failures."""
-        together = [suite for suite in suites if suite.parallel]
-        alone = [suite for suite in suites if not suite.parallel]
-        for batch, jobs in ((together, self._jobs), (alone, 1)):
+        """Runs them all, those that go beside others first; those not begun by `deadline` fail."""
+        parallel = [suite for suite in suites if suite.parallel]
+        waits = [suite for suite in suites if suite.waits]
+        waits.sort(key=lambda suite: not suite.idle)  # it takes long
+        alone = [suite for suite in suites if not suite.parallel and not suite.waits]
+        for batch, jobs in ((parallel, self._jobs), (waits, WAITING_JOBS), (alone, 1)):
             waiting = list(batch)
             while waiting or self._running:
                 while waiting and len(self._running) < jobs:

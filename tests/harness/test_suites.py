@@ -112,11 +112,34 @@ def test_what_has_not_begun_when_the_time_is_up_is_a_failure(tmp_path):
 
 def test_a_process_that_outlives_its_suite_is_ended_and_is_a_failure(tmp_path):
     pid_file = tmp_path / "pid"
-    seen = outcome(tmp_path, shell("leaky", f"setsid sleep 600 & echo $! > {pid_file}; exit 0"))
+    # It ends once the other has left its session: before that, it would be ended with it.
+    seen = outcome(tmp_path, shell("leaky", f"setsid sh -c 'echo $$ > {pid_file}; exec sleep 600' & "
+                                   f"for _ in $(seq 500); do test -s {pid_file} && exit 0; "
+                                   "sleep 0.01; done; exit 1"))
     passed, _, failures = seen["leaky"]
     assert passed == 1
     assert len(failures) == 1 and failures[0][0] == "left behind"
     assert not is_running(pid_file.read_text().strip())
+
+
+def meets(tmp_path, own, other):
+    """A script that ends well only when one like it, with the names exchanged, runs beside it."""
+    return (f"touch {tmp_path}/{own}; for _ in $(seq 100); do "
+            f"test -e {tmp_path}/{other} && sleep 0.2 && exec rm {tmp_path}/{own}; "
+            "sleep 0.05; done; exit 1")
+
+
+def test_suites_that_wait_go_side_by_side_and_others_by_themselves(tmp_path):
+    seen = outcome(tmp_path, shell("alone", f"test -z \"$(ls {tmp_path}/*.here)\""),
+                   shell("a", meets(tmp_path, "a.here", "b.here"), waits=True),
+                   shell("b", meets(tmp_path, "b.here", "a.here"), waits=True))
+    assert seen == {"alone": [1, 0, []], "a": [1, 0, []], "b": [1, 0, []]}
+
+
+def test_an_idle_suite_is_behind_the_others(tmp_path):
+    assert outcome(tmp_path, shell("idle", "test $(nice) = 19", waits=True, idle=True),
+                   shell("other", f"test $(nice) = {os.nice(0)}")) == {
+        "idle": [1, 0, []], "other": [1, 0, []]}
 
 
 def write_project(folder):

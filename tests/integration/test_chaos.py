@@ -13,6 +13,7 @@ from harness.sluice import Daemon, binary, ctl, wait_until
 from harness.load import Load, counted
 
 SUITE_TIMEOUT_S = 400
+SUITE_WAITS = True
 pytestmark = pytest.mark.timeout_s(120)
 
 CONFIG = """

@@ -9,6 +9,7 @@ from harness.sluice import Daemon, wait_until
 
 from harness.load import Load, admitted, counted
 
+SUITE_WAITS = True
 SECOND_NS = 1_000_000_000
 
 CONFIG = """
