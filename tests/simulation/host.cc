@@ -11,14 +11,15 @@
 #include "shm/bucket_name.h"
 #include "shm/key_text.h"
 #include "shm/take.h"
+#include "shm/window_slot.h"
 
 namespace sluice::simulation {
 namespace {
 
 constexpr uint64_t kCapacity = 256;
 constexpr uint64_t kGraceNs = 2 * kSecond;
-constexpr uint64_t kMaxDebtNs = 10 * kSecond;
-constexpr size_t kRulesMost = 5;  // of one host at any time
+constexpr uint64_t kMaxDebtNs = 30 * kSecond;  // two lengths of the longest window
+constexpr size_t kRulesMost = 7;               // of one host at any time
 constexpr uint64_t kRetryRulesNs = 200 * kMs;
 constexpr uint64_t kGiveBackMostNs = 2 * kSecond;
 constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
@@ -252,25 +253,33 @@ void Host::Check() {
       random_.Chance(kill_chance_) ? static_cast<Death>(random_.Between(1, 3)) : Death::kNone;
   killed_clients_ += death != Death::kNone ? 1 : 0;
   Clock::now_ns = NowNs();
-  const uint64_t hash = shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1);
+  const uint64_t hash = shm::HashOfKind(
+      shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1), rule.kind);
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
   const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
                            .tau_ns = rule.limit.tau_ns,
                            .debt_max_ns = rule.limit.debt_max_ns,
                            .tokens = tokens,
-                           .commit = true};
+                           .dearer_q16 = 0,
+                           .admit_always = false,
+                           .commit = true,
+                           .kind = rule.kind,
+                           .limit = &rule.limit};
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     bool claimed = false;
-    const uint32_t slot = table.FindOrClaim(hash, shm::Kind::kTokenBucket, 0,
-                                            {Clock::now_ns, kGraceNs, kMaxDebtNs}, &claimed);
+    const uint32_t slot =
+        table.FindOrClaim(hash, rule.kind, 0, {Clock::now_ns, kGraceNs, kMaxDebtNs}, &claimed);
     if (slot == shm::kNoSlot) return;
     if (claimed && death == Death::kBeforeText) return;
     if (claimed) StoreName(slot, rule.label, value);
     shm::RequestTime<Clock> time(false, 0);
     shm::Seen seen;
+    const uint64_t fp = shm::FingerprintOf(hash);
     const shm::Outcome outcome =
-        shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table, &seen);
+        shm::IsWindow(rule.kind) ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot], fp,
+                                                            charge, time, table, &seen)
+                                 : shm::CheckSlot(b.slots()[slot], fp, charge, time, table, &seen);
     if (outcome == shm::Outcome::kLost) continue;
     if (outcome != shm::Outcome::kAllowed) {
       shm::AddDenied(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, 1);
@@ -287,8 +296,9 @@ void Host::Check() {
     if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, rule.label, value);
     if (random_.Chance(options_.give_back)) {
       timeline_->After(random_.Below(kGiveBackMostNs),
-                       [this, spent = Spent{slot, tokens, seen.gen, seen.verdict.new_ns,
-                                            charge.cost_ns, std::move(text)}] { GiveBack(spent); });
+                       [this, spent = Spent{rule.kind, shm::window::ScaleOf(rule.limit.limit), slot,
+                                            tokens, seen.gen, seen.verdict.new_ns, charge.cost_ns,
+                                            std::move(text)}] { GiveBack(spent); });
     }
     return;
   }
@@ -299,7 +309,12 @@ void Host::GiveBack(const Spent& spent) {
   if (!checking_ || is_paused()) return;
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::Slot& slot = b.slots()[spent.slot];
-  if (!shm::RefundSlot(slot, 0, spent.gen, spent.new_ns, spent.cost_ns, NowNs())) return;
+  const bool is_back =
+      shm::IsWindow(spent.kind)
+          ? shm::window::RefundWindow(slot, 0, spent.gen, spent.new_ns,
+                                      shm::window::RefundUnits(spent.tokens, spent.scale), NowNs())
+          : shm::RefundSlot(slot, 0, spent.gen, spent.new_ns, spent.cost_ns, NowNs());
+  if (!is_back) return;
   if (random_.Chance(kill_chance_)) {
     ++killed_clients_;
     return;

@@ -106,6 +106,8 @@ class Host {
   enum class Death : uint8_t { kNone, kBeforeText, kBeforeUse, kBeforeMark };
   // What a client needs for a refund.
   struct Spent {
+    shm::Kind kind = shm::Kind::kTokenBucket;
+    int scale = 0;  // of a window
     uint32_t slot = 0;
     uint32_t tokens = 0;
     uint16_t gen = 0;

@@ -25,6 +25,13 @@ config::RuleConfig Rule(const std::string& name, uint64_t limit, uint64_t period
   return rule;
 }
 
+config::RuleConfig Window(const std::string& name, shm::Kind kind, uint64_t limit,
+                          uint64_t period_ns) {
+  config::RuleConfig rule = Rule(name, limit, period_ns, limit);
+  rule.kind = kind;
+  return rule;
+}
+
 // The parts of one run, in the order in which they are made.
 class Simulation {
  public:
@@ -92,7 +99,9 @@ class Simulation {
     redis.password = cluster_options_.password;
     redis.flush_interval_ns = random_.Between(1, 4) * 100 * kMs;
     config.rules = {Rule("per-user", 200, kSecond, 100), Rule("per-org", 3000, 60 * kSecond, 300),
-                    Rule("per-day", 100'000, 3600 * kSecond, 2000)};
+                    Rule("per-day", 100'000, 3600 * kSecond, 2000),
+                    Window("fixed", shm::Kind::kFixedWindow, 500, 2 * kSecond),
+                    Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond)};
     // Two machines made from one image: nothing may depend on the name.
     const bool same_names = random_.Chance(0.3);
     const bool give_back = random_.Chance(0.6);
