@@ -82,6 +82,29 @@ Contenders CheckDenyKeyed() {
           KeyedCheck("with_decision_ns", "exhausted", true)};
 }
 
+// The daemon's store into the word is a part of the row, once in kHotUnits checks.
+Contender Lent(const Contender& row) {
+  row.run(1);
+  return {row.name, [run = row.run](uint64_t n) {
+            Stage::Get().Lend("strict");
+            run(n);
+          }};
+}
+
+Contenders CheckStrictHandle() {
+  return {Lent(HandleCheck("ns", "lent")), HandleCheck("beside_ns", "precise")};
+}
+
+Contenders CheckStrictKeyed() {
+  return {Lent(KeyedCheck("ns", "strict")), KeyedCheck("beside_ns", "precise")};
+}
+
+Contenders CheckWindow(const char* descriptor) {
+  const Contender row = HandleCheck("ns", descriptor);
+  row.run(1);
+  return {row, HandleCheck("beside_ns", "precise")};
+}
+
 // The request of the row and of its floor.
 struct ThreeRules {
   static constexpr char kTenant[] = "acme";
@@ -228,6 +251,10 @@ constexpr CheckRow kRows[] = {
     {"check_three_rules", kHotUnits / 2, 1, CheckThreeRules},
     {"check_deny", kHotUnits, 1, CheckDeny},
     {"check_deny_keyed", kHotUnits, 1, CheckDenyKeyed},
+    {"check_strict_handle", kHotUnits, 1, CheckStrictHandle},
+    {"check_strict_keyed", kHotUnits, 1, CheckStrictKeyed},
+    {"check_fixed_window", kHotUnits, 1, [] { return CheckWindow("fixed"); }},
+    {"check_sliding_window", kHotUnits, 1, [] { return CheckWindow("sliding"); }},
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},
     {"check_cold_1m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Get()); }},
     {"check_cold_1m_batch16", kColdUnits, 16, [] { return CheckColdBatch<16>(Stage::Get()); }},

@@ -5,12 +5,18 @@
 #include <cstring>
 #include <random>
 
+#include "shm/clock.h"
+#include "shm/credits.h"
+#include "shm/kinds.h"
+#include "shm/slot_table.h"
+
 namespace sluice::bench {
 namespace {
 
 // Limits that hot checks never reach and that the coarse clock serves, and one long exhausted. A
 // cold bucket stays occupied for a minute after each check: none takes another's slot.
 constexpr char kRules[] = R"(
+redis: {addresses: "none:1"}
 rules:
   - {name: hot, key: [id], limit: 1000000000/s}
   - {name: exhausted, key: [spent], limit: 10 per 1h}
@@ -22,7 +28,12 @@ rules:
   - {name: per-user, key: [user], limit: 1000000000/s}
   - {name: per-tenant, key: [tenant], limit: 1000000000/s}
   - {name: per-ip, key: [ip], limit: 1000000000/s}
+  - {name: precise, key: [precise], limit: 1000000000/s, burst: 1000}
+  - {name: fixed, key: [fixed], limit: 1000000000 per 1s, algorithm: fixed_window}
+  - {name: sliding, key: [sliding], limit: 1000000000 per 1s, algorithm: sliding_window}
+  - {name: strict, key: [lent], limit: 1000000/s, consistency: strict}
 )";
+constexpr uint64_t kLentForNs = 60'000'000'000;
 constexpr uint32_t kAttachMs = 5000;
 
 }  // namespace
@@ -86,6 +97,21 @@ sluice_rule_t* Stage::Rule(const char* label) const {
   sluice_rule_t* rule = nullptr;
   Require(sluice_rule_bind(client_, label, &rule) == 0, label);
   return rule;
+}
+
+void Stage::Lend(const char* label) {
+  const config::CompiledRule* const rule = served_.rules().Find(label);
+  Require(rule != nullptr, label);
+  const uint64_t hash = shm::HashOfKind(
+      shm::HashValue(served_.control().info().hash_key, {kKey, kKeyBytes}, rule->hash_seed),
+      rule->kind);
+  const shm::MappedBuckets& b = served_.buckets();
+  shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+  const uint32_t slot = table.Find(hash);
+  Require(slot != shm::kNoSlot, "the bucket that is to be lent to is not there");
+  // As after a renewal.
+  b.slots()[slot].word.store(
+      shm::credits::Make(shm::MonotonicClock::PreciseNs() + kLentForNs, 0, shm::credits::kMax));
 }
 
 const char* Stage::NextCold(uint64_t n) {

@@ -40,6 +40,9 @@ class Stage {
   // A handle on the one descriptor `name` with kKey; a bound rule. For the life of the process.
   sluice_handle_t* Handle(const char* name) const;
   sluice_rule_t* Rule(const char* label) const;
+  // Fills the word of the strict rule `label` and kKey, which has been checked once, with the most
+  // credits that it holds.
+  void Lend(const char* label);
   FloorRule Floor(const char* label) { return FloorOf(served_, label); }
 
   // `n` keys of kKeyBytes each, in random order; each call goes on where the last one ended. The
