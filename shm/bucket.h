@@ -216,23 +216,27 @@ inline bool TakeBackUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint
   return taken_back;
 }
 
-// Adds n denials to the slot's cell, for the tenant `gen`, and marks the slot dirty: shares count
-// attempts, and people want to see who is blocked. Pairs with TakeDenied() in seq_cst, as AddUse()
-// with TakeUse(); the first load orders nothing, the CAS looks again.
-template <class Cell>
-inline void AddDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index, uint16_t gen,
-                      uint64_t n) {
+// Puts what `next` makes of the cell's count into it, for the tenant `gen`, and marks the slot
+// dirty: shares count attempts, and people want to see who is blocked. Pairs with TakeDenied() in
+// seq_cst, as AddUse() with TakeUse(); the first load orders nothing, the CAS looks again.
+template <class Cell, class Next>
+inline void CountDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index,
+                        uint16_t gen, Next next) {
   uint64_t d = cell.load(std::memory_order_relaxed);
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
     const uint64_t count = denied::Gen(d) == gen ? denied::Count(d) : 0;
-    if (cell.compare_exchange_weak(d, denied::Make(gen, count + n), std::memory_order_seq_cst)) {
+    if (cell.compare_exchange_weak(d, denied::Make(gen, next(count)), std::memory_order_seq_cst)) {
       break;
     }
   }
-  if ((slot.aux.load(std::memory_order_seq_cst) & aux::kDirty) == 0) {
-    slot.aux.fetch_or(aux::kDirty, std::memory_order_seq_cst);
-    dirty[index / 64].fetch_or(1ull << (index % 64), std::memory_order_seq_cst);
-  }
+  if ((slot.aux.load(std::memory_order_seq_cst) & aux::kDirty) == 0) MarkDirty(slot, dirty, index);
+}
+
+// Adds n denials.
+template <class Cell>
+inline void AddDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index, uint16_t gen,
+                      uint64_t n) {
+  CountDenied(slot, cell, dirty, index, gen, [n](uint64_t count) { return count + n; });
 }
 
 // The same for a lease: the cell keeps the tokens that were asked for in vain, and the largest cost
@@ -240,14 +244,9 @@ inline void AddDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t i
 template <class Cell>
 inline void AddWanted(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index, uint16_t gen,
                       uint64_t tokens) {
-  uint64_t d = cell.load(std::memory_order_relaxed);
-  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-    const uint64_t count = denied::Gen(d) == gen ? denied::Count(d) : 0;
-    const uint64_t next =
-        wanted::Make(wanted::Tokens(count) + tokens, std::max(wanted::Largest(count), tokens));
-    if (cell.compare_exchange_weak(d, denied::Make(gen, next), std::memory_order_seq_cst)) break;
-  }
-  if ((slot.aux.load(std::memory_order_seq_cst) & aux::kDirty) == 0) MarkDirty(slot, dirty, index);
+  CountDenied(slot, cell, dirty, index, gen, [tokens](uint64_t count) {
+    return wanted::Make(wanted::Tokens(count) + tokens, std::max(wanted::Largest(count), tokens));
+  });
 }
 
 }  // namespace sluice::shm
