@@ -9,8 +9,10 @@ namespace {
 
 constexpr double kManyHosts = 0.95;  // of the burst: a whole token each is no longer there
 constexpr double kSecond = 1e9;
-constexpr uint64_t kColdTarget = 8;   // at most, for demand that is not known yet
-constexpr double kWaitRate = 10;      // tokens/s; slower hosts hold nothing where callers wait
+constexpr uint64_t kColdTarget = 8;    // at most, for demand that is not known yet
+constexpr uint64_t kRisingTarget = 4;  // at least, where credits went sooner than expected
+constexpr uint64_t kLeastLow = 2;  // credits left at which more is asked for, however slow it was
+constexpr double kWaitRate = 10;   // tokens/s; slower hosts hold nothing where callers wait
 constexpr double kLevelLeft = 0.005;  // of the burst at Redis: who holds a token takes none away
 constexpr double kNearlyFull = 0.9;   // of the burst in level and out: refill is being lost
 // An overload begins above the one and ends below the other, of the limit.
@@ -169,7 +171,8 @@ uint64_t Lease::Target(uint64_t now_ns, const RoundTrip& rtt) const {
         -std::log(1 - 0.99 * std::min(1.0, burst / hosts)) / (all_demand_ / hosts) * kSecond;
     return static_cast<double>(idle_ns) <= hold_ns ? target + 1 : target;
   }
-  return hosts > 0.6 * burst && !many ? target : target + 1;
+  if (hosts > 0.6 * burst && !many) return target;
+  return (early_ ? std::max(target, kRisingTarget) : target) + 1;
 }
 
 // Nothing is held where a caller can wait for the call that fetches its token, and a token that is
@@ -288,8 +291,8 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   hosts_ = std::max<uint64_t>(1, grant.hosts);
   const double lead_ns = std::min(rtt.lead_ns(), kLeadPart * static_cast<double>(sync_ns_));
   const double lead = demand_.rate() * Seconds(lead_ns);
-  low_water_ = static_cast<uint64_t>(
-      std::min(lead + 1.5 * std::sqrt(lead) + 0.5, static_cast<double>(target_) / 2));
+  low_water_ = std::min(
+      std::max(static_cast<uint64_t>(lead + 1.5 * std::sqrt(lead) + 0.5), kLeastLow), target_ / 2);
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
   // Who was denied meanwhile did not know of these credits; do they suffice?
   early_ = denied_ > 0 && credits_ <= low_water_ && !Blocked(now_ns);
