@@ -171,7 +171,10 @@ uint64_t Keeper::Tick(uint64_t now_ns) {
   for (uint32_t shard = 0; shard < shards_.size(); ++shard) {
     Flush(shard, now_ns);
     const Shard& s = shards_[shard];
-    if (s.session != nullptr) next_ns = std::min(next_ns, s.session->NextResendNs());
+    if (s.session == nullptr) continue;
+    next_ns = std::min(next_ns, s.session->NextResendNs());
+    const uint64_t start_ns = s.session->NextStartNs();
+    if (!s.queue.empty() && start_ns > now_ns) next_ns = std::min(next_ns, start_ns);
   }
   Forget(now_ns);
   return std::max(next_ns, now_ns + 1);
@@ -187,7 +190,7 @@ void Keeper::Flush(uint32_t shard, uint64_t now_ns) {
     ++stats_.resends;
     return Send(shard);
   }
-  if (s.queue.empty() || !link_->MayLend(shard, now_ns)) return;
+  if (s.queue.empty() || now_ns < session.NextStartNs() || !link_->MayLend(shard, now_ns)) return;
   std::vector<Asked> asked;
   std::vector<uint32_t> later;
   s.asked.clear();

@@ -71,6 +71,7 @@ const Call& Session::Start(std::span<const Asked> asked, uint64_t time_us, uint6
   Call& call = call_.emplace();
   call.seq = ++seq_;
   call.first_sent_ns = call.sent_ns = now_ns;
+  paced_ns_ = std::max(paced_ns_, now_ns) + kCallGapNs;
   call.timeout_ns =
       std::clamp(static_cast<uint64_t>(2 * rtt_.least_ns), kResendMinNs, kResendMaxNs);
   call.buckets = asked.size();

@@ -2,6 +2,7 @@
 // frozen, sent again unchanged until it is answered. Pure: who sends the bytes is the caller.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -20,6 +21,10 @@ namespace sluice::lease {
 // A copy only reads, so it may come early: a lost message ties tokens up until it is sent again.
 inline constexpr uint64_t kResendMinNs = 10'000'000;
 inline constexpr uint64_t kResendMaxNs = 250'000'000;
+// Calls to a shard: one each kCallGapNs, and so many at once after a pause. One key alone needs no
+// more; of many that share the shard, each call is then about several.
+inline constexpr uint64_t kCallGapNs = 5'000'000;
+inline constexpr uint64_t kCallsAtOnce = 10;
 inline constexpr uint64_t kTokensMax = 1ull << 40;  // a bound on what a reply may claim
 
 // `limit` tokens in `period_us`, in lowest terms. Refused where the script could not count exactly.
@@ -60,6 +65,10 @@ class Session {
   absl::StatusOr<std::optional<std::vector<Grant>>> OnReply(uint64_t seq, const redis::Reply& reply,
                                                             uint64_t now_ns);
 
+  // When the next call may be started at the earliest.
+  uint64_t NextStartNs() const {
+    return paced_ns_ - std::min(paced_ns_, (kCallsAtOnce - 1) * kCallGapNs);
+  }
   const Call* call() const { return call_.has_value() ? &*call_ : nullptr; }
   uint64_t NextResendNs() const { return call_ ? call_->sent_ns + call_->timeout_ns : UINT64_MAX; }
   const RoundTrip& rtt() const { return rtt_; }
@@ -68,6 +77,7 @@ class Session {
   Instance instance_;
   uint64_t sync_us_;
   uint64_t seq_ = 0;
+  uint64_t paced_ns_ = 0;  // the theoretical arrival time of the next call
   std::optional<Call> call_;
   RoundTrip rtt_;
 };

@@ -9,8 +9,6 @@
 namespace sluice::accuracy {
 namespace {
 
-constexpr uint64_t kGatherNs = 5 * kMilliNs;
-
 class StrictMember final : public Member {
  public:
   explicit StrictMember(const MemberOptions& options)
@@ -29,7 +27,7 @@ class StrictMember final : public Member {
 
   void Poll(uint64_t now_ns) override {
     if (up_ && session_->Resend(now_ns)) Send();
-    if (up_ && session_->call() == nullptr && now_ns >= MayAskNs()) Ask(now_ns);
+    if (up_ && session_->call() == nullptr && now_ns >= session_->NextStartNs()) Ask(now_ns);
     if (changed_) NoteNext(*changed_);
     changed_.reset();
   }
@@ -38,8 +36,8 @@ class StrictMember final : public Member {
     uint64_t next_ns = *std::min_element(deadline_ns_.begin(), deadline_ns_.end());
     if (!up_) return next_ns;
     if (session_->call() != nullptr) return std::min(next_ns, session_->NextResendNs());
-    return std::min(next_ns,
-                    std::max(MayAskNs(), *std::min_element(tick_ns_.begin(), tick_ns_.end())));
+    return std::min(next_ns, std::max(session_->NextStartNs(),
+                                      *std::min_element(tick_ns_.begin(), tick_ns_.end())));
   }
 
   void OnReply(const Message& message, uint64_t now_ns) override {
@@ -89,9 +87,6 @@ class StrictMember final : public Member {
   std::string fault() const override { return fault_; }
 
  private:
-  // Many keys of a shard wait for each other, so that one call is about some of them.
-  uint64_t MayAskNs() const { return leases_.size() == 1 ? 0 : asked_ns_ + kGatherNs; }
-
   void Ask(uint64_t now_ns) {
     std::vector<lease::Asked> asked;
     asked_.clear();
@@ -106,7 +101,6 @@ class StrictMember final : public Member {
       NoteNext(key);
     }
     if (asked.empty()) return;
-    asked_ns_ = now_ns;
     session_->Start(asked, 0, now_ns);
     Send();
   }
@@ -135,7 +129,6 @@ class StrictMember final : public Member {
   std::vector<uint32_t> asked_;                  // keys of the call on its way
   std::vector<uint64_t> tick_ns_, deadline_ns_;  // by key
   std::optional<uint32_t> changed_;              // checked since the last Poll
-  uint64_t asked_ns_ = 0;
   std::string fault_;
 };
 
