@@ -5,6 +5,7 @@
 
 #include "client/lease.h"
 #include "client/lent.h"
+#include "client/windowed.h"
 
 namespace sluice::client {
 namespace {
@@ -42,7 +43,7 @@ void RuleBlock::Set(const Attachment& a, uint64_t coarse_step_ns) {
   attachment = &a;
   policy_word = &a.control->policy;
   usual_until_ns.store(0, std::memory_order_relaxed);
-  lent_until_ns.store(0, std::memory_order_relaxed);
+  other_until_ns.store(0, std::memory_order_relaxed);
   plain_bytes = PlainKeyBytes(key);
   coarse_serves = shm::CoarseServes(rule, coarse_step_ns);
   lag_ns = coarse_serves ? shm::kCoarseLagSteps * coarse_step_ns : 0;
@@ -84,11 +85,9 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
   item.Set(*a, *block, key);
   Context ctx(r.client, a, block->coarse_serves);
   // Orders nothing: no other field of the block changes with it.
-  const shm::Kind kind = block->rule.kind;
-  if (kind == shm::Kind::kTokenBucket || kind == shm::Kind::kLease) {
-    (kind == shm::Kind::kLease ? block->lent_until_ns : block->usual_until_ns)
-        .store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
-  }
+  const bool is_bucket = block->rule.kind == shm::Kind::kTokenBucket;
+  (is_bucket ? block->usual_until_ns : block->other_until_ns)
+      .store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
   return CheckKey(ctx, *block, item.item, cost, decision);
 }
 
@@ -141,12 +140,15 @@ namespace {
 // What is not a token bucket's usual check.
 [[gnu::noinline]] int CheckKeyUnusual(sluice_rule& r, const RuleBlock& block, Text key,
                                       uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
-  if (!IsLent(block, now_ns)) return CheckRuleLong(r, key, cost, decision);
-  const uint64_t hash = shm::HashOfKind(HashPlain(block, key), shm::Kind::kLease);
+  if (!IsOther(block, now_ns)) return CheckRuleLong(r, key, cost, decision);
+  const shm::Kind kind = block.rule.kind;
+  const uint64_t hash = shm::HashOfKind(HashPlain(block, key), kind);
   shm::Slot* const slot = HealthySlot(block, hash);
   if (slot == nullptr) return CheckRuleLong(r, key, cost, decision);
-  return CheckLent(KeyPath{r, block, key, hash}, *slot, shm::FingerprintOf(hash), now_ns, cost,
-                   decision);
+  const KeyPath path = {r, block, key, hash};
+  const uint64_t fp = shm::FingerprintOf(hash);
+  return shm::IsWindow(kind) ? CheckWindowed(path, *slot, fp, now_ns, cost, decision)
+                             : CheckLent(path, *slot, fp, now_ns, cost, decision);
 }
 
 // The check of a key at a known time, and why it is a function of its own: see CheckUsual. Four of

@@ -18,7 +18,7 @@ struct RuleBlock {
   size_t plain_bytes;  // keys up to this name a bucket just as they stand; 0: none does
   bool coarse_serves;
   uint64_t lag_ns;
-  std::atomic<uint64_t> lent_until_ns;  // as usual_until_ns, where the rule is strict
+  std::atomic<uint64_t> other_until_ns;  // as usual_until_ns, of words that are no token bucket's
   RuleKey key;
   Rule rule;
 
@@ -108,9 +108,9 @@ inline bool IsUsual(const RuleBlock& block, uint64_t now_ns) {
   return now_ns < block.usual_until_ns.load(std::memory_order_relaxed) &&
          block.policy_word->load(std::memory_order_acquire) == block.key.policy;
 }
-// The same for a strict rule.
-inline bool IsLent(const RuleBlock& block, uint64_t now_ns) {
-  return now_ns < block.lent_until_ns.load(std::memory_order_relaxed) &&
+// The same for words that are no token bucket's.
+inline bool IsOther(const RuleBlock& block, uint64_t now_ns) {
+  return now_ns < block.other_until_ns.load(std::memory_order_relaxed) &&
          block.policy_word->load(std::memory_order_acquire) == block.key.policy;
 }
 

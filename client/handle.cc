@@ -8,6 +8,7 @@
 #include "client/check.h"
 #include "client/lease.h"
 #include "client/lent.h"
+#include "client/windowed.h"
 
 struct sluice_handle;
 
@@ -29,9 +30,9 @@ struct HandleBlock {
   uint64_t fp;
   uint64_t lag_ns;
 
-  // The same where the one rule is strict.
-  std::atomic<uint64_t> lent_until_ns;
-  uint64_t lent_fp;
+  // The same where the one rule's word is no token bucket's.
+  std::atomic<uint64_t> other_until_ns;
+  uint64_t other_fp;
 
   const Attachment* attachment;
   sluice_handle* handle;
@@ -45,12 +46,12 @@ struct HandleBlock {
   char ips[kHandleIps * kIpBytes];
 };
 
-// Memory orders: usual_until_ns, and lent_until_ns likewise, is stored with release after the slot,
-// which pairs with the usual check's acquire load of it: the slot that it then uses is the one
-// found. The policy word's acquire load pairs with the daemon's release store.
+// Memory orders: usual_until_ns, and other_until_ns likewise, is stored with release after the
+// slot, which pairs with the usual check's acquire load of it: the slot that it then uses is the
+// one found. The policy word's acquire load pairs with the daemon's release store.
 
 // Copies items and their values, re-pointing what pointed into where they stood: values into `ips`,
-// items into `values`, and to the block's rules, which are the caller's to set.
+// items into `values`, and to the block's rules, which are set.
 void CopyItems(const Item* items, const Text* values, const char* ips, HandleBlock* block) {
   std::memcpy(block->ips, ips, block->ip_bytes);
   for (size_t i = 0; i < block->value_count; ++i) {
@@ -66,7 +67,7 @@ void CopyItems(const Item* items, const Text* values, const char* ips, HandleBlo
     block->items[i].values = block->values + (items[i].values - values);
   }
   block->fp = shm::FingerprintOf(items[0].hash);
-  block->lent_fp = shm::FingerprintOf(shm::HashOfKind(items[0].hash, shm::Kind::kLease));
+  block->other_fp = shm::FingerprintOf(shm::HashOfKind(items[0].hash, block->rules[0].kind));
 }
 
 bool CopyPlan(const Plan& plan, HandleBlock* block) {
@@ -80,12 +81,12 @@ bool CopyPlan(const Plan& plan, HandleBlock* block) {
   block->value_count = plan.value_count;
   block->ip_bytes = plan.arena_used;
   block->coarse_serves = plan.coarse_serves;
-  CopyItems(plan.items, plan.values, plan.arena, block);
   for (size_t i = 0; i < plan.count; ++i) block->rules[i] = *plan.items[i].rule;
+  CopyItems(plan.items, plan.values, plan.arena, block);
   // Orders nothing: the block is not in force yet.
   block->slot.store(nullptr, std::memory_order_relaxed);
   block->usual_until_ns.store(0, std::memory_order_relaxed);
-  block->lent_until_ns.store(0, std::memory_order_relaxed);
+  block->other_until_ns.store(0, std::memory_order_relaxed);
   return true;
 }
 
@@ -110,7 +111,7 @@ bool FollowNumbers(const Attachment& a, uint64_t coarse_step_ns, const HandleBlo
   // Orders nothing, see above.
   block->slot.store(old.slot.load(std::memory_order_relaxed), std::memory_order_relaxed);
   block->usual_until_ns.store(0, std::memory_order_relaxed);
-  block->lent_until_ns.store(0, std::memory_order_relaxed);
+  block->other_until_ns.store(0, std::memory_order_relaxed);
   return true;
 }
 
@@ -170,13 +171,13 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
   Attempt attempt;
   Locate(ctx, block->items[0], block->policy, shm::kNoSlot, &attempt);
   const int answer = CheckItem(ctx, block->items[0], block->policy, cost, &attempt, decision);
-  const shm::Kind kind = block->rules[0].kind;
   if (attempt.overflow || !IsShardHealthy(*a, *attempt.slot)) {
     block->usual_until_ns.store(0, std::memory_order_relaxed);
-    block->lent_until_ns.store(0, std::memory_order_relaxed);
-  } else if (kind == shm::Kind::kTokenBucket || kind == shm::Kind::kLease) {
+    block->other_until_ns.store(0, std::memory_order_relaxed);
+  } else {
     block->slot.store(attempt.slot, std::memory_order_relaxed);
-    (kind == shm::Kind::kLease ? block->lent_until_ns : block->usual_until_ns)
+    const bool is_bucket = block->rules[0].kind == shm::Kind::kTokenBucket;
+    (is_bucket ? block->usual_until_ns : block->other_until_ns)
         .store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_release);
   }
   return answer;
@@ -240,17 +241,20 @@ bool IsUsual(const HandleBlock& block, uint64_t now_ns) {
          block.policy_word->load(std::memory_order_acquire) == block.policy;
 }
 
-// The same for a strict rule.
-bool IsLent(const HandleBlock& block, uint64_t now_ns) {
-  return now_ns < block.lent_until_ns.load(std::memory_order_acquire) &&
+// The same for words that are no token bucket's.
+bool IsOther(const HandleBlock& block, uint64_t now_ns) {
+  return now_ns < block.other_until_ns.load(std::memory_order_acquire) &&
          block.policy_word->load(std::memory_order_acquire) == block.policy;
 }
 
 // What is not a token bucket's usual check.
 [[gnu::noinline]] int CheckHandleUnusual(const HandleBlock& block, uint64_t now_ns, uint32_t cost,
                                          sluice_decision_t* decision) {
-  if (!IsLent(block, now_ns)) return CheckHandleLong(*block.handle, cost, decision);
-  return CheckLent(HandlePath{block}, SlotOf(block), block.lent_fp, now_ns, cost, decision);
+  if (!IsOther(block, now_ns)) return CheckHandleLong(*block.handle, cost, decision);
+  const HandlePath path{block};
+  return shm::IsWindow(block.rules[0].kind)
+             ? CheckWindowed(path, SlotOf(block), block.other_fp, now_ns, cost, decision)
+             : CheckLent(path, SlotOf(block), block.other_fp, now_ns, cost, decision);
 }
 
 // The check at a known time, and why it is a function of its own: see CheckUsual. Three of them:

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -57,6 +58,15 @@ class ClientWindowsTest : public testing::Test {
     return allowed;
   }
 
+  // As a daemon would take them.
+  uint64_t Denials() {
+    uint64_t denials = 0;
+    for (uint32_t i = 0; i < served_.buckets().capacity(); ++i) {
+      denials += shm::denied::Count(served_.buckets().denied()[i].load());
+    }
+    return denials;
+  }
+
   ServedSegments served_;
   Client client_;
 };
@@ -78,6 +88,24 @@ TEST_F(ClientWindowsTest, EveryWayToCheckCountsInOneWindow) {
     EXPECT_TRUE(client_.check({{"route", route}, {"user", "v"}}));
   }
   EXPECT_EQ(served_.TotalUse(), 12);
+}
+
+TEST_F(ClientWindowsTest, UseAndDenialsAreCountedOnceEach) {
+  int64_t used = 0;
+  uint64_t denied = 0;
+  for (const auto& [name, route] :
+       {std::pair{std::string("fixed"), "/fixed"}, {"sliding", "/sliding"}}) {
+    Handle handle = *client_.bind({{"route", route}, {"user", "by handle"}});
+    Rule rule = *client_.bind_rule(name.c_str());
+    EXPECT_EQ(Allowed(9, [&] { return handle.allow(); }), 5);
+    EXPECT_EQ(Allowed(9, [&] { return rule.allow("by key"); }), 5);
+    used += 10;
+    denied += 8;
+    std::this_thread::sleep_for(5ms);
+    EXPECT_TRUE(rule.allow("another, at which tallies of others are handed over"));
+    EXPECT_EQ(served_.TotalUse(), ++used) << name;
+    EXPECT_EQ(Denials(), denied) << name;
+  }
 }
 
 TEST_F(ClientWindowsTest, TheAnswerTellsWhatIsLeftAndWhenThereIsMore) {
