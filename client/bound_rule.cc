@@ -143,7 +143,9 @@ namespace {
   if (!IsOther(block, now_ns)) return CheckRuleLong(r, key, cost, decision);
   const shm::Kind kind = block.rule.kind;
   const uint64_t hash = shm::HashOfKind(HashPlain(block, key), kind);
-  shm::Slot* const slot = HealthySlot(block, hash);
+  shm::Slot* const slot = IsAnyShardDegraded(*block.attachment)
+                              ? HealthySlot(block, hash)
+                              : TableOf(*block.attachment).FindSlot(hash);
   if (slot == nullptr) return CheckRuleLong(r, key, cost, decision);
   const KeyPath path = {r, block, key, hash};
   const uint64_t fp = shm::FingerprintOf(hash);
