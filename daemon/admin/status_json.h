@@ -7,6 +7,8 @@
 //          redis: null, or {transport, unreconciled_age_s, batches, batched_buckets, resends,
 //            requeues, script_errors, redirects, map_refreshes, primaries[{address, connected,
 //            breaker, shards, p50_us, p99_us, calls, failures, last_error}]},
+//          leases: null without redis, or {buckets, held_tokens, calls, called_buckets, resends,
+//            lent_tokens, returned_tokens, lost_tokens},
 //          table {capacity, live, load, claims, evictions, abandoned_tokens, overflows, gave_up,
 //            leases, heals, duplicates, repairs},
 //          clients {attached, attached_total, refused_total, same_user, list[{pid, uid, label,
