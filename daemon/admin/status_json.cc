@@ -200,6 +200,7 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"match", match},
           {"key", key},
           {"consistency", rule.strict ? "strict" : "approximate"},
+          {"wait_ns", rule.wait_ns},
           {"shadow", rule.shadow},
           {"when_degraded", degraded},
           {"allowed", counts.allowed},

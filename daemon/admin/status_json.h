@@ -18,7 +18,7 @@
 // it
 //          began calls (failed or held back) and degraded (tokens decided by when_degraded)
 // /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, algorithm,
-//          max_delay_ns, match[{descriptor, op, values[]}], key[], consistency, shadow,
+//          max_delay_ns, match[{descriptor, op, values[]}], key[], consistency, wait_ns, shadow,
 //          when_degraded {mode, factor, for_ns, then, then_factor, alert}, allowed, denied,
 //          degraded}]
 #pragma once

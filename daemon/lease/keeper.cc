@@ -15,7 +15,7 @@ constexpr double kShareOne = 65536;
 
 Terms TermsOf(const config::CompiledRule& rule) {
   const absl::StatusOr<Terms> terms =
-      MakeTerms(rule.limit.limit, rule.limit.period_ns / 1000, rule.limit.burst, 0);
+      MakeTerms(rule.limit.limit, rule.limit.period_ns / 1000, rule.limit.burst, rule.wait_ns);
   return terms.ok() ? *terms : Terms{};
 }
 

@@ -232,6 +232,7 @@ TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
     } else if (section == "rules[]") {
       const std::string also = key == "max_delay"   ? "\n    algorithm: leaky_bucket"
                                : key == "algorithm" ? "\n    max_delay: 1s"
+                               : key == "wait"      ? "\n    consistency: strict"
                                                     : "";
       text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
     } else if (section == "rules[].tiers.*") {
