@@ -185,6 +185,29 @@ TEST(PurseModel, NothingReportedAsSpentIsGivenBack) {
   ExpectClean(std::move(s), "refunds around a report");
 }
 
+// P1: who writes the word for its own sake adds nothing that is taken out or stays.
+TEST(PurseModel, CreditsFromNowhereAreNeitherTakenNorKept) {
+  World w;
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] { w.Put(); };
+  s.processes = {[&w] {
+                   uint64_t word = w.slot().word.load();
+                   (void)w.slot().word.compare_exchange_strong(word, word + 1000);
+                 },
+                 [&w] {
+                   w.Note(w.purse.Sync(kNow));
+                   w.Note(w.purse.TakeOut(50));
+                 },
+                 [&w] { (void)w.Spend(2); }};
+  s.check = [&w](const std::vector<bool>& killed) -> std::string {
+    if (killed[kKeeper]) return "";
+    w.Note(w.purse.Sync(kNow));
+    return w.taken.value + w.Left() <= kPut ? "" : "more was there than was put in";
+  };
+  ExpectClean(std::move(s), "credits from nowhere");
+}
+
 // P3: the keeper's clock has passed the end, a client still has the time of before.
 TEST(PurseModel, WhatHasEndedIsSpentOrReturnedAndNeverBoth) {
   World w;
