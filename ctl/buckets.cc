@@ -1,5 +1,6 @@
 // `sluicectl buckets`: buckets by name, on this host or over the fleet.
 
+#include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -31,7 +32,7 @@ std::string LentText(const json& bucket, bool is_global) {
   if (is_global) {
     return absl::StrCat("strict: ", bucket.at("out_tokens").get<uint64_t>(), " out at ",
                         bucket.at("hosts").get<uint64_t>(), " hosts that ask for ",
-                        static_cast<uint64_t>(bucket.at("demand_per_s").get<double>() + 0.5), "/s");
+                        std::llround(bucket.at("demand_per_s").get<double>()), "/s");
   }
   if (bucket.at("remaining").get<uint64_t>() != 0) {
     return absl::StrCat("strict: on loan for ", Seconds(bucket.at("held_for_s")));

@@ -43,13 +43,15 @@ bool AddLentState(const config::CompiledRule& rule, std::string_view field, int6
   }
   if (f[kUnit] < 1) return false;
   // What counts of a generation that is over ends with the next but one.
-  const double past = static_cast<double>(now_us / kGenerationUs) - f[kGen];
+  const int64_t now_gen = now_us / kGenerationUs;
+  const double past = static_cast<double>(now_gen) - f[kGen];
   const auto counted = [&](Field now, Field last) {
     return past < 1 ? f[now] + f[last] : past < 2 ? f[now] : 0.0;
   };
   const shm::Limit& limit = rule.limit;
   const uint64_t period_us = std::max<uint64_t>(limit.period_ns / 1000, 1);
-  const auto per_us = static_cast<double>(limit.limit / std::gcd(limit.limit, period_us));
+  const uint64_t in_lowest_terms = limit.limit / std::gcd(limit.limit, period_us);
+  const auto per_us = static_cast<double>(in_lowest_terms);
   const auto burst = static_cast<double>(limit.burst);
   const double lent = counted(kOut0, kOut1);
   const double refill = per_us * std::max(0.0, static_cast<double>(now_us) - f[kTime]);
