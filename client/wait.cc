@@ -37,6 +37,25 @@ bool IsLentEnough(const Attachment& a, const sluice_decision_t& d, uint64_t now_
   return true;
 }
 
+// How long the caller waits: for `max_wait_ns`, and no longer than the rule says where it does.
+uint64_t BoundOf(const Attachment* a, const sluice_decision_t& d, uint64_t max_wait_ns) {
+  uint64_t said_ms = 0;
+  if (a != nullptr && a->generation == d.generation) {
+    const uint64_t wait_ms = ViewOf(*a, d.policy).rule(d.rule).numbers.wait_ms;
+    // As in NumbersReader: the fence keeps the read before the load, and what was read counts if
+    // the policy is the same afterwards.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (a->control->policy.load(std::memory_order_relaxed) == d.policy) said_ms = wait_ms;
+  }
+  if (said_ms != 0) return std::min(max_wait_ns, said_ms * 1'000'000);
+  return max_wait_ns >= SLUICE_WAIT_BY_RULE ? 0 : max_wait_ns;
+}
+
+// Whether more is expected in time. kRetryNs is what is said where nothing is known.
+bool IsInTime(const sluice_decision_t& d, uint64_t left_ns) {
+  return d.retry_after_ns <= std::max(left_ns, shm::credits::kRetryNs);
+}
+
 }  // namespace
 }  // namespace sluice::client
 
@@ -49,12 +68,15 @@ extern "C" int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* de
   sluice_decision_t own;
   sluice_decision_t* const d = decision != nullptr ? decision : &own;
   int answer = sluice_check(client, descriptors, count, cost, d);
+  if (answer != 0 || !sluice::client::IsForWantOfLent(*d)) return answer;
+  const uint64_t bound_ns =
+      sluice::client::BoundOf(sluice::client::AttachmentOf(client), *d, max_wait_ns);
   const uint64_t begin_ns = Clock::PreciseNs();
   while (answer == 0 && sluice::client::IsForWantOfLent(*d)) {
     const uint64_t waited_ns = Clock::PreciseNs() - begin_ns;
-    if (waited_ns >= max_wait_ns) break;
+    if (waited_ns >= bound_ns || !sluice::client::IsInTime(*d, bound_ns - waited_ns)) break;
     if (sluice::client::IsTallying()) sluice::client::FlushTally(*client);  // else the daemon waits
-    const uint64_t pause_ns = std::min(sluice::client::kLookNs, max_wait_ns - waited_ns);
+    const uint64_t pause_ns = std::min(sluice::client::kLookNs, bound_ns - waited_ns);
     const timespec pause = {0, static_cast<long>(pause_ns)};
     if (clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, nullptr) != 0) break;  // a signal
     const Attachment* const a = sluice::client::AttachmentOf(client);

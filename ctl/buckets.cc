@@ -1,5 +1,6 @@
 // `sluicectl buckets`: buckets by name, on this host or over the fleet.
 
+#include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -22,6 +23,25 @@ struct BucketsOptions {
   uint32_t limit = 100;
 };
 
+std::string Seconds(const json& seconds) {
+  return FormatDuration(static_cast<uint64_t>(seconds.get<double>() * 1e9));
+}
+
+// What is on loan of a strict bucket.
+std::string LentText(const json& bucket, bool is_global) {
+  if (is_global) {
+    return absl::StrCat("strict: ", bucket.at("out_tokens").get<uint64_t>(), " out at ",
+                        bucket.at("hosts").get<uint64_t>(), " hosts that ask for ",
+                        std::llround(bucket.at("demand_per_s").get<double>()), "/s");
+  }
+  if (bucket.at("remaining").get<uint64_t>() != 0) {
+    return absl::StrCat("strict: on loan for ", Seconds(bucket.at("held_for_s")));
+  }
+  const bool knows = bucket.at("more_in_s").get<double>() > 0;
+  return knows ? absl::StrCat("strict: more in ", Seconds(bucket.at("more_in_s")))
+               : "strict: holds nothing";
+}
+
 void PrintBuckets(const json& answer, const BucketsOptions& options) {
   Table table({"bucket", "limit", "burst", "remaining", "full in", "shard",
                options.is_global ? "counted in Redis" : "not yet reported", ""});
@@ -32,15 +52,19 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
       table.Row({name, "-", "-", "-", "-", shard, "-", "its rule is gone"});
       continue;
     }
+    std::string notes = bucket.at("denying").get<bool>() ? "denying" : "";
+    if (bucket.value("consistency", "") == "strict") {
+      absl::StrAppend(&notes, notes.empty() ? "" : ", ", LentText(bucket, options.is_global));
+    }
     const double reset_s = bucket.at("reset_after_s").get<double>();
-    const json& tokens = bucket.at(options.is_global ? "tokens" : "unreconciled_tokens");
+    const char* const tokens = options.is_global ? "tokens" : "unreconciled_tokens";
     table.Row(
         {name,
          FormatLimit(bucket.at("limit").get<uint64_t>(), bucket.at("period_ns").get<uint64_t>()),
          absl::StrCat(bucket.at("burst").get<uint64_t>()),
          absl::StrCat(bucket.at("remaining").get<uint64_t>()),
          FormatDuration(static_cast<uint64_t>(reset_s * 1e9)), shard,
-         absl::StrCat(tokens.get<int64_t>()), bucket.at("denying").get<bool>() ? "denying" : ""});
+         bucket.contains(tokens) ? absl::StrCat(bucket.at(tokens).get<int64_t>()) : "-", notes});
   }
   if (table.is_empty()) {
     std::cout << "no bucket"

@@ -71,6 +71,10 @@ absl::Status RunRules(const Globals& globals) {
     std::string notes;
     if (rule.at("shadow").get<bool>()) notes += "shadow ";
     if (rule.at("consistency").get<std::string>() == "strict") notes += "strict ";
+    if (rule.at("wait_ns").get<uint64_t>() != 0) {
+      absl::StrAppend(&notes, "callers wait up to ",
+                      FormatDuration(rule.at("wait_ns").get<uint64_t>()), " ");
+    }
     if (const auto algorithm = rule.at("algorithm").get<std::string>();
         algorithm.ends_with("_window")) {
       absl::StrAppend(&notes, algorithm == "fixed_window" ? "fixed window " : "sliding window ");

@@ -61,6 +61,17 @@ void PrintRedis(const json& redis) {
   if (!table.is_empty()) std::cout << table.Format();
 }
 
+void PrintLeases(const json& leases) {
+  if (leases.at("buckets").get<uint64_t>() == 0) return;
+  std::cout << "leases   " << leases.at("held_tokens").get<uint64_t>() << " tokens held, of "
+            << leases.at("buckets").get<uint64_t>() << " strict buckets; "
+            << leases.at("lent_tokens").get<uint64_t>() << " lent, "
+            << leases.at("returned_tokens").get<uint64_t>() << " returned, "
+            << leases.at("lost_tokens").get<uint64_t>() << " lost; "
+            << leases.at("calls").get<uint64_t>() << " calls, "
+            << leases.at("resends").get<uint64_t>() << " sent again\n";
+}
+
 void PrintConfig(const json& status) {
   const json& config = status.at("config");
   std::cout << "rules    " << status.at("policy").at("rules").get<uint64_t>() << " in force from "
@@ -130,6 +141,7 @@ absl::Status RunStatus(const Globals& globals) {
               << shards.at("stale").get<uint64_t>() << " stale, "
               << shards.at("emergency").get<uint64_t>() << " in emergency\n";
     PrintRedis(status->at("redis"));
+    PrintLeases(status->at("leases"));
   }
   PrintTable(status->at("table"));
   PrintClients(status->at("clients"));

@@ -50,6 +50,18 @@ struct RuleCounts {
   uint64_t degraded = 0;  // decided while the rule's shard was in emergency
 };
 
+// Tokens on loan for strict rules, since start.
+struct LeaseCounts {
+  uint64_t buckets = 0;      // that are known
+  uint64_t held_tokens = 0;  // that this host may spend
+  uint64_t calls = 0;        // resends not counted
+  uint64_t called_buckets = 0;
+  uint64_t resends = 0;
+  uint64_t lent_tokens = 0;
+  uint64_t returned_tokens = 0;
+  uint64_t lost_tokens = 0;  // given up: they stood in a slot that was reused
+};
+
 // A copy of all that people and metrics are shown. Counters never fall within one process.
 struct EngineSnapshot {
   bool has_redis = false;
@@ -64,6 +76,7 @@ struct EngineSnapshot {
   uint64_t script_errors = 0;
   uint64_t redirects = 0;  // MOVED and ASK
   uint64_t map_refreshes = 0;
+  LeaseCounts leases;
   uint64_t chaos_calls = 0;  // calls and replies that chaos failed or held back
   std::vector<PrimaryStatus> primaries;
   std::vector<RuleCounts> rules;

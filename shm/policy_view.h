@@ -124,7 +124,7 @@ struct RuleNumbers {
   uint8_t alert;   // raise an alert when this rule degrades
   uint8_t shadow;  // count, never deny
   Kind kind;
-  uint8_t reserved[2];
+  uint16_t wait_ms;  // kLease: how long callers that may wait do, 0..1,000; 0: not said
   uint16_t group;
   uint64_t max_delay_ns;  // of a leaky bucket, part of limit.tau_ns; 0: a token bucket
 };

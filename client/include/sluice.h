@@ -34,6 +34,7 @@ extern "C" {
 #define SLUICE_MAX_VALUE_BYTES 65536u    /* a descriptor's value */
 #define SLUICE_MAX_RULES_PER_REQUEST 16u /* rules that match one request */
 #define SLUICE_MAX_COST 1000000000u      /* cost of one request */
+#define SLUICE_WAIT_BY_RULE INT64_MAX    /* max_wait_ns: for the rule's `wait`, if it has one */
 #define SLUICE_NEVER UINT64_MAX          /* retry_after_ns of a cost that can never fit */
 
 /* Negative results. */
@@ -140,8 +141,9 @@ SLUICE_API int sluice_check(sluice_t* client, const sluice_descriptor_t* descrip
 
 /* The same for a caller that may wait. Where nothing but a strict rule denies, because too little
  * is lent to this host, it sleeps until more is, for at most `max_wait_ns`: 20 ms is enough for a
- * host that held nothing, where the bucket has tokens. Ends early with the denial when a signal
- * comes. Everything else is answered at once. */
+ * host that held nothing, where the bucket has tokens. Never longer than the rule's `wait`, where
+ * it has one; SLUICE_WAIT_BY_RULE: for that, and not at all without. Ends early with the denial
+ * when a signal comes, or nothing is expected in time. Everything else is answered at once. */
 SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors,
                                  size_t count, uint32_t cost, uint64_t max_wait_ns,
                                  sluice_decision_t* decision);

@@ -131,6 +131,8 @@ class Client {
     return check(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
+  // max_wait of callers that wait as their rule says, see SLUICE_WAIT_BY_RULE.
+  static constexpr std::chrono::nanoseconds kWaitByRule{SLUICE_WAIT_BY_RULE};
   // May block for so long where a strict rule is lent too little, see sluice_check_wait.
   Decision check_wait(std::span<const Descriptor> descriptors, std::chrono::nanoseconds max_wait,
                       uint32_t cost = 1) {

@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "daemon/admin/global_lease.h"
 #include "daemon/config/parse.h"
 #include "daemon/redis/codec.h"
 #include "daemon/redis/slot.h"
@@ -223,11 +224,16 @@ class Lister {
     if (home_.empty()) {
       return absl::UnavailableError(absl::StrCat("no primary of Redis answers: ", problem_));
     }
+    const auto& all = rules_.rules();
+    const bool has_strict = std::any_of(
+        all.begin(), all.end(), [](const auto& rule) { return rule.kind == shm::Kind::kLease; });
     uint64_t unreachable = 0;
     for (uint32_t shard = 0; shard < redis_.shards && !truncated_; ++shard) {
       if (IsLate()) {
         truncated_ = true;
-      } else if (!ScanShard(shard, keys[shard])) {
+      } else if (!ScanShard(shard, keys[shard], /*is_lent=*/false) ||
+                 (has_strict && !truncated_ &&
+                  !ScanShard(shard, redis::FamilyKey(keys[shard], "strict"), /*is_lent=*/true))) {
         ++unreachable;
       }
     }
@@ -250,7 +256,8 @@ class Lister {
         .first->second.get();
   }
 
-  bool ScanShard(uint32_t shard, const std::string& key) {
+  // `is_lent`: the hash is lua/lease.lua's, else lua/fold.lua's.
+  bool ScanShard(uint32_t shard, const std::string& key, bool is_lent) {
     std::string cursor = "0";
     int redirects = 0;
     for (size_t round = 0; round < kMaxScanRounds; ++round) {
@@ -277,21 +284,30 @@ class Lister {
       cursor = std::string(TextOf(reply->element[0]));
       const redisReply* pairs = reply->element[1];
       for (size_t i = 0; i + 1 < pairs->elements && !truncated_; i += 2) {
-        Add(shard, TextOf(pairs->element[i]), TextOf(pairs->element[i + 1]), node->now_us());
+        Add(shard, is_lent, TextOf(pairs->element[i]), TextOf(pairs->element[i + 1]),
+            node->now_us());
       }
       if (cursor == "0" || truncated_) return true;
     }
     return false;
   }
 
-  void Add(uint32_t shard, std::string_view name, std::string_view value, int64_t now_us) {
-    if (name.starts_with("h:") || name.starts_with("s:")) return;  // the hash's own books
+  void Add(uint32_t shard, bool is_lent, std::string_view name, std::string_view value,
+           int64_t now_us) {
+    // The hash's own books.
+    if (name.starts_with("h:") || name.starts_with("s:") || name.starts_with("f:")) return;
     if (list_.size() >= query_.limit) {
       truncated_ = true;
       return;
     }
     const std::string label(name.substr(0, name.find(':')));
     ordered_json bucket = {{"name", std::string(name)}, {"rule", label}, {"shard", shard}};
+    if (is_lent) {
+      const config::CompiledRule* const rule = rules_.Find(label);
+      if (rule != nullptr) AddLentState(*rule, value, now_us, &bucket);
+      list_.push_back(std::move(bucket));
+      return;
+    }
     const std::vector<std::string> parts = absl::StrSplit(std::string(value), ' ');
     int64_t tat_us = 0;
     int64_t tokens = 0;

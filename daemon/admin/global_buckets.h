@@ -26,7 +26,8 @@ struct NodeAddress {
 };
 
 // {"scope": "global", "truncated": bool, "unreachable_shards": n, "buckets": [{name, rule, shard,
-// algorithm, remaining, limit, period_ns, burst, reset_after_s, denying, tokens}]}
+// algorithm, remaining, limit, period_ns, burst, reset_after_s, denying, tokens}]}; a strict bucket
+// has what AddLentState says instead of tokens.
 // `primaries`: addresses to begin at; the configured ones serve too. Unavailable when none answers.
 absl::StatusOr<nlohmann::ordered_json> GlobalBuckets(const BucketQuery& query,
                                                      const config::RedisConfig& redis,

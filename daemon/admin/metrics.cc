@@ -50,6 +50,16 @@ constexpr MetricSpec kMetrics[] = {
     {"sluice_redis_script_errors_total", kCounter, "Scripts that ended with an error.", ""},
     {"sluice_redis_redirects_total", kCounter, "MOVED and ASK answers.", ""},
     {"sluice_redis_map_refreshes_total", kCounter, "Maps of the cluster taken over.", ""},
+    {"sluice_lease_buckets", kGauge, "Buckets of strict rules that are known.", ""},
+    {"sluice_lease_held_tokens", kGauge, "Tokens on loan that this host may still spend.", ""},
+    {"sluice_lease_calls_total", kCounter,
+     "Calls that ask for tokens of strict rules; resends not counted.", ""},
+    {"sluice_lease_called_buckets_total", kCounter, "Buckets in those calls.", ""},
+    {"sluice_lease_resends_total", kCounter, "Those calls sent again for want of an answer.", ""},
+    {"sluice_lease_lent_tokens_total", kCounter, "Tokens lent to this host.", ""},
+    {"sluice_lease_returned_tokens_total", kCounter, "Tokens given back, unspent.", ""},
+    {"sluice_lease_lost_tokens_total", kCounter,
+     "Tokens given up, unspent: their slot was reused, or written by nobody in order.", ""},
     {"sluice_chaos", kGauge, "1 while an operator injects faults on purpose.", ""},
     {"sluice_chaos_calls_total", kCounter, "Calls that chaos failed or held back.", ""},
     {"sluice_harvested_tokens_total", kCounter, "Use taken from the buckets.", ""},
@@ -211,6 +221,17 @@ void AddRedis(const EngineSnapshot& engine, Page* page) {
   page->Count("sluice_redis_map_refreshes_total", engine.map_refreshes);
 }
 
+void AddLeases(const LeaseCounts& leases, Page* page) {
+  page->Count("sluice_lease_buckets", leases.buckets);
+  page->Count("sluice_lease_held_tokens", leases.held_tokens);
+  page->Count("sluice_lease_calls_total", leases.calls);
+  page->Count("sluice_lease_called_buckets_total", leases.called_buckets);
+  page->Count("sluice_lease_resends_total", leases.resends);
+  page->Count("sluice_lease_lent_tokens_total", leases.lent_tokens);
+  page->Count("sluice_lease_returned_tokens_total", leases.returned_tokens);
+  page->Count("sluice_lease_lost_tokens_total", leases.lost_tokens);
+}
+
 void AddTable(const DaemonStatus& status, Page* page) {
   const auto count = [&](shm::Counter counter) {
     const size_t i = static_cast<size_t>(counter);
@@ -254,6 +275,7 @@ std::string RenderMetrics(const DaemonStatus& status) {
   page.One("sluice_unreconciled_age_seconds", Seconds(status.engine.unreconciled_age_ns));
   AddShards(status, &page);
   AddRedis(status.engine, &page);
+  AddLeases(status.engine.leases, &page);
   AddTable(status, &page);
   page.Count("sluice_clients_attached", status.clients.attached);
   page.Count("sluice_clients_same_user", status.clients.same_user);

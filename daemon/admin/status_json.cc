@@ -118,6 +118,19 @@ ordered_json RedisJson(const EngineSnapshot& engine) {
           {"primaries", primaries}};
 }
 
+ordered_json LeasesJson(const EngineSnapshot& engine) {
+  if (!engine.has_redis) return nullptr;
+  const LeaseCounts& leases = engine.leases;
+  return {{"buckets", leases.buckets},
+          {"held_tokens", leases.held_tokens},
+          {"calls", leases.calls},
+          {"called_buckets", leases.called_buckets},
+          {"resends", leases.resends},
+          {"lent_tokens", leases.lent_tokens},
+          {"returned_tokens", leases.returned_tokens},
+          {"lost_tokens", leases.lost_tokens}};
+}
+
 ordered_json TableJson(const DaemonStatus& status) {
   const auto count = [&](shm::Counter counter) -> uint64_t {
     const size_t i = static_cast<size_t>(counter);
@@ -187,6 +200,7 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"match", match},
           {"key", key},
           {"consistency", rule.strict ? "strict" : "approximate"},
+          {"wait_ns", rule.wait_ns},
           {"shadow", rule.shadow},
           {"when_degraded", degraded},
           {"allowed", counts.allowed},
@@ -227,6 +241,7 @@ ordered_json StatusJson(const DaemonStatus& status) {
             {"pending", status.config.pending}}},
           {"shards", shards},
           {"redis", RedisJson(status.engine)},
+          {"leases", LeasesJson(status.engine)},
           {"table", TableJson(status)},
           {"clients", ClientsJson(status)},
           {"alarms", alarms},

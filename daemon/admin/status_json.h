@@ -7,6 +7,8 @@
 //          redis: null, or {transport, unreconciled_age_s, batches, batched_buckets, resends,
 //            requeues, script_errors, redirects, map_refreshes, primaries[{address, connected,
 //            breaker, shards, p50_us, p99_us, calls, failures, last_error}]},
+//          leases: null without redis, or {buckets, held_tokens, calls, called_buckets, resends,
+//            lent_tokens, returned_tokens, lost_tokens},
 //          table {capacity, live, load, claims, evictions, abandoned_tokens, overflows, gave_up,
 //            leases, heals, duplicates, repairs},
 //          clients {attached, attached_total, refused_total, same_user, list[{pid, uid, label,
@@ -16,7 +18,7 @@
 // it
 //          began calls (failed or held back) and degraded (tokens decided by when_degraded)
 // /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, algorithm,
-//          max_delay_ns, match[{descriptor, op, values[]}], key[], consistency, shadow,
+//          max_delay_ns, match[{descriptor, op, values[]}], key[], consistency, wait_ns, shadow,
 //          when_degraded {mode, factor, for_ns, then, then_factor, alert}, allowed, denied,
 //          degraded}]
 #pragma once

@@ -118,6 +118,8 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.max_delay_ns = limit.max_delay_ns;
   // One host alone is exact as it is, and nobody would lend to it.
   numbers.kind = rule.strict && has_redis_ ? shm::Kind::kLease : rule.kind;
+  numbers.wait_ms =
+      numbers.kind == shm::Kind::kLease ? static_cast<uint16_t>(rule.wait_ns / 1'000'000) : 0;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
   numbers.id = static_cast<uint16_t>(rules_.size());
@@ -300,6 +302,7 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .limit = n.limit,
                                .cost = n.cost,
                                .max_delay_ns = n.max_delay_ns,
+                               .wait_ns = uint64_t{n.wait_ms} * 1'000'000,
                                .kind = n.kind,
                                .mode = n.mode,
                                .factor_q16 = n.factor_q16,

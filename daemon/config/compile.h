@@ -42,6 +42,7 @@ struct CompiledRule {
   shm::Limit limit;
   uint32_t cost = 1;          // tokens per unit of a request's cost
   uint64_t max_delay_ns = 0;  // 0: a token bucket
+  uint64_t wait_ns = 0;       // kLease: how long its callers may wait; 0: not said
   shm::Kind kind = shm::Kind::kTokenBucket;
   shm::DegradedMode mode = shm::DegradedMode::kDegrade;
   uint32_t factor_q16 = 0;  // 1/factor, 16 fraction bits

@@ -100,6 +100,7 @@ struct LimitConfig {
   uint64_t max_delay_ns = 0;  // leaky_bucket: 1 ms..1 h; 0: a token bucket
 };
 inline constexpr uint64_t kMaxDelayNs = 3'600'000'000'000;  // of a leaky bucket
+inline constexpr uint64_t kMaxWaitNs = 1'000'000'000;       // of callers of a strict rule
 inline constexpr uint64_t kMaxTauNs = 366ull * 86'400'000'000'000;
 
 // What a rule does while its shard is in emergency. `mode` holds for `for_ns`, then `then`.
@@ -127,7 +128,8 @@ struct RuleConfig {
   std::string tier_by = "tier";
   std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
   shm::Kind kind = shm::Kind::kTokenBucket;  // of word, by algorithm and consistency
-  bool strict = false;  // consistency: strict; its kind is kLease where there is a Redis
+  bool strict = false;   // consistency: strict; its kind is kLease where there is a Redis
+  uint64_t wait_ns = 0;  // strict only: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
 };

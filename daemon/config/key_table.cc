@@ -319,6 +319,16 @@ constexpr KeySpec kKeys[] = {
             "all hosts, in a window of any length; see [accuracy](accuracy.md). Without redis both "
             "are the same.",
      .example = "strict"},
+    {.path = "rules[].wait",
+     .type = KeyType::kDuration,
+     .min = kMs,
+     .max = kMaxWaitNs,
+     .doc = "For `consistency: strict`: its callers may wait, and do for so long at most, see "
+            "[check_wait](client.md#waiting-for-what-is-lent). A limit that brings less than a "
+            "token in 50ms, or of more hosts than a third of the burst, is then passed through to "
+            "Redis check by check, so that no host keeps a token that another needs. At least two "
+            "round trips to Redis, or it serves nothing.",
+     .example = "20ms"},
     {.path = "rules[].tier_by",
      .type = KeyType::kText,
      .fallback = "tier",

@@ -310,6 +310,18 @@ bool IsStrict(Section* rule) {
   return true;
 }
 
+// How long callers may wait, which only those of a strict rule do.
+void ReadWait(Section* rule, bool is_strict, uint64_t* wait_ns) {
+  uint64_t said_ns = 0;
+  if (!rule->ReadDuration("wait", &said_ns)) return;
+  if (is_strict) {
+    *wait_ns = said_ns;
+    return;
+  }
+  rule->Problem("wait", "is for strict rules: of any other a caller learns at once",
+                "write `consistency: strict` beside it, or remove the line");
+}
+
 void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleConfig>& others) {
   if (!section->Read("name", &rule->name)) return;
   if (!IsRuleName(rule->name)) {
@@ -334,6 +346,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
   rule.strict = IsStrict(&section);
+  ReadWait(&section, rule.strict, &rule.wait_ns);
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 

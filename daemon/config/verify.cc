@@ -159,6 +159,9 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
       n.cost == 0 || n.cost > limit.burst || n.max_delay_ns > kMaxDelayNs) {
     return Bad("a limit is out of range");
   }
+  if (n.wait_ms > kMaxWaitNs / 1'000'000 || (n.wait_ms != 0 && n.kind != shm::Kind::kLease)) {
+    return Bad("a wait is out of range");
+  }
   const bool is_window = shm::IsWindow(n.kind);
   if (is_window && (limit.period_ns < shm::window::kMinPeriodNs || n.max_delay_ns != 0)) {
     return Bad("a window is out of range");

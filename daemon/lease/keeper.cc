@@ -15,7 +15,7 @@ constexpr double kShareOne = 65536;
 
 Terms TermsOf(const config::CompiledRule& rule) {
   const absl::StatusOr<Terms> terms =
-      MakeTerms(rule.limit.limit, rule.limit.period_ns / 1000, rule.limit.burst, 0);
+      MakeTerms(rule.limit.limit, rule.limit.period_ns / 1000, rule.limit.burst, rule.wait_ns);
   return terms.ok() ? *terms : Terms{};
 }
 
@@ -116,6 +116,7 @@ void Keeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) {
       b.rule = nullptr;
       b.lease.reset();
     }
+    CountHeld(b);
   }
 }
 
@@ -135,6 +136,7 @@ void Keeper::Visit(uint32_t id, uint64_t now_ns) {
   Book& b = books_[id];
   if (b.rule == nullptr) return;
   if (b.lease->Tick(now_ns, SessionOf(b.shard).rtt(), random_())) Queue(id);
+  CountHeld(b);
   Schedule(id, now_ns);
 }
 
@@ -237,6 +239,7 @@ Ask Keeper::AskOf(Book& b, uint64_t now_ns) {
   if (!b.purse.is_open()) b.place.key = 0;
   lease.Settle(&ask, back, change.taken, b.purse.credits() + outside);
   stats_.returned_tokens += ask.ret;
+  CountHeld(b);
   return ask;
 }
 
@@ -303,10 +306,10 @@ void Keeper::ShowShards(uint64_t now_ns) {
   }
 }
 
-uint64_t Keeper::held_tokens() const {
-  uint64_t tokens = 0;
-  for (const Book& b : books_) tokens += b.lease.has_value() ? b.lease->credits() : 0;
-  return tokens;
+// A sum over all books would take too long for whoever watches.
+void Keeper::CountHeld(Book& b) {
+  const uint64_t held = b.lease.has_value() ? b.lease->credits() : 0;
+  held_tokens_ += held - std::exchange(b.counted, held);
 }
 
 // Looks at a bounded part of the books per call.
@@ -321,6 +324,8 @@ void Keeper::Forget(uint64_t now_ns) {
     }
     by_text_.erase(b.text);
     link_->OnForgotten(b.place);
+    b.lease.reset();
+    CountHeld(b);
     b = Book{};
     free_.push_back(id);
   }

@@ -97,8 +97,8 @@ class Keeper {
   // Buckets under strict rules that are known; those that hold or want something.
   size_t size() const { return by_text_.size(); }
   const KeeperStats& stats() const { return stats_; }
-  // Tokens that this host may still spend or return.
-  uint64_t held_tokens() const;
+  // Tokens that this host may still spend or return, as of the last look at each bucket.
+  uint64_t held_tokens() const { return held_tokens_; }
 
  private:
   struct Book {
@@ -113,7 +113,8 @@ class Keeper {
     uint64_t wake_ns = 0;  // the timer that counts; 0: none
     uint64_t touched_ns = 0;
     uint64_t reported_ns = 0;
-    bool queued = false;  // wants to be asked for
+    uint64_t counted = 0;  // of its credits, in held_tokens_
+    bool queued = false;   // wants to be asked for
   };
   struct Shard {
     std::unique_ptr<Session> session;
@@ -131,6 +132,7 @@ class Keeper {
   Ask AskOf(Book& b, uint64_t now_ns);
   void TakeGrant(Book& b, const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns);
   void Begin(Book& b, const config::CompiledRule& rule);
+  void CountHeld(Book& b);
   void Forget(uint64_t now_ns);
 
   void Sync(Book& b, uint64_t now_ns);
@@ -149,6 +151,7 @@ class Keeper {
   std::vector<Shard> shards_;
   std::priority_queue<Timer, std::vector<Timer>, std::greater<Timer>> timers_;
   KeeperStats stats_;
+  uint64_t held_tokens_ = 0;
   uint32_t forget_at_ = 0;
 };
 

@@ -46,6 +46,9 @@ void Lease::Expire(uint64_t now_ns) {
 // A second look at the same time would count as an interval without any attempt.
 void Lease::Measure(uint64_t now_ns) {
   if (now_ns == measured_ns_) return;
+  // Nobody looked while it was idle: what came did so of late. Spread over all that time it would
+  // be next to nothing, and so would this host's share be.
+  if (now_ns > measured_ns_ + 2 * sync_ns_) demand_.Update(0, now_ns - sync_ns_, sync_ns_);
   measured_ns_ = now_ns;
   demand_.Update(attempts_, now_ns, sync_ns_);
   // Calls out of turn come sooner than attempts that are worth believing.
@@ -83,8 +86,8 @@ Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
   }
   if (!blocked) early_ = true;
   const uint64_t deadline_ns = now_ns + terms_.wait_ns;
-  if (terms_.wait_ns > 0 && parked_.size() < kMaxParked && (!blocked || retry_ns_ < deadline_ns)) {
-    parked_.push_back({ticket, cost, deadline_ns});
+  if (MayWait(deadline_ns, now_ns)) {
+    parked_.push_back({ticket, cost, cost, deadline_ns});
     return Verdict::kWait;
   }
   denied_ += cost;
@@ -92,12 +95,28 @@ Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
   return Verdict::kDeny;
 }
 
+bool Lease::MayWait(uint64_t deadline_ns, uint64_t now_ns) const {
+  return terms_.wait_ns > 0 && parked_.size() < kMaxParked &&
+         (!Blocked(now_ns) || retry_ns_ < deadline_ns);
+}
+
 void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns) {
   if (spent == 0 && denied == 0) return;
+  const uint64_t since_ns = now_ns - std::min(now_ns, kEarlyGapNs);
   credits_ -= std::min(spent, credits_);
-  NoteAttempts(spent + denied, now_ns - std::min(now_ns, kEarlyGapNs), now_ns);
-  if ((denied > 0 || credits_ <= low_water_) && !Blocked(now_ns)) early_ = true;
+  NoteAttempts(spent + denied, since_ns, now_ns);
+  const bool passes = terms_.wait_ns > 0 && target_ == 0;
+  if (passes && is_full_ && spent > 0 && credits_ == 0) spent_all_ = true;
+  if ((denied > 0 || (credits_ <= low_water_ && !passes)) && !Blocked(now_ns)) early_ = true;
   if (denied == 0) return;
+  if (MayWait(since_ns + terms_.wait_ns, now_ns)) {
+    parked_.push_back({.ticket = 0,
+                       .cost = denied,
+                       .need = std::min(need, terms_.burst),
+                       .deadline_ns = since_ns + terms_.wait_ns,
+                       .outside = true});
+    return;
+  }
   denied_ += denied;
   need_ = std::max(need_, std::min(need, terms_.burst));
 }
@@ -194,7 +213,7 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   Expire(now_ns);
   EndWaits(now_ns);
   Measure(now_ns);
-  for (const Parked& p : parked_) need_ = std::max(need_, p.cost);
+  for (const Parked& p : parked_) need_ = std::max(need_, p.need);
   target_ = Target(now_ns, rtt);
   uint64_t back = HasExcess(target_) ? credits_ - target_ : 0;
   // Tokens that do not make up the cost asked for would lie here, and at others the rest of it.
@@ -301,14 +320,25 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   ServeParked();
   // A low limit whose tokens are all out: say at once that these are spent.
   const double burst = static_cast<double>(terms_.burst);
-  spent_all_ = parked_.size() < waited && (burst * share_ < 10 || PassesThrough(rtt)) &&
-               static_cast<double>(grant.level + grant.out) >= kNearlyFull * burst;
+  is_full_ = (burst * share_ < 10 || PassesThrough(rtt)) &&
+             static_cast<double>(grant.level + grant.out) >= kNearlyFull * burst;
+  if (parked_.size() < waited && is_full_ && credits_ == 0) spent_all_ = true;
 }
 
 void Lease::ServeParked() {
-  while (!parked_.empty() && parked_.front().cost <= credits_) {
-    credits_ -= parked_.front().cost;
-    answers_.push_back({parked_.front().ticket, true});
+  uint64_t left = credits_;
+  while (!parked_.empty() && left > 0) {
+    Parked& p = parked_.front();
+    // Some of those outside are served by less than all would take.
+    const uint64_t served = p.outside ? std::min(p.cost, left) : p.cost;
+    if (served > left) return;
+    left -= served;
+    p.cost -= served;
+    if (p.cost > 0) return;
+    if (!p.outside) {
+      credits_ -= served;
+      answers_.push_back({p.ticket, true});
+    }
     parked_.pop_front();
   }
 }
@@ -317,8 +347,8 @@ void Lease::ServeParked() {
 void Lease::EndWaits(uint64_t now_ns) {
   while (!parked_.empty() && parked_.front().deadline_ns < now_ns) {
     denied_ += parked_.front().cost;
-    need_ = std::max(need_, parked_.front().cost);
-    answers_.push_back({parked_.front().ticket, false});
+    need_ = std::max(need_, parked_.front().need);
+    if (!parked_.front().outside) answers_.push_back({parked_.front().ticket, false});
     parked_.pop_front();
   }
 }

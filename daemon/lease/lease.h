@@ -64,6 +64,7 @@ class Lease {
   };
   // Where clients spend by themselves, out of a word that they share: what they did since the last
   // call. `spent` of the credits, `denied` tokens refused, `need` the largest cost among these.
+  // Where callers wait (Terms::wait_ns) those denied do, for a reply in time, and help themselves.
   void Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns);
   // So many of them were given back, before they were reported as spent.
   void Restore(uint64_t tokens) { credits_ += tokens; }
@@ -92,7 +93,9 @@ class Lease {
   struct Parked {
     uint64_t ticket;
     uint64_t cost;
+    uint64_t need;  // the largest cost of the callers that it is about
     uint64_t deadline_ns;
+    bool outside = false;  // who waits is unknown: nobody is answered, and credits stay there
   };
 
   void Expire(uint64_t now_ns);
@@ -107,6 +110,7 @@ class Lease {
   bool PassesThrough(const RoundTrip& rtt) const;
   uint64_t Pace(const Grant& grant, uint64_t now_ns);
   bool HasExcess(uint64_t target) const;
+  bool MayWait(uint64_t deadline_ns, uint64_t now_ns) const;
   void EndWaits(uint64_t now_ns);
   void ServeParked();
 
@@ -150,6 +154,7 @@ class Lease {
   bool in_flight_ = false;
   bool early_ = false;
   bool spent_all_ = false;  // callers took all of a low limit: said at once, for the refill
+  bool is_full_ = false;    // where that limit loses refill until it is said
   uint64_t sent_ns_ = 0;
   uint64_t gap_ns_ = kEarlyGapNs;  // between requests out of turn
   uint64_t tick_ns_ = 0;

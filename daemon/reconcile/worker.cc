@@ -316,6 +316,17 @@ EngineSnapshot Worker::Snapshot() const {
   s.batched_buckets = stats.batched_buckets;
   s.resends = stats.resends;
   s.requeues = stats.requeues;
+  if (const lease::Keeper* const keeper = reconciler_->keeper(); keeper != nullptr) {
+    const lease::KeeperStats& lent = keeper->stats();
+    s.leases = {.buckets = keeper->size(),
+                .held_tokens = keeper->held_tokens(),
+                .calls = lent.calls,
+                .called_buckets = lent.asked_buckets,
+                .resends = lent.resends,
+                .lent_tokens = lent.lent_tokens,
+                .returned_tokens = lent.returned_tokens,
+                .lost_tokens = lent.lost_tokens};
+  }
   s.chaos_calls = injector_.touched();
   if (client_ != nullptr) {
     const redis::ClientCounters counters = client_->Counters();

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/redis/client_core.h"
 #include "daemon/redis/codec.h"
+#include "daemon/redis/slot.h"
 
 namespace sluice::redis {
 namespace {
@@ -167,9 +168,7 @@ bool ClusterClient::Impl::NeedsRunId(const Request& request) const {
 std::string ClusterClient::Impl::KeyOf(const Request& request) const {
   const std::string& key = shard_keys_[request.shard];
   const std::string& family = options_.scripts[request.script].family;
-  if (family.empty()) return key;
-  const size_t tag = key.find('{');
-  return absl::StrCat(key.substr(0, tag), family, ":", key.substr(tag));
+  return family.empty() ? key : FamilyKey(key, family);
 }
 
 void ClusterClient::Impl::FailRequest(uint64_t id, Failure failure) {

@@ -1,5 +1,6 @@
 #include "daemon/redis/slot.h"
 
+#include <algorithm>
 #include <array>
 #include <cassert>
 
@@ -64,6 +65,12 @@ std::vector<std::string> ShardKeys(std::string_view prefix, uint32_t shards) {
     assert(found);
   }
   return keys;
+}
+
+std::string FamilyKey(std::string_view shard_key, std::string_view family) {
+  const size_t tag = std::min(shard_key.find('{'), shard_key.size());
+  const std::string head(shard_key.substr(0, tag));
+  return absl::StrCat(head, std::string(family), ":", std::string(shard_key.substr(tag)));
 }
 
 }  // namespace sluice::redis

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string>
 
+#include "daemon/admin/global_lease.h"
 #include "daemon/admin/metrics.h"
 #include "daemon/admin/status.h"
 #include "daemon/admin/status_json.h"
@@ -129,6 +130,56 @@ TEST(StatusJsonTest, TellsTheWorstModeAndOnlyTroubledShards) {
   EXPECT_EQ(json["redis"]["primaries"][0]["calls"], 6);
   EXPECT_EQ(json["alarms"][0]["mend"], "mend");
   EXPECT_EQ(json["clients"]["list"][0]["pid"], 5);
+}
+
+TEST(StatusJsonTest, TellsWhatIsOnLoan) {
+  DaemonStatus status = FullStatus();
+  status.engine.leases = {.buckets = 2, .held_tokens = 7, .calls = 9, .lent_tokens = 30};
+  EXPECT_EQ(StatusJson(status)["leases"]["held_tokens"], 7);
+  EXPECT_EQ(StatusJson(status)["leases"]["calls"], 9);
+  EXPECT_NE(RenderMetrics(status).find("sluice_lease_lent_tokens_total 30\n"), std::string::npos);
+}
+
+config::CompiledRule StrictRule() {
+  config::CompiledRule rule;
+  rule.limit = shm::MakeLimit(10, 1'000'000'000, 20);
+  rule.kind = shm::Kind::kLease;
+  return rule;
+}
+
+// Its fields: level t fence gen o0 o1 d0 d1 n0 n1 unit full. 10/s is 1 in 100,000 us.
+TEST(GlobalLeaseTest, CountsWhatIsOutInThisGenerationAndTheLast) {
+  const std::string field = "300000 50500000 1 50 4 6 2500 1500 2 1 100000 60000000";
+  const auto at = [&](int64_t now_us) {
+    nlohmann::ordered_json out;
+    EXPECT_TRUE(AddLentState(StrictRule(), field, now_us, &out));
+    return out;
+  };
+  const nlohmann::ordered_json now = at(50'700'000);
+  EXPECT_EQ(now["remaining"], 5) << "two came in 0.2 s";
+  EXPECT_EQ(now["out_tokens"], 10);
+  EXPECT_EQ(now["hosts"], 3);
+  EXPECT_DOUBLE_EQ(now["demand_per_s"], 4.0);
+  EXPECT_DOUBLE_EQ(now["reset_after_s"], 9.3);
+  EXPECT_FALSE(now["denying"]);
+  EXPECT_EQ(at(51'500'000)["out_tokens"], 4);
+  EXPECT_EQ(at(51'500'000)["hosts"], 2);
+  EXPECT_EQ(at(99'000'000)["out_tokens"], 0);
+  EXPECT_EQ(at(99'000'000)["remaining"], 20);
+}
+
+TEST(GlobalLeaseTest, ShowsNothingBelowZeroAndRefusesWhatIsNoBucket) {
+  nlohmann::ordered_json out;
+  ASSERT_TRUE(AddLentState(StrictRule(), "-1000000 50500000 1 50 0 0 0 0 0 1 100000 60000000",
+                           50'600'000, &out));
+  EXPECT_EQ(out["remaining"], 0);
+  EXPECT_TRUE(out["denying"]);
+  nlohmann::ordered_json none;
+  for (const char* field : {"", "1 2 3", "a b c d e f g h i j k l", "1 2 3 4 5 6 7 8 9 10 0 12",
+                            "nan 2 3 4 5 6 7 8 9 10 nan 12"}) {
+    EXPECT_FALSE(AddLentState(StrictRule(), field, 50'600'000, &none)) << field;
+  }
+  EXPECT_TRUE(none.is_null());
 }
 
 TEST(StatusJsonTest, HasNoRedisWhereThereIsNone) {

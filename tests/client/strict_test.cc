@@ -1,6 +1,7 @@
 // Strict rules at the client: credits that the daemon's hand puts into the word, by every way of
 // checking.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <optional>
 #include <thread>
@@ -31,6 +32,12 @@ rules:
     burst: 50
     consistency: strict
     when_degraded: {mode: closed}
+  - name: patient
+    key: [caller]
+    limit: 100/s
+    burst: 50
+    consistency: strict
+    wait: 5ms
   - name: tiny
     match: {tiny: "yes"}
     key: [user]
@@ -125,6 +132,29 @@ TEST_F(StrictClientTest, ACallerThatMayWaitIsServedAsSoonAsItsHostIsLentEnough) 
   EXPECT_EQ(client_.check_wait({{"user", "u"}}, 10s, 51).raw().retry_after_ns, SLUICE_NEVER);
   EXPECT_TRUE(client_.check_wait({{"user", "u"}, {"tiny", "yes"}}, 10s));
   EXPECT_FALSE(client_.check_wait({{"user", "u"}, {"tiny", "yes"}}, 10s)) << "another denies";
+}
+
+TEST_F(StrictClientTest, ACallerWaitsNoLongerThanItsRuleSaysAndNotForWhatComesTooLate) {
+  // How often this thread slept meanwhile.
+  const auto sleeps = [&](const char* name, std::chrono::nanoseconds max_wait) {
+    rusage before;
+    rusage after;
+    getrusage(RUSAGE_THREAD, &before);
+    EXPECT_FALSE(client_.check_wait({{name, "c"}}, max_wait));
+    getrusage(RUSAGE_THREAD, &after);
+    return after.ru_nvcsw - before.ru_nvcsw;
+  };
+  EXPECT_GE(sleeps("caller", 24h), 1) << "and ends";
+  EXPECT_GE(sleeps("caller", Client::kWaitByRule), 1);
+  EXPECT_EQ(sleeps("user", Client::kWaitByRule), 0) << "its rule says nothing of waiting";
+  EXPECT_GE(sleeps("user", 20ms), 1);
+  // The daemon knows that nothing comes for an hour.
+  const uint64_t later_ns = shm::MonotonicClock::PreciseNs() + 3600 * kSecond;
+  for (uint32_t i = 0; i < served_.buckets().capacity(); ++i) {
+    const uint64_t key = served_.buckets().slots()[i].key;
+    served_.buckets().second()[i] = shm::credits::second::Make(shm::key::Gen(key), later_ns);
+  }
+  EXPECT_EQ(sleeps("user", 400ms), 0);
 }
 
 TEST_F(StrictClientTest, CostsAreSpentWholeOrNotAtAll) {

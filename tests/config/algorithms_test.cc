@@ -65,6 +65,14 @@ TEST(AlgorithmsTest, TakesStrictLimitsThatCanBeLentOut) {
   refused("limit: 1/s\n    algorithm: leaky_bucket\n    max_delay: 1s", "strict is for token");
   refused("limit: 2000000/s", "write a burst of at most 1048575");
   refused("limit: 10007 per 300d", "a rounder limit");
+  refused("limit: 1/s\n    wait: 2s", "write a duration from 1ms to 1s");
+  refused("limit: 1/s\n    wait: 20", "20ms");
+  const ParseResult waits = OfRule("limit: 1/s\n    consistency: strict\n    wait: 20ms", redis);
+  EXPECT_TRUE(waits.ok()) << Text(waits.problems);
+  EXPECT_EQ(waits.config.rules.front().wait_ns, 20'000'000u);
+  const ParseResult other = OfRule("limit: 1/s\n    wait: 20ms", redis);
+  ASSERT_EQ(other.problems.size(), 1u);
+  EXPECT_NE(Text(other.problems).find("is for strict rules"), std::string::npos);
   // One host alone lends to nobody.
   EXPECT_TRUE(OfRule("limit: 2000000/s\n    consistency: strict").ok());
 }

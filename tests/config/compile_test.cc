@@ -121,6 +121,18 @@ TEST(CompileTest, AStrictRuleIsLentOutWhereThereIsARedis) {
   EXPECT_EQ(kind("redis: {addresses: \"h:1\"}\n" + rules), shm::Kind::kLease);
 }
 
+TEST(CompileTest, TellsClientsAndTheDaemonHowLongCallersOfAStrictRuleWait) {
+  const std::string rules =
+      "rules: [{name: ab, key: [u], limit: 9/s, consistency: strict, wait: 25ms}]\n";
+  const std::string bytes = Compiled("redis: {addresses: \"h:1\"}\n" + rules);
+  EXPECT_EQ(CompiledRules::Load(bytes)->rules().front().wait_ns, 25'000'000u);
+  std::string broken = bytes;
+  const auto header = reinterpret_cast<const shm::PolicyHeader*>(bytes.data());
+  broken[header->rules_offset + offsetof(shm::RuleNumbers, wait_ms) + 1] = 0x7f;
+  EXPECT_FALSE(CompiledRules::Load(broken).ok());
+  EXPECT_EQ(CompiledRules::Load(Compiled(rules))->rules().front().wait_ns, 0u) << "no lease";
+}
+
 TEST(CompileTest, WritesGroupsAsReadersFindThem) {
   const std::string bytes = Compiled(kRules);
   const PolicyView view(bytes.data());

@@ -37,7 +37,7 @@ class FilesTest : public testing::Test {
     rmdir(directory_.c_str());
   }
   std::string Write(const std::string& name, const std::string& text, mode_t mode = 0600) {
-    const std::string path = directory_ + "/" + name;
+    std::string path = directory_ + "/" + name;
     std::ofstream(path) << text;
     EXPECT_EQ(chmod(path.c_str(), mode), 0);
     files_.push_back(path);
@@ -199,50 +199,56 @@ TEST(ReferenceTest, ShowsTheDefaultsThatAreInForce) {
   EXPECT_EQ(a.rules[0].degraded.factor, b.rules[0].degraded.factor);
 }
 
+// A file that holds the key with its example.
+std::string TextWith(const KeySpec& spec) {
+  const std::string value(spec.example);
+  const size_t dot = spec.path.rfind('.');
+  const std::string section(dot == std::string_view::npos ? "" : spec.path.substr(0, dot));
+  const std::string key(spec.path.substr(dot == std::string_view::npos ? 0 : dot + 1));
+  const std::string pair = key + ": " + value;
+  std::string text;
+  const std::string named = "rules:\n  - name: aa\n    key: [u]\n    ";
+  if (section == "daemon") {
+    text = "daemon: {" + pair + "}\nrules: []";
+  } else if (section == "daemon.chaos") {
+    text = "daemon: {chaos: {" + pair + "}}\nrules:\n  - {name: generate, key: [u], limit: 1/s}\n" +
+           "  - {name: search, key: [u], limit: 1/s}\n";
+  } else if (section == "redis") {
+    text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
+           "}\nrules: []";
+  } else if (section == "redis.sentinel") {
+    text = "redis: {addresses: \"h:1\", mode: sentinel, sentinel: {" +
+           (key == "master" ? "" : std::string("master: m, ")) + pair + "}}\nrules: []";
+  } else if (section == "redis.tls") {
+    const std::string also = key == "certificate_file" ? ", key_file: /k"
+                             : key == "key_file"       ? ", certificate_file: /c"
+                                                       : "";
+    text = "redis: {addresses: \"h:1\", tls: {" + pair + also + "}}\nrules: []";
+  } else if (section == "rules[]" && (key == "name" || key == "key")) {
+    text = "rules:\n  - " + pair + "\n    limit: 1/s\n    " +
+           (key == "name" ? "key: [u]" : "name: aa");
+  } else if (section == "rules[]") {
+    const std::string also = key == "max_delay"   ? "\n    algorithm: leaky_bucket"
+                             : key == "algorithm" ? "\n    max_delay: 1s"
+                             : key == "wait"      ? "\n    consistency: strict"
+                                                  : "";
+    text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
+  } else if (section == "rules[].tiers.*") {
+    text = named + (key == "max_delay" ? "algorithm: leaky_bucket\n    " : "") + "tiers: {t: {" +
+           (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";
+  } else if (section == "rules[].when_degraded") {
+    const std::string also = key == "for" ? ", then: open" : key == "then" ? ", for: 1s" : "";
+    text = named + "limit: 1/s\n    when_degraded: {" + pair + also + "}";
+  } else {
+    ADD_FAILURE() << spec.path;
+  }
+  return text;
+}
+
 TEST(ReferenceTest, ExamplesAreValuesThatTheParserTakes) {
   for (const KeySpec& spec : AllKeys()) {
     if (spec.example.empty()) continue;
-    const std::string value(spec.example);
-    const size_t dot = spec.path.rfind('.');
-    const std::string section(dot == std::string_view::npos ? "" : spec.path.substr(0, dot));
-    const std::string key(spec.path.substr(dot == std::string_view::npos ? 0 : dot + 1));
-    const std::string pair = key + ": " + value;
-    std::string text;
-    const std::string named = "rules:\n  - name: aa\n    key: [u]\n    ";
-    if (section == "daemon") {
-      text = "daemon: {" + pair + "}\nrules: []";
-    } else if (section == "daemon.chaos") {
-      text = "daemon: {chaos: {" + pair +
-             "}}\nrules:\n  - {name: generate, key: [u], limit: 1/s}\n" +
-             "  - {name: search, key: [u], limit: 1/s}\n";
-    } else if (section == "redis") {
-      text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
-             "}\nrules: []";
-    } else if (section == "redis.sentinel") {
-      text = "redis: {addresses: \"h:1\", mode: sentinel, sentinel: {" +
-             (key == "master" ? "" : std::string("master: m, ")) + pair + "}}\nrules: []";
-    } else if (section == "redis.tls") {
-      const std::string also = key == "certificate_file" ? ", key_file: /k"
-                               : key == "key_file"       ? ", certificate_file: /c"
-                                                         : "";
-      text = "redis: {addresses: \"h:1\", tls: {" + pair + also + "}}\nrules: []";
-    } else if (section == "rules[]" && (key == "name" || key == "key")) {
-      text = "rules:\n  - " + pair + "\n    limit: 1/s\n    " +
-             (key == "name" ? "key: [u]" : "name: aa");
-    } else if (section == "rules[]") {
-      const std::string also = key == "max_delay"   ? "\n    algorithm: leaky_bucket"
-                               : key == "algorithm" ? "\n    max_delay: 1s"
-                                                    : "";
-      text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
-    } else if (section == "rules[].tiers.*") {
-      text = named + (key == "max_delay" ? "algorithm: leaky_bucket\n    " : "") + "tiers: {t: {" +
-             (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";
-    } else if (section == "rules[].when_degraded") {
-      const std::string also = key == "for" ? ", then: open" : key == "then" ? ", for: 1s" : "";
-      text = named + "limit: 1/s\n    when_degraded: {" + pair + also + "}";
-    } else {
-      ADD_FAILURE() << spec.path;
-    }
+    const std::string text = TextWith(spec);
     const ParseResult result = ParseConfig(text, "t.yaml");
     EXPECT_TRUE(result.ok()) << text << "\n" << result.problems[0].ToString();
   }

@@ -64,6 +64,46 @@ def test_buckets_of_all_shards_are_listed_with_their_state(cluster):
         assert listed(daemon, "&limit=4")["truncated"]
 
 
+STRICT = """  - name: lent
+    key: [user]
+    limit: 100/s
+    burst: 50
+    consistency: strict
+"""
+
+
+def test_strict_buckets_tell_what_is_out_and_what_this_host_holds(cluster):
+    with Daemon(CONFIG.format(addresses=", ".join(cluster.addresses())) + STRICT) as daemon:
+        def asked():
+            check(daemon, "s1", 1)
+            found = listed(daemon, "&prefix=lent:s1")["buckets"]
+            return found and found[0]["hosts"] == 1 and found[0]["demand_per_s"] > 0
+
+        daemon.wait_for(asked, COUNTED_DEADLINE_S, "it is known in Redis")
+        (bucket,) = listed(daemon, "&prefix=lent:s1")["buckets"]
+        assert bucket["consistency"] == "strict" and bucket["burst"] == 50
+        assert bucket["remaining"] + bucket["out_tokens"] <= 50
+        assert "tokens" not in bucket
+        text = ctl("buckets", "--global", "lent:s1", daemon=daemon).stdout
+        assert " out at 1 hosts" in text, text
+        (local,) = json.loads(daemon.get("/buckets?prefix=lent:s1")[1])["buckets"]
+        assert local["consistency"] == "strict"
+        assert (local["held_for_s"] > 0) == (local["remaining"] > 0)
+        assert "strict: " in ctl("buckets", "lent:s1", daemon=daemon).stdout
+        daemon.wait_for(lambda: daemon.status()["leases"]["buckets"] == 1
+                        and daemon.metrics().value("sluice_lease_calls_total") >= 1,
+                        COUNTED_DEADLINE_S, "it is counted")
+        assert "leases   " in ctl("status", daemon=daemon).stdout
+
+        # Both kinds are listed, each once; the other rule's once a check was allowed.
+        def both():
+            check(daemon, "s1", 1)
+            return sorted(b["name"] for b in listed(daemon)["buckets"]
+                          if b["name"].endswith(":s1")) == ["lent:s1", "per-user:s1"]
+
+        daemon.wait_for(both, COUNTED_DEADLINE_S, "both are known")
+
+
 def test_without_an_answering_primary_it_says_so():
     with Daemon(CONFIG.format(addresses='"127.0.0.1:1"')) as daemon:
         code, body = daemon.get("/buckets?scope=global")

@@ -26,6 +26,7 @@ inline constexpr uint64_t kMilli = 1'000'000;
 inline constexpr uint64_t kSecond = 1'000'000'000;
 inline constexpr uint64_t kHarvestNs = 2 * kMilli;
 inline constexpr uint64_t kSyncNs = 50 * kMilli;
+inline constexpr uint64_t kLookNs = kMilli / 2;
 
 struct Events {
   void At(uint64_t at_ns, std::function<void()> run) {
@@ -100,6 +101,10 @@ class KeeperHost : public Link {
     denied_ += cost;
     need_ = std::max(need_, cost);
     return false;
+  }
+  // As a caller that waits looks.
+  bool HoldsEnough(uint64_t cost) {
+    return shm::credits::Spendable(Claimed().word.load(), LocalNs()) >= cost;
   }
   bool Refund(uint64_t cost) {
     shm::Slot& slot = Claimed();
@@ -202,14 +207,17 @@ class KeeperHost : public Link {
 // All hosts under one rule, judged against one perfect bucket.
 class KeeperFleet {
  public:
-  KeeperFleet(size_t hosts, uint64_t limit_per_s, uint64_t burst, uint64_t seed)
+  // `wait_ns`: how long callers wait, as the rule says.
+  KeeperFleet(size_t hosts, uint64_t limit_per_s, uint64_t burst, uint64_t seed,
+              uint64_t wait_ns = 0)
       : world(seed),
-        terms_(*MakeTerms(limit_per_s, 1'000'000, burst, 0)),
+        terms_(*MakeTerms(limit_per_s, 1'000'000, burst, wait_ns)),
         shadow_(terms_),
         perfect_(terms_) {
     rule_.label = "strict";
     rule_.kind = shm::Kind::kLease;
     rule_.limit = shm::MakeLimit(limit_per_s, kSecond, burst);
+    rule_.wait_ns = wait_ns;
     world.events.now_ns = kSecond;
     for (size_t i = 0; i < hosts; ++i) {
       hosts_.push_back(std::make_unique<KeeperHost>(&world, &rule_));
@@ -246,9 +254,7 @@ class KeeperFleet {
 
   void Arrive(size_t at, uint64_t cost) {
     if (perfect_.Take(cost, world.events.now_ns)) perfect_admitted += cost;
-    if (!hosts_[at]->Check(cost)) return;
-    admitted += cost;
-    shadow_.Force(cost, world.events.now_ns);
+    Ask(at, cost, world.events.now_ns + terms_.wait_ns);
   }
 
   // Redis forgets what it was told since `copy`, and another primary serves.
@@ -268,6 +274,22 @@ class KeeperFleet {
   uint64_t perfect_admitted = 0;
 
  private:
+  void Ask(size_t at, uint64_t cost, uint64_t until_ns) {
+    if (hosts_[at]->Check(cost)) {
+      admitted += cost;
+      shadow_.Force(cost, world.events.now_ns);
+    } else {
+      LookAgain(at, cost, until_ns);
+    }
+  }
+  // As client/wait.cc.
+  void LookAgain(size_t at, uint64_t cost, uint64_t until_ns) {
+    if (world.events.now_ns + kLookNs > until_ns) return;
+    world.events.At(world.events.now_ns + kLookNs, [this, at, cost, until_ns] {
+      if (hosts_[at]->HoldsEnough(cost)) return Ask(at, cost, until_ns);
+      LookAgain(at, cost, until_ns);
+    });
+  }
   uint64_t NextArrival(double per_s) {
     return world.events.now_ns +
            static_cast<uint64_t>(std::exponential_distribution<double>(per_s)(world.random) * 1e9);

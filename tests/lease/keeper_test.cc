@@ -33,6 +33,23 @@ TEST(KeeperTest, AFirstCheckIsServedWithinMilliseconds) {
   EXPECT_TRUE(fleet.host(1).Check(1));
 }
 
+// 10/s: no host may keep a token that another needs. A token takes a call that fetches it, and one
+// that reports it.
+TEST(KeeperTest, ALowLimitOfManyHostsPassesThroughWhereCallersWait) {
+  constexpr size_t kHosts = 20;
+  constexpr uint64_t kSeconds = 100;
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    for (const double load : {0.9, 2.0, 5.0}) {
+      KeeperFleet fleet(kHosts, 10, 10, seed, 20 * kMilli);
+      const uint64_t calls = fleet.world.redis.calls;
+      fleet.Run(kSeconds * kSecond, 10 * load);
+      EXPECT_EQ(fleet.over(), 0u) << seed;
+      EXPECT_GE(fleet.used_percent(), 99.5) << seed << " at " << load;
+      EXPECT_LE(fleet.world.redis.calls - calls, 2 * kSeconds * kHosts) << seed << " at " << load;
+    }
+  }
+}
+
 TEST(KeeperTest, LostAndLateMessagesNeverAddTokens) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     KeeperFleet fleet(3, 500, 100, seed);

@@ -203,5 +203,63 @@ TEST(SessionTest, RefusesRepliesOfAnotherForm) {
   EXPECT_NE(session.call(), nullptr);
 }
 
+// Nobody ticks a lease that is idle.
+TEST(LeaseTest, AFirstCheckAfterALongTimeSaysAsMuchAsOneThatWasLookedAt) {
+  Lease idle = NewLease();
+  Lease watched = NewLease();
+  for (Lease* lease : {&idle, &watched}) {
+    (void)lease->Freeze(kStartNs, kRtt, 0.5);
+    lease->OnGrant(Of(0), kStartNs, kStartNs + kMs, kRtt);
+  }
+  uint64_t now_ns = kStartNs;
+  for (int i = 0; i < 2000; ++i) (void)watched.Tick(now_ns += 10 * kMs, kRtt, 0.5);
+  now_ns += 40 * kMs;
+  for (Lease* lease : {&idle, &watched}) (void)lease->Check(1, now_ns);
+  const uint64_t told = idle.Freeze(now_ns, kRtt, 0.5).demand_milli;
+  const uint64_t expected = watched.Freeze(now_ns, kRtt, 0.5).demand_milli;
+  EXPECT_GT(told, expected / 2);
+  EXPECT_LT(told, expected * 2);
+}
+
+Grant Short(uint64_t tokens, uint64_t retry_ms) {
+  Grant g = Of(tokens);
+  g.shortage = true;
+  g.retry_us = retry_ms * 1000;
+  return g;
+}
+
+TEST(LeaseTest, WhoIsDeniedInASharedWordWaitsWhereCallersMay) {
+  Lease lease({.terms = *MakeTerms(10, 1'000'000, 10, 20 * kMs), .sync_ns = 50 * kMs});
+  lease.Observe(0, 2, 1, kStartNs);
+  ASSERT_TRUE(lease.Tick(kStartNs, kRtt, 0.5));
+  const Ask ask = lease.Freeze(kStartNs, kRtt, 0.5);
+  EXPECT_EQ(ask.waiting, 2u);
+  EXPECT_EQ(ask.target, 0u) << "nothing is to be held";
+  EXPECT_EQ(ask.need, 1u) << "not both or none";
+  lease.OnGrant(Of(1), kStartNs, kStartNs + kMs, kRtt);
+  EXPECT_EQ(lease.credits(), 1u) << "who waits takes it out of the word";
+  EXPECT_TRUE(lease.Answered(kStartNs + kMs).empty());
+  lease.Observe(1, 0, 1, kStartNs + 2 * kMs);
+  EXPECT_TRUE(lease.Tick(kStartNs + 3 * kMs, kRtt, 0.5)) << "one still waits";
+  EXPECT_EQ(lease.Freeze(kStartNs + 3 * kMs, kRtt, 0.5).waiting, 1u);
+  lease.OnGrant(Of(0), kStartNs + 3 * kMs, kStartNs + 4 * kMs, kRtt);
+  EXPECT_FALSE(lease.Tick(kStartNs + 25 * kMs, kRtt, 0.5)) << "its time is over";
+}
+
+TEST(LeaseTest, NobodyWaitsForWhatComesTooLate) {
+  Lease lease({.terms = *MakeTerms(10, 1'000'000, 10, 20 * kMs), .sync_ns = 50 * kMs});
+  lease.Observe(0, 1, 1, kStartNs);
+  (void)lease.Freeze(kStartNs, kRtt, 0.5);
+  lease.OnGrant(Short(0, 100), kStartNs, kStartNs + kMs, kRtt);
+  EXPECT_EQ(lease.retry_ns(), kStartNs + 101 * kMs);
+  for (uint64_t ms = 22; ms < 100; ms += 10) {
+    lease.Observe(0, 1, 1, kStartNs + ms * kMs);
+    const bool is_in_time = ms + 20 - 2 > 101;
+    EXPECT_FALSE(lease.Tick(kStartNs + ms * kMs, kRtt, 0.5)) << ms;
+    EXPECT_EQ(lease.NextTickNs() == kStartNs + 101 * kMs, is_in_time) << ms;
+  }
+  EXPECT_TRUE(lease.Tick(kStartNs + 101 * kMs, kRtt, 0.5)) << "for whom waits since 92 ms";
+}
+
 }  // namespace
 }  // namespace sluice::lease

@@ -22,8 +22,10 @@ RUN_TIMEOUT_S = 300
 STATES = (60_000, 1_000_000)
 
 TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
-WINDOW, WINDOW_SLOT = "window.h", "window_slot.h"
+WINDOW, WINDOW_SLOT, PURSE = "window.h", "window_slot.h", "purse.h"
 SLOT_TEST, WINDOW_TEST = "tests/model/slot_protocol_test.cc", "tests/model/window_slot_test.cc"
+PURSE_TEST = "tests/model/purse_test.cc"
+TEST_OF = {WINDOW: WINDOW_TEST, WINDOW_SLOT: WINDOW_TEST, PURSE: PURSE_TEST}  # else SLOT_TEST
 EXPLORER = "tests/model/explorer.cc"
 
 # name: (what it breaks, file, the code as it stands, the bug)
@@ -131,6 +133,24 @@ MUTANTS = {
     "purse_paid_into_before_the_word": (
         "W3", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
         "  m.second_first = paid;\n"),
+    "turn_kept_over_a_report": (
+        "P1", PURSE,
+        "credits::Turn(word_) + 1, left - taken);", "credits::Turn(word_), left - taken);"),
+    "more_than_was_put_in_believed": (
+        "P1", PURSE,
+        "std::min(credits::Count(w), credits_ + told_) : 0;", "credits::Count(w) : credits_;"),
+    "credits_changed_without_compare": (
+        "P2", PURSE,
+        "return slot_->word.compare_exchange_strong(w, next, std::memory_order_acq_rel);",
+        "slot_->word.store(next + 0 * w); return true;"),
+    "purse_of_any_tenant": (
+        "P2", PURSE,
+        "if (word::IsDead(*w) || slot_->key.load(std::memory_order_acquire) != key_) slot_",
+        "if (word::IsDead(*w)) slot_"),
+    "expired_counted_without_a_look": (
+        "P3", PURSE, "(!expired || left == 0)) return", "true) return"),
+    "a_word_of_before_believed": (
+        "K4", PURSE, "credits::Turn(w) + 1, 0);", "credits::Turn(w), credits::Count(w));"),
     "moved_use_not_taken_back": (
         "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;", ""),
 }
@@ -149,8 +169,8 @@ def build_and_run(folder, name):
     with open(path, "w", encoding="utf-8") as source:
         source.write(text.replace(code, bug))
     program = os.path.join(root, "model")
-    tests = ((SLOT_TEST, WINDOW_TEST) if name == "none" else
-             (WINDOW_TEST,) if file in (WINDOW, WINDOW_SLOT) else (SLOT_TEST,))
+    tests = ((SLOT_TEST, WINDOW_TEST, PURSE_TEST) if name == "none" else
+             (TEST_OF.get(file, SLOT_TEST),))
     done = subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{root}", f"-I{ROOT}",
                            *(os.path.join(ROOT, source) for source in (*tests, EXPLORER)),
                            "-o", program, "-lgtest", "-lgtest_main", "-lboost_context", "-lpthread"],
