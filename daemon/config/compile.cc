@@ -316,6 +316,19 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
   return compiled;
 }
 
+void CompiledRules::AddRegions(const Config& config) {
+  if (!config.redis || config.redis->regions.empty()) return;
+  const std::vector<std::string> names = RegionNames(*config.redis);
+  for (CompiledRule& rule : rules_) {
+    if (rule.group >= config.rules.size()) continue;
+    const RuleConfig& written = config.rules[rule.group];
+    if (rule.kind == shm::Kind::kLease && written.home.by != HomeBy::kNone) {
+      rule.home = std::make_shared<const Home>(written, rule.label, names);
+    }
+    rule.exchanged = rule.kind == shm::Kind::kTokenBucket;
+  }
+}
+
 const CompiledRule* CompiledRules::Find(std::string_view label) const {
   const auto at = by_label_.find(ToAbsl(label));
   return at == by_label_.end() ? nullptr : &rules_[at->second];

@@ -97,10 +97,9 @@ constexpr KeySpec kKeys[] = {
             "limits by itself, and needs nothing else."},
     {.path = "redis.addresses",
      .type = KeyType::kTextList,
-     .required = true,
      .min = 1,
      .max = 64,
-     .doc = "Nodes to ask first, each as host:port, [ipv6]:port or unix:/path. In a cluster two "
+     .doc = "Required, but where there are `regions`. Nodes to ask first, each as host:port, [ipv6]:port or unix:/path. In a cluster two "
             "or three are enough, the others are found from them. In mode sentinel: all sentinels.",
      .example = "[\"10.0.0.1:6379\", \"[2001:db8::7]:6379\"]"},
     {.path = "redis.mode",
@@ -246,6 +245,82 @@ constexpr KeySpec kKeys[] = {
      .doc = "Under which name Redis lists this host's connections. Left out: the machine's own.",
      .example = "api-7"},
 
+    {.path = "redis.region",
+     .type = KeyType::kText,
+     .min = 1,
+     .max = 32,
+     .doc = "In which of `regions` this host is. Needed with them.",
+     .example = "us"},
+    {.path = "redis.exchange",
+     .type = KeyType::kDuration,
+     .fallback = "1s",
+     .min = 100 * kMs,
+     .max = 60 * kSecond,
+     .doc = "How often the clusters of other regions are told what was used here, of rules that "
+            "each region counts by itself; see [regions](regions.md#local-limits).",
+     .example = "1s"},
+    {.path = "redis.regions",
+     .type = KeyType::kSections,
+     .max = kMaxRegions,
+     .doc = "Several clusters, one for each region, in place of `addresses`: the same list on all "
+            "hosts; see [regions](regions.md). What a region leaves out it has of `redis`.",
+     .example = "{eu: {addresses: [\"10.1.0.1:6379\"]}, us: {addresses: [\"10.2.0.1:6379\"]}}"},
+    {.path = "redis.regions.*.addresses",
+     .type = KeyType::kTextList,
+     .required = true,
+     .min = 1,
+     .max = 64,
+     .doc = "As redis.addresses, of the region's cluster.",
+     .example = "[\"10.1.0.1:6379\"]"},
+    {.path = "redis.regions.*.mode",
+     .type = KeyType::kChoice,
+     .fallback = "redis.mode",
+     .choices = "cluster|single|sentinel",
+     .doc = "As redis.mode.",
+     .example = "single"},
+    {.path = "redis.regions.*.username",
+     .type = KeyType::kText,
+     .fallback = "redis.username",
+     .min = 1,
+     .max = 256,
+     .doc = "As redis.username.",
+     .example = "sluice"},
+    {.path = "redis.regions.*.password",
+     .type = KeyType::kText,
+     .fallback = "redis.password",
+     .min = 1,
+     .max = 4096,
+     .doc = "As redis.password.",
+     .example = "\"...\""},
+    {.path = "redis.regions.*.password_file",
+     .type = KeyType::kText,
+     .fallback = "redis.password_file",
+     .min = 2,
+     .max = 4096,
+     .doc = "As redis.password_file.",
+     .example = "/etc/sluice/redis-eu.password"},
+    {.path = "redis.regions.*.sentinel",
+     .type = KeyType::kSection,
+     .doc = "As redis.sentinel."},
+    {.path = "redis.regions.*.tls",
+     .type = KeyType::kSection,
+     .fallback = "redis.tls",
+     .doc = "As redis.tls."},
+    {.path = "redis.regions.*.connect_timeout",
+     .type = KeyType::kDuration,
+     .fallback = "redis.connect_timeout",
+     .min = 10 * kMs,
+     .max = 60 * kSecond,
+     .doc = "As redis.connect_timeout.",
+     .example = "2s"},
+    {.path = "redis.regions.*.request_timeout",
+     .type = KeyType::kDuration,
+     .fallback = "redis.request_timeout",
+     .min = 25 * kMs,
+     .max = 10 * kSecond,
+     .doc = "As redis.request_timeout: write several times the way there and back.",
+     .example = "1s"},
+
     {.path = "rules",
      .type = KeyType::kSections,
      .required = true,
@@ -317,8 +392,29 @@ constexpr KeySpec kKeys[] = {
      .choices = "approximate|strict",
      .doc = "How hosts share the limit. strict never admits more than the limit and the burst over "
             "all hosts, in a window of any length; see [accuracy](accuracy.md). Without redis both "
-            "are the same.",
+            "are the same. Or a section, where there are [regions](regions.md).",
      .example = "strict"},
+    {.path = "rules[].consistency.mode",
+     .type = KeyType::kChoice,
+     .required = true,
+     .choices = "approximate|strict",
+     .doc = "As `consistency` alone.",
+     .example = "strict"},
+    {.path = "rules[].consistency.home",
+     .type = KeyType::kHome,
+     .fallback = "rendezvous",
+     .doc = "For strict limits: the region whose cluster holds a bucket. By the values of a "
+            "descriptor of the key, `default` for all others; or `rendezvous`, by a hash of the "
+            "bucket's name; see [homes](regions.md#homes).",
+     .example = "{tenant: {acme: eu, bolt: us}, default: us}"},
+    {.path = "rules[].consistency.epoch",
+     .type = KeyType::kInteger,
+     .fallback = "0",
+     .max = 1'000'000'000,
+     .doc = "One higher with each change of `home` or of the names of redis.regions: so that the "
+            "former home stops before the new one begins; see "
+            "[moves](regions.md#moving-a-home).",
+     .example = "1"},
     {.path = "rules[].tier_by",
      .type = KeyType::kText,
      .fallback = "tier",
@@ -418,17 +514,23 @@ constexpr KeySpec kKeys[] = {
      .example = "true"},
 };
 
+// Sections that have the keys of another.
+std::string_view Aliased(std::string_view section) {
+  if (section == "rules[].tiers.*.when_degraded") return "rules[].when_degraded";
+  if (section == "redis.regions.*.sentinel") return "redis.sentinel";
+  return section == "redis.regions.*.tls" ? "redis.tls" : section;
+}
+
 }  // namespace
 
 absl::Span<const KeySpec> AllKeys() { return kKeys; }
 
 const KeySpec* FindKey(std::string_view path) {
-  // A tier's when_degraded has the same keys as the rule's.
-  constexpr std::string_view kTierDegraded = "rules[].tiers.*.when_degraded.";
   std::string mapped;
-  if (path.substr(0, kTierDegraded.size()) == kTierDegraded) {
-    mapped = "rules[].when_degraded.";
-    mapped += path.substr(kTierDegraded.size());
+  const size_t dot = path.rfind('.');
+  if (dot != std::string_view::npos) {
+    mapped = Aliased(path.substr(0, dot));
+    mapped += path.substr(dot);
     path = mapped;
   }
   for (const KeySpec& spec : kKeys) {
@@ -438,7 +540,7 @@ const KeySpec* FindKey(std::string_view path) {
 }
 
 std::vector<std::string_view> KeysWithin(std::string_view section) {
-  if (section == "rules[].tiers.*.when_degraded") section = "rules[].when_degraded";
+  section = Aliased(section);
   std::vector<std::string_view> names;
   for (const KeySpec& spec : kKeys) {
     const size_t dot = spec.path.rfind('.');

@@ -94,6 +94,8 @@ std::string DescribeType(const KeySpec& spec) {
       return Cat("a mapping of at most ", spec.max, " descriptor names to patterns");
     case KeyType::kKey:
       return Cat("a list of at most ", spec.max, " descriptor names");
+    case KeyType::kHome:
+      return "rendezvous, or regions by the values of a descriptor";
   }
   return "";
 }

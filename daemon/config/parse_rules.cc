@@ -299,17 +299,6 @@ shm::Kind KindOf(Algorithm algorithm) {
                                                 : shm::Kind::kTokenBucket;
 }
 
-bool IsStrict(Section* rule) {
-  size_t index = 0;
-  if (!rule->ReadChoice("consistency", &index) || index == 0) return false;
-  const YAML::Node algorithm = rule->Value("algorithm");
-  if (algorithm.IsDefined() && !(algorithm.IsScalar() && algorithm.Scalar() == "token_bucket")) {
-    rule->Problem("consistency", "strict is for token buckets: no other algorithm can be lent out",
-                  "write `algorithm: token_bucket`, or `consistency: approximate`");
-  }
-  return true;
-}
-
 void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleConfig>& others) {
   if (!section->Read("name", &rule->name)) return;
   if (!IsRuleName(rule->name)) {
@@ -333,7 +322,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseRuleName(&section, &rule, config.rules);
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
-  rule.strict = IsStrict(&section);
+  ParseConsistency(&section, config, &rule, findings);
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
