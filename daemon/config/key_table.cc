@@ -99,7 +99,8 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kTextList,
      .min = 1,
      .max = 64,
-     .doc = "Required, but where there are `regions`. Nodes to ask first, each as host:port, [ipv6]:port or unix:/path. In a cluster two "
+     .doc = "Required, but where there are `regions`. Nodes to ask first, each as host:port, "
+            "[ipv6]:port or unix:/path. In a cluster two "
             "or three are enough, the others are found from them. In mode sentinel: all sentinels.",
      .example = "[\"10.0.0.1:6379\", \"[2001:db8::7]:6379\"]"},
     {.path = "redis.mode",
@@ -263,63 +264,10 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kSections,
      .max = kMaxRegions,
      .doc = "Several clusters, one for each region, in place of `addresses`: the same list on all "
-            "hosts; see [regions](regions.md). What a region leaves out it has of `redis`.",
+            "hosts; see [regions](regions.md). Each has these keys of `redis`, and what it leaves "
+            "out it "
+            "has of there.",
      .example = "{eu: {addresses: [\"10.1.0.1:6379\"]}, us: {addresses: [\"10.2.0.1:6379\"]}}"},
-    {.path = "redis.regions.*.addresses",
-     .type = KeyType::kTextList,
-     .required = true,
-     .min = 1,
-     .max = 64,
-     .doc = "As redis.addresses, of the region's cluster.",
-     .example = "[\"10.1.0.1:6379\"]"},
-    {.path = "redis.regions.*.mode",
-     .type = KeyType::kChoice,
-     .fallback = "redis.mode",
-     .choices = "cluster|single|sentinel",
-     .doc = "As redis.mode.",
-     .example = "single"},
-    {.path = "redis.regions.*.username",
-     .type = KeyType::kText,
-     .fallback = "redis.username",
-     .min = 1,
-     .max = 256,
-     .doc = "As redis.username.",
-     .example = "sluice"},
-    {.path = "redis.regions.*.password",
-     .type = KeyType::kText,
-     .fallback = "redis.password",
-     .min = 1,
-     .max = 4096,
-     .doc = "As redis.password.",
-     .example = "\"...\""},
-    {.path = "redis.regions.*.password_file",
-     .type = KeyType::kText,
-     .fallback = "redis.password_file",
-     .min = 2,
-     .max = 4096,
-     .doc = "As redis.password_file.",
-     .example = "/etc/sluice/redis-eu.password"},
-    {.path = "redis.regions.*.sentinel",
-     .type = KeyType::kSection,
-     .doc = "As redis.sentinel."},
-    {.path = "redis.regions.*.tls",
-     .type = KeyType::kSection,
-     .fallback = "redis.tls",
-     .doc = "As redis.tls."},
-    {.path = "redis.regions.*.connect_timeout",
-     .type = KeyType::kDuration,
-     .fallback = "redis.connect_timeout",
-     .min = 10 * kMs,
-     .max = 60 * kSecond,
-     .doc = "As redis.connect_timeout.",
-     .example = "2s"},
-    {.path = "redis.regions.*.request_timeout",
-     .type = KeyType::kDuration,
-     .fallback = "redis.request_timeout",
-     .min = 25 * kMs,
-     .max = 10 * kSecond,
-     .doc = "As redis.request_timeout: write several times the way there and back.",
-     .example = "1s"},
 
     {.path = "rules",
      .type = KeyType::kSections,
@@ -514,41 +462,8 @@ constexpr KeySpec kKeys[] = {
      .example = "true"},
 };
 
-// Sections that have the keys of another.
-std::string_view Aliased(std::string_view section) {
-  if (section == "rules[].tiers.*.when_degraded") return "rules[].when_degraded";
-  if (section == "redis.regions.*.sentinel") return "redis.sentinel";
-  return section == "redis.regions.*.tls" ? "redis.tls" : section;
-}
-
 }  // namespace
 
 absl::Span<const KeySpec> AllKeys() { return kKeys; }
-
-const KeySpec* FindKey(std::string_view path) {
-  std::string mapped;
-  const size_t dot = path.rfind('.');
-  if (dot != std::string_view::npos) {
-    mapped = Aliased(path.substr(0, dot));
-    mapped += path.substr(dot);
-    path = mapped;
-  }
-  for (const KeySpec& spec : kKeys) {
-    if (spec.path == path) return &spec;
-  }
-  return nullptr;
-}
-
-std::vector<std::string_view> KeysWithin(std::string_view section) {
-  section = Aliased(section);
-  std::vector<std::string_view> names;
-  for (const KeySpec& spec : kKeys) {
-    const size_t dot = spec.path.rfind('.');
-    const bool top = dot == std::string_view::npos;
-    if ((top ? std::string_view() : spec.path.substr(0, dot)) != section) continue;
-    names.push_back(top ? spec.path : spec.path.substr(dot + 1));
-  }
-  return names;
-}
 
 }  // namespace sluice::config

@@ -27,9 +27,9 @@ std::string ReadRegion(const YAML::Node& node, const YAML::Mark& mark, const std
 void ReadMap(const Entry& descriptor, const std::string& path, const RedisConfig& redis,
              const RuleConfig& rule, HomeConfig* home, Findings* findings) {
   home->descriptor = descriptor.name;
-  const auto part =
-      std::find_if(rule.key.begin(), rule.key.end(),
-                   [&](const KeyConfig& key) { return key.descriptor == descriptor.name; });
+  const auto part = std::find_if(rule.key.begin(), rule.key.end(), [&](const KeyConfig& key) {
+    return key.descriptor == descriptor.name;
+  });
   if (part == rule.key.end() || part->form != shm::KeyForm::kRaw) {
     findings->Problem(descriptor.mark, path,
                       Cat("the home goes by ", Shown(descriptor.name),
@@ -39,7 +39,8 @@ void ReadMap(const Entry& descriptor, const std::string& path, const RedisConfig
     return;
   }
   if (!descriptor.value.IsMap()) {
-    findings->Problem(descriptor.mark, path, Cat("is ", KindOf(descriptor.value), ", not a mapping"),
+    findings->Problem(descriptor.mark, path,
+                      Cat("is ", KindOf(descriptor.value), ", not a mapping"),
                       "write values and their regions, as in `tenant: {acme: eu}`");
     return;
   }
@@ -69,8 +70,7 @@ void ReadHome(Section* section, const RedisConfig& redis, RuleConfig* rule, Find
   for (const Entry& entry : ReadEntries(node, path, findings)) {
     if (entry.name == "default") {
       has_default = true;
-      home.fallback =
-          ReadRegion(entry.value, entry.mark, Cat(path, ".default"), redis, findings);
+      home.fallback = ReadRegion(entry.value, entry.mark, Cat(path, ".default"), redis, findings);
     } else if (++descriptors == 1) {
       ReadMap(entry, Cat(path, ".", entry.name), redis, *rule, &home, findings);
     } else {
@@ -105,7 +105,8 @@ void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Find
   } else {
     Section section(node, rule->MarkOf("consistency"), rule->PathOf("consistency"),
                     rule->SpecPathOf("consistency"), findings);
-    out->strict = IsStrict(&section, "mode");
+    // Without its mode, which is a problem, the rest is read as what it is for.
+    out->strict = IsStrict(&section, "mode") || !section.Has("mode");
     section.Read("epoch", &out->home.epoch);
     if (out->strict && has_regions) out->home.by = HomeBy::kRendezvous;
     for (const char* const key : {"home", "epoch"}) {

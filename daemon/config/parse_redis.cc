@@ -158,11 +158,12 @@ bool IsRegionName(std::string_view name) {
 // `redis` has all that stands outside of `regions` already; the regions take it over.
 void ParseRegions(Section* section, RedisConfig* redis, Findings* findings) {
   if (!section->Has("regions")) {
-    for (const char* const key : {"region", "exchange"}) {
-      if (section->Has(key)) {
-        section->Problem(key, "has no effect: there are no regions",
-                         "write `regions` beside it, or remove the line");
-      }
+    if (section->Has("region")) {
+      section->Problem("region", "has no effect: there are no regions",
+                       "write `regions` beside it, or remove the line");
+    }
+    if (section->Has("exchange")) {
+      section->Warning("exchange", "has no effect: there are no regions", "remove the line");
     }
     if (!section->Has("addresses")) {
       section->Problem("addresses", "is missing",
@@ -178,11 +179,11 @@ void ParseRegions(Section* section, RedisConfig* redis, Findings* findings) {
   section->ReadDuration("exchange", &redis->exchange_ns);
   const YAML::Node node = section->Value("regions");
   if (!node.IsMap() || node.size() < 2 || node.size() > kMaxRegions) {
-    section->Problem("regions",
-                     node.IsMap() ? Cat("holds ", node.size())
-                                  : Cat("is ", KindOf(node), ", not a mapping"),
-                     Cat("write 2 to ", kMaxRegions,
-                         " of them, as in `{eu: {addresses: [...]}, us: {addresses: [...]}}`"));
+    section->Problem(
+        "regions",
+        node.IsMap() ? Cat("holds ", node.size()) : Cat("is ", KindOf(node), ", not a mapping"),
+        Cat("write 2 to ", kMaxRegions,
+            " of them, as in `{eu: {addresses: [...]}, us: {addresses: [...]}}`"));
     return;
   }
   const RedisConfig common = *redis;
@@ -200,6 +201,9 @@ void ParseRegions(Section* section, RedisConfig* redis, Findings* findings) {
     if (own.Has("password") || own.Has("password_file")) {
       region.password.clear();
       region.password_file.clear();
+    }
+    if (!own.Has("addresses")) {
+      own.Problem("addresses", "is missing", "write for example `addresses: [\"10.1.0.1:6379\"]`");
     }
     ParseServers(&own, &region, findings);
     redis->regions.push_back(std::move(region));
@@ -229,11 +233,11 @@ void ParseRegions(Section* section, RedisConfig* redis, Findings* findings) {
 // All shards of all regions have a state in memory that clients see.
 void CheckShards(Section* section, const RedisConfig& redis) {
   if (redis.regions.size() * redis.shards < shm::kForcedShard || redis.regions.empty()) return;
-  section->Problem(section->Has("shards") ? "shards" : "regions",
-                   Cat(redis.regions.size(), " regions of ", redis.shards,
-                       " shards are more than a host can watch"),
-                   Cat("write at most ", (shm::kForcedShard - 1) / redis.regions.size(),
-                       " shards"));
+  section->Problem(
+      section->Has("shards") ? "shards" : "regions",
+      Cat(redis.regions.size(), " regions of ", redis.shards,
+          " shards are more than a host can watch"),
+      Cat("write at most ", (shm::kForcedShard - 1) / redis.regions.size(), " shards"));
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ constexpr int64_t kAnother = 3;
 
 constexpr uint64_t kResendMinNs = 250'000'000;
 constexpr uint64_t kResendMaxNs = 1'000'000'000;
-constexpr uint64_t kPauseNs = 50'000'000;           // between rounds of a shard
+constexpr uint64_t kPauseNs = 50'000'000;            // between rounds of a shard
 constexpr uint64_t kRefusedPauseNs = 1'000'000'000;  // where a person must mend something
 constexpr size_t kRoundsAtOnce = 16;
 
@@ -161,9 +161,8 @@ void Homes::AllTold(Shard& s) {
 }
 
 uint32_t Homes::settled() const {
-  return static_cast<uint32_t>(std::count_if(shards_.begin(), shards_.end(), [](const Shard& s) {
-    return s.phase == Phase::kSettled;
-  }));
+  return static_cast<uint32_t>(std::count_if(
+      shards_.begin(), shards_.end(), [](const Shard& s) { return s.phase == Phase::kSettled; }));
 }
 
 }  // namespace sluice::lease

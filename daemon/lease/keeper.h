@@ -115,7 +115,7 @@ class Keeper {
     uint32_t shown_shard = 0;
     harvest::Place place;  // key 0: it stands in no slot
     Terms terms;
-    std::string home;  // as asked for
+    std::string home;            // as asked for
     std::optional<Lease> lease;  // none: no rule speaks of it
     shm::Purse purse;
     uint64_t wake_ns = 0;  // the timer that counts; 0: none

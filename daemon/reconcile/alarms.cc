@@ -86,10 +86,10 @@ void Worker::RaiseHomeAlarms() {
   for (const auto& [label, why] : refused) {
     const bool is_late = why == lease::Away::kLaterMap;
     SetAlarm(std::string(kHomeAlarm) + label, true,
-             absl::StrCat("rule ", label, is_late
-                                              ? " has a home of a later epoch on other hosts"
-                                              : " has another home under this epoch on other "
-                                                "hosts",
+             absl::StrCat("rule ", label,
+                          is_late ? " has a home of a later epoch on other hosts"
+                                  : " has another home under this epoch on other "
+                                    "hosts",
                           ": this one is lent nothing"),
              is_late ? "give this host the configuration of the others"
                      : "give all hosts one configuration, with a higher consistency.epoch");

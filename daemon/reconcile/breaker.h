@@ -16,11 +16,11 @@ inline constexpr uint64_t kBackoffMaxNs = 10'000'000'000;
 inline constexpr uint64_t kTrialNs = 2'000'000'000;  // a trial without a verdict is repeated
 inline constexpr uint64_t kBreakerWindowNs = 2'000'000'000;
 inline constexpr uint32_t kFailuresInARow = 3;
-inline constexpr uint32_t kMinSamples = 5;          // before a ratio says anything
-inline constexpr uint64_t kSlowNs = 100'000'000;    // a reply later than this is slow
+inline constexpr uint32_t kMinSamples = 5;             // before a ratio says anything
+inline constexpr uint64_t kSlowNs = 100'000'000;       // a reply later than this is slow
 inline constexpr uint64_t kFarSlowNs = 1'000'000'000;  // of another region
-inline constexpr uint64_t kCalmNs = 2'000'000'000;  // emergency is left after so much of calm
-inline constexpr uint32_t kCalmSuccesses = 3;       // and so many successes
+inline constexpr uint64_t kCalmNs = 2'000'000'000;     // emergency is left after so much of calm
+inline constexpr uint32_t kCalmSuccesses = 3;          // and so many successes
 
 class Breaker {
  public:

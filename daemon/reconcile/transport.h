@@ -1,7 +1,7 @@
 // What the reconciler needs of the network: script calls by shard (with regions: region x shards +
-// shard, the own region first; primaries interleaved, p x regions + region), answered later and exactly once,
-// by OnReply, OnFailure or OnPong of the reconciler. The daemon's is daemon/redis/; a simulation
-// brings its own.
+// shard, the own region first; primaries interleaved, p x regions + region), answered later and
+// exactly once, by OnReply, OnFailure or OnPong of the reconciler. The daemon's is daemon/redis/; a
+// simulation brings its own.
 #pragma once
 
 #include <cstdint>
