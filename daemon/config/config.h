@@ -77,7 +77,7 @@ struct RedisConfig {
   std::string region;     // this host's, one of `regions`; empty: there are none
   // Each with its `region`, by name; none, or 2..kMaxRegions. What stands above is the own one's.
   std::vector<RedisConfig> regions;
-  uint64_t exchange_ns = 1'000'000'000;  // 100 ms..60 s
+  uint64_t exchange_ns = 1'000'000'000;  // 100 ms..2 s
   friend bool operator==(const RedisConfig&, const RedisConfig&) = default;
 };
 

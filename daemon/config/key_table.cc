@@ -256,7 +256,7 @@ constexpr KeySpec kKeys[] = {
      .type = KeyType::kDuration,
      .fallback = "1s",
      .min = 100 * kMs,
-     .max = 60 * kSecond,
+     .max = 2 * kSecond,
      .doc = "How often the clusters of other regions are told what was used here, of rules that "
             "each region counts by itself; see [regions](regions.md#local-limits).",
      .example = "1s"},

@@ -104,7 +104,8 @@ void Reconciler::Tick(uint64_t now_ns) {
     ledger_.TrimJournal(i, now_ns);
     Judge(i, now_ns);
     const uint64_t use_ns = ledger_.OldestUseNs(ledger_.shard(i));
-    if (use_ns != 0) oldest_ns = oldest_ns == 0 ? use_ns : std::min(oldest_ns, use_ns);
+    if (use_ns != 0 && i < options_.shard_count)
+      oldest_ns = oldest_ns == 0 ? use_ns : std::min(oldest_ns, use_ns);
   }
   stats_.oldest_use_ns = oldest_ns != 0 && now_ns > oldest_ns ? now_ns - oldest_ns : 0;
   Probe(now_ns);
@@ -168,6 +169,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
   ledger_.AddUse(bucket, tokens, denied, since_ns, now_ns_);
   if (tokens != 0 && shm::IsWindow(b.kind)) NoteWindowUse(b, tokens, *buckets_);
   if (IsJump(b, now_ns_)) ledger_.shard(b.shard).urgent = true;
+  if (options_.region_count > 1) Exchange(b, tokens, denied, since_ns);
 }
 
 void Reconciler::OnOverflow(uint16_t rule, int64_t tokens) {
@@ -201,15 +203,13 @@ void Reconciler::FlushDue(uint32_t index, uint64_t now_ns, bool at_once) {
     return;
   }
   if (s.queue.empty()) return;
-  const bool due = at_once || s.urgent || s.queue.size() >= kFlushBuckets ||
-                   now_ns >= s.queued_since_ns + stats_.interval_ns;
-  if (!due || now_ns < s.retry_ns || !MaySend(index, now_ns)) return;
+  if (!(at_once || IsDue(index, now_ns)) || now_ns < s.retry_ns || !MaySend(index, now_ns)) return;
   uint64_t oldest_ns = 0;
   std::vector<BatchItem> items = ledger_.TakeQueue(index, &oldest_ns);
   s.batch = Freeze(ledger_, std::move(items), options_.instance, s.next_seq++, /*time_us=*/0,
-                   now_ns, stats_.interval_ns);
+                   now_ns, IntervalOf(index));
   s.batch->oldest_ns = oldest_ns;
-  s.urgent = false;
+  s.urgent = index >= options_.shard_count && !s.queue.empty();  // the rest of a full exchange
   s.queued_since_ns = now_ns;
   ++stats_.batches;
   stats_.batched_buckets += s.batch->items.size();
@@ -355,7 +355,7 @@ void Reconciler::OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns) {
 void Reconciler::SendAgain(uint32_t index, uint64_t now_ns) {
   Shard& s = ledger_.shard(index);
   s.batch = FreezeAgain(ledger_, ledger_.TakeAgain(index), options_.instance, /*time_us=*/0, now_ns,
-                        stats_.interval_ns);
+                        IntervalOf(index));
   Send(index, now_ns);
 }
 
@@ -426,9 +426,9 @@ void Reconciler::Judge(uint32_t index, uint64_t now_ns) {
   const Breaker* breaker = primary == kNoPrimary ? nullptr : &PrimaryAt(primary).breaker;
   const bool cut = breaker == nullptr || breaker->state() != Breaker::State::kClosed;
   const bool starting = now_ns < started_ns_ + kStartGraceNs;
-  const bool old = age_ns > std::max(kEmergencyMinNs, kEmergencyIntervals * stats_.interval_ns);
-  const bool stale =
-      age_ns > kStaleIntervals * stats_.interval_ns || cut || !breaker->HasSucceeded();
+  const uint64_t interval_ns = IntervalOf(index);
+  const bool old = age_ns > std::max(kEmergencyMinNs, kEmergencyIntervals * interval_ns);
+  const bool stale = age_ns > kStaleIntervals * interval_ns || cut || !breaker->HasSucceeded();
   if (old || (cut && !starting) || IsForced(index)) {
     SetMode(index, shm::ShardMode::kEmergency, now_ns);
   } else if (s.mode == shm::ShardMode::kEmergency) {

@@ -63,8 +63,9 @@ enum class CallOutcome : uint8_t {
 };
 
 struct ReconcilerOptions {
-  uint32_t shard_count = 64;  // of each region
-  uint32_t region_count = 1;  // the own one and others, each with a cluster
+  uint32_t shard_count = 64;             // of each region
+  uint32_t region_count = 1;             // the own one and others, each with a cluster
+  uint64_t exchange_ns = 1'000'000'000;  // how often the others are told what is used here
   uint64_t flush_interval_ns = 100'000'000;
   std::string instance;       // 32 hex digits, random at each start
   uint64_t use_since_ns = 0;  // see Harvester
@@ -172,6 +173,11 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   uint64_t SlowNs(uint32_t primary) const {
     return primary % options_.region_count == 0 ? kSlowNs : kFarSlowNs;
   }
+
+  // regions.cc
+  void Exchange(const Bucket& b, int64_t tokens, uint64_t denied, uint64_t since_ns);
+  uint64_t IntervalOf(uint32_t shard) const;
+  bool IsDue(uint32_t shard, uint64_t now_ns) const;
 
   // strict.cc
   void OpenKeeper();

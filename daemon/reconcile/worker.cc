@@ -152,6 +152,7 @@ absl::Status Worker::Open() {
   ReconcilerOptions options;
   options.shard_count = parts_.control->info().shard_count;
   options.region_count = has_redis ? client_->count() : 1;
+  if (has_redis) options.exchange_ns = parts_.redis->exchange_ns;
   options.flush_interval_ns = has_redis ? parts_.redis->flush_interval_ns : 100'000'000;
   options.instance = environment_.instance;
   options.use_since_ns = environment_.use_since_ns != 0 ? environment_.use_since_ns : Now();

@@ -134,3 +134,36 @@ def test_a_map_that_changes_without_a_new_epoch_lends_nothing_and_says_so():
         assert admitted(reports[0], alarmed + 2 * SECOND_NS) > RATE
         second.reload(world.config("us", rules))
         second.wait_for(lambda: not second.status()["alarms"], 20, "it is mended")
+
+
+LOCAL = """
+rules:
+  - name: local
+    key: [user]
+    limit: {rate}/s
+"""
+
+
+@pytest.mark.parametrize("beat_ms", [500, 1000])
+@pytest.mark.timeout_s(180)
+def test_regions_that_count_by_themselves_hear_of_each_other(beat_ms):
+    with regions() as world:
+        daemons = [world.daemon(name, LOCAL.format(rate=RATE), f"exchange: {beat_ms}ms")
+                   for name in ("ap", "eu", "us")]
+        # A flash crowd everywhere, then on and off in one region, then a far one alone.
+        loads = [world.load(d, 2 * RATE, 16, user="u") for d in daemons]
+        wait_until(lambda: len(loads[0].lines()) > 1800, 60, "it runs")
+        loads[0].process.terminate(20)
+        reports = [load.finish()[0] if load is not loads[0] else
+                   [line for line in load.lines() if "t_ns" in line] for load in loads]
+        begin = max(lines[0]["t_ns"] for lines in reports)
+        steady = sum(admitted(r, begin + 3 * SECOND_NS, begin + 7 * SECOND_NS) for r in reports)
+        last = min(lines[-1]["t_ns"] for lines in reports[1:])
+        after = sum(admitted(r, last - 3 * SECOND_NS, last) for r in reports)
+        over = most_over(reports, rate=RATE, burst=RATE)
+        bound = 3 * RATE * beat_ms / 1000
+        print(f"beat {beat_ms} ms: most over any window {over:.0f} of {bound:.0f}; 4 s: {steady} of "
+              f"{4 * RATE}; two regions, 3 s: {after} of {3 * RATE}")
+        assert over <= bound
+        assert 0.85 * 4 * RATE <= steady <= 1.1 * 4 * RATE
+        assert 0.85 * 3 * RATE <= after <= 1.1 * 3 * RATE
