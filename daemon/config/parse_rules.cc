@@ -328,6 +328,10 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
 
   OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_strict = rule.strict};
   rule.kind = KindOf(of_rule.algorithm);
+  if (of_rule.is_window() && config.redis && !config.redis->regions.empty()) {
+    section.Warning("algorithm", "each region counts a window by itself, and hears of no other",
+                    "write `algorithm: token_bucket` for one limit over all regions");
+  }
   LimitConfig own;
   if (ParseLimit(&section, config, of_rule, &own)) rule.limit = own;
   of_rule.cost = own.cost;

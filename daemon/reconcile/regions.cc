@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "daemon/reconcile/reconciler.h"
+#include "shm/hash.h"
 
 namespace sluice::reconcile {
 
@@ -22,11 +23,18 @@ uint64_t Reconciler::IntervalOf(uint32_t shard) const {
                                       : std::max(stats_.interval_ns, options_.exchange_ns);
 }
 
+// Exchanges have beats of their own for each host and shard: all at once would make regions take
+// turns in denying.
 bool Reconciler::IsDue(uint32_t index, uint64_t now_ns) const {
   const Shard& s = ledger_.shard(index);
-  const bool is_own = index < options_.shard_count;
-  return s.urgent || (is_own && s.queue.size() >= kFlushBuckets) ||
-         now_ns >= s.queued_since_ns + IntervalOf(index);
+  if (s.urgent) return true;
+  const uint64_t interval_ns = IntervalOf(index);
+  if (index < options_.shard_count) {
+    return s.queue.size() >= kFlushBuckets || now_ns >= s.queued_since_ns + interval_ns;
+  }
+  uint64_t state = shm::Fnv1a(options_.instance) + index;
+  const uint64_t phase_ns = shm::SplitMix64(state) % interval_ns;
+  return (now_ns + phase_ns) / interval_ns != (s.queued_since_ns + phase_ns) / interval_ns;
 }
 
 }  // namespace sluice::reconcile

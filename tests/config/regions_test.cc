@@ -143,6 +143,13 @@ TEST(RegionsTest, CompiledRulesKnowTheirHomes) {
   EXPECT_FALSE(rules->Find("win")->exchanged);
 }
 
+TEST(RegionsTest, AWindowOfEachRegionIsAWarning) {
+  const ParseResult result = ParseConfig(
+      HEAD "rules: [{name: rr, key: [], limit: 9/s, algorithm: sliding_window}]", "t.yaml");
+  EXPECT_TRUE(result.ok());
+  EXPECT_NE(Text(result.warnings).find("hears of no other"), std::string::npos);
+}
+
 class BadRegionsTest : public testing::TestWithParam<BadFile> {};
 
 TEST_P(BadRegionsTest, IsAProblemThatSaysWhatToWrite) {
