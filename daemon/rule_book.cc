@@ -107,6 +107,7 @@ absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   auto former = config::CompiledRules::Load(control_->policy());
   absl::Status read = former.status();
   if (read.ok()) {
+    former->AddRegions(wanted_);
     former_ = std::make_shared<const config::CompiledRules>(*std::move(former));
   }
   absl::Status status = Publish(now_ns);

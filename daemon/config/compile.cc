@@ -320,12 +320,14 @@ void CompiledRules::AddRegions(const Config& config) {
   if (!config.redis || config.redis->regions.empty()) return;
   const std::vector<std::string> names = RegionNames(*config.redis);
   for (CompiledRule& rule : rules_) {
-    if (rule.group >= config.rules.size()) continue;
-    const RuleConfig& written = config.rules[rule.group];
-    if (rule.kind == shm::Kind::kLease && written.home.by != HomeBy::kNone) {
-      rule.home = std::make_shared<const Home>(written, rule.label, names);
-    }
     rule.exchanged = rule.kind == shm::Kind::kTokenBucket;
+    if (rule.kind != shm::Kind::kLease) continue;
+    const std::string name = RuleName(rule.label);
+    for (const RuleConfig& written : config.rules) {
+      if (written.name != name || written.home.by == HomeBy::kNone) continue;
+      rule.home = std::make_shared<const Home>(written, rule.label, names);
+      break;
+    }
   }
 }
 

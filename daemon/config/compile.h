@@ -73,8 +73,8 @@ class CompiledRules {
   // InvalidArgument when VerifyPolicy refuses the bytes.
   static absl::StatusOr<CompiledRules> Load(std::string_view policy_bytes);
 
-  // What a policy's bytes do not say, since clients need none of it: `config` is the one that was
-  // compiled.
+  // What a policy's bytes do not say, since clients need none of it: of the rules of `config` that
+  // have these names.
   void AddRegions(const Config& config);
 
   // nullptr when no rule has this label. Valid as long as this object stays where it is.

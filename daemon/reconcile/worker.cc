@@ -271,7 +271,8 @@ void Worker::OnPong(redis::PrimaryIndex primary, uint64_t token, const redis::Fa
 PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {
   const redis::PrimaryInfo info = client_->Primary(stats.index);
   PrimaryStatus status;
-  status.address = stats.address;
+  const std::string& region = client_->name(client_->RegionOf(stats.index));
+  status.address = region.empty() ? stats.address : absl::StrCat(region, "/", stats.address);
   status.hostname = info.hostname;
   status.breaker = std::string(BreakerName(reconciler_->breaker(stats.index)));
   status.connected = info.connected;
