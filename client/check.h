@@ -70,8 +70,8 @@ struct Degraded {
 
 // The state word of the shard that a slot's aux names; never out of bounds.
 inline const std::atomic<uint64_t>* ShardWordOf(const Attachment& a, uint64_t aux) {
-  const uint32_t shard = shm::aux::Shard(aux);
-  return &a.shard_states[shard < a.shard_count || shard == shm::kForcedShard ? shard : 0];
+  static_assert(shm::aux::Shard(~uint64_t{0}) < shm::kMaxShards);
+  return &a.shard_states[shm::aux::Shard(aux)];
 }
 
 // A hint: orders nothing.

@@ -244,7 +244,8 @@ void sluice_get_info(sluice_t* client, sluice_info_t* info) {
   info->generation = a->generation;
   // For people, as the shards' states: orders nothing.
   info->policy_seq = shm::policy_word::Seq(a->control->policy.load(std::memory_order_acquire));
-  for (uint32_t i = 0; i < a->shard_count; ++i) {
+  // Other regions' shards stand behind the own ones, and below the one of what is forced.
+  for (uint32_t i = 0; i < std::max(a->shard_count, shm::kForcedShard); ++i) {
     const uint64_t state = a->shard_states[i].load(std::memory_order_relaxed);
     if (shm::shard_state::Mode(state) == shm::ShardMode::kEmergency) ++info->shards_emergency;
   }

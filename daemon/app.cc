@@ -331,7 +331,9 @@ admin::DaemonStatus App::Status() const {
   status.policy_seq = in_force.rules->seq();
   status.version_hash = in_force.rules->version_hash();
   status.rule_count = in_force.rules->rules().size();
-  for (uint32_t i = 0; i < control.info().shard_count; ++i) {
+  const auto& redis = in_force.config->redis;
+  const size_t regions = redis.has_value() ? std::max<size_t>(1, redis->regions.size()) : 1;
+  for (uint32_t i = 0; i < regions * control.info().shard_count; ++i) {
     status.shards.push_back(control.shard(i));
   }
   for (uint32_t i = 0; i < shm::kCounters; ++i) {  // for people: orders nothing

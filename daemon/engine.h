@@ -22,7 +22,7 @@ namespace sluice {
 
 // One Redis primary, as this daemon sees it.
 struct PrimaryStatus {
-  std::string address;   // as connected to
+  std::string address;   // as connected to; REGION/ stands before it where there are regions
   std::string hostname;  // announced beside it, for TLS; may be empty
   std::string breaker;   // "closed", "open", "half-open"
   bool connected = false;

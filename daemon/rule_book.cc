@@ -94,6 +94,7 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
   if (!status.ok()) return absl::InternalError(shm::Explain(status.error));
   auto rules = config::CompiledRules::Load(control_->policy());
   if (!rules.ok()) return rules.status();
+  rules->AddRegions(wanted_);
   in_force_.rules = std::make_shared<const config::CompiledRules>(*std::move(rules));
   in_force_.config = std::make_shared<const config::Config>(wanted_);
   state_.loaded_ns = now_ns;
@@ -106,6 +107,7 @@ absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   auto former = config::CompiledRules::Load(control_->policy());
   absl::Status read = former.status();
   if (read.ok()) {
+    former->AddRegions(wanted_);
     former_ = std::make_shared<const config::CompiledRules>(*std::move(former));
   }
   absl::Status status = Publish(now_ns);

@@ -4,6 +4,7 @@
 -- KEYS[1]  the shard's hash: one field a bucket, and
 --            h:<instance>  "seq time_us reply..."  the last call of that daemon, and what it was told
 --            f:            "primary fence_us"      who served this hash, and since when
+--            e:<label>     which map of homes is in force here; see home.lua
 --          a bucket's field: "level t_us fence_us gen o0 o1 d0 d1 n0 n1 unit full_us"
 --            level         what nobody holds; `unit` of it are one token, `limit` come each us
 --            fence_us      the fence that it has passed; a lease of before it is not believed
@@ -15,7 +16,8 @@
 --          3 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
 --          4 primary     changes with each failover and each restart of a primary; '': no fence
 --          5 sync_us     how often hosts come in normal operation
---          6 rules       R, then R times: limit unit burst (a period of `unit` us, in lowest terms)
+--          6 rules       R, then R times: limit unit burst home (a period of `unit` us, in lowest
+--                        terms; home: "label epoch map", '' where there are no regions)
 --          then for each bucket 12: field rule(1..R) fence_us gen held rem ret dprev d target waiting
 --                        need
 --            fence_us, gen of the lease that the host holds (-1: none); held: what is counted for it
@@ -24,7 +26,8 @@
 --            target      what it would like to hold; waiting: tokens of callers that wait
 --            need        the largest cost that it could not serve, at least 1
 -- Reply    outcome (1: done, or done before and told again; 0: older than the last), now_us, then for
---          each bucket 11: live, granted, fence_us, gen, short, retry_us, share (ppm), demand of all,
+--          each bucket 11: live (or 2 x why its home is not here now: 1 not open yet, 2 a later map
+--          is in force, 3 another map of that epoch), granted, fence_us, gen, short, retry_us, share (ppm), demand of all,
 --          hosts, level (tokens), out
 --
 -- An instance is random, not a host and an epoch: a late call of a daemon that is gone has a field
@@ -35,6 +38,7 @@
 -- Everything is parsed and computed before the ONE HSET, for the reason that fold.lua gives.
 
 local GEN_US = 1000000           -- a lease ends before the end of the next generation
+local AWAY_US = 50000            -- the homes are being settled
 local SWEEP_EXTRA = 2            -- fields looked at beyond twice the number of new ones
 local KEEP_INSTANCE_US = 600e6   -- h: of a daemon that is gone; far beyond any resend
 local KEEP_MS = 604800000        -- of the whole hash: a hash that is missing stands behind a fence
@@ -49,12 +53,20 @@ local now = tonumber(ARGV[3])
 local primary = ARGV[4]
 local sync = tonumber(ARGV[5])
 local rules = tonumber(ARGV[6])
-local first = 7 + 3 * rules
+local first = 7 + 4 * rules
 local count = (#ARGV - first + 1) / 12
 
 local names = {instance, 'f:'}
 for i = 1, count do
   names[i + 2] = ARGV[first + 12 * (i - 1)]
+end
+local mark_at = {} -- by rule
+for r = 1, rules do
+  local label = match(ARGV[6 + 4 * r], '^%S+')
+  if label then
+    names[#names + 1] = 'e:' .. label
+    mark_at[r] = #names
+  end
 end
 local stored = redis.call('HMGET', key, unpack(names))
 
@@ -82,6 +94,18 @@ if primary ~= '' then
   fence = by == primary and tonumber(since) or now
 end
 
+-- Why buckets of the rule are not at home here now, 0: they are; and since when they are, or were.
+local function home(r)
+  if not mark_at[r] then return 0, 0 end
+  local epoch, map = match(ARGV[6 + 4 * r], ' (%d+) (%S+)$')
+  local e, m, _, opened = match(stored[mark_at[r]] or '', '^(%d+) (%S+) (%d+) (%d+)$')
+  epoch, e, opened = tonumber(epoch), tonumber(e or -1), tonumber(opened or 0)
+  if e > epoch then return 2, opened end
+  if e == epoch and m ~= map then return 3, opened end
+  -- What was opened under another primary may have been closed there since.
+  return e == epoch and opened > 0 and opened >= fence and 0 or 1, opened
+end
+
 local reply = {1, now}
 local fields = {instance, '', 'f:', format('%s %.0f', primary, fence)}
 local created = 0
@@ -89,7 +113,9 @@ local longest = 0
 
 for i = 1, count do
   local a = first + 12 * (i - 1)
-  local r = 7 + 3 * (tonumber(ARGV[a + 1]) - 1)
+  local r = 3 + 4 * tonumber(ARGV[a + 1])
+  local away, since = home(tonumber(ARGV[a + 1]))
+  since = max(since, fence)
   local limit, unit, burst = tonumber(ARGV[r]), tonumber(ARGV[r + 1]), tonumber(ARGV[r + 2])
   local level, t, passed, gen, o0, o1, d0, d1, n0, n1, was
   if stored[i + 2] then
@@ -104,14 +130,14 @@ for i = 1, count do
   elseif was ~= unit then -- the rule's period has changed
     level = floor(level / was) * unit
   end
-  if not was or passed ~= fence then
+  if not was or passed ~= since then
     -- One that was forgotten was full since the fence, so counting from there fills it again.
-    if fence > 0 then
-      level, t = -limit * GEN_US, fence
+    if since > 0 then
+      level, t = -limit * GEN_US, since
     else
       level, t = burst * unit, now
     end
-    passed, gen, o0, o1, d0, d1, n0, n1 = fence, floor(t / GEN_US), 0, 0, 0, 0, 0, 0
+    passed, gen, o0, o1, d0, d1, n0, n1 = since, floor(t / GEN_US), 0, 0, 0, 0, 0, 0
   end
   level = min(level, burst * unit)
 
@@ -136,7 +162,7 @@ for i = 1, count do
   local given, held, rem = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
   local ret, dprev, d = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7]), tonumber(ARGV[a + 8])
   local live = tonumber(ARGV[a + 2]) == passed and (given == gen or given == gen - 1)
-    and rem >= 0 and ret >= 0 and rem + ret <= held
+    and rem >= 0 and ret >= 0 and rem + ret <= held and away == 0
   if live then
     if given == gen then
       o0, d0, n0 = o0 - held, max(0, d0 - dprev), max(0, n0 - 1)
@@ -163,6 +189,7 @@ for i = 1, count do
   local g = min(want, av, fair)
   -- Less than the cost that is asked for would lie at the host, and at other hosts the rest of it.
   if need > 1 and rem < need and rem + g < need then g = 0 end
+  if away > 0 then g = 0 end
   level = level - g * unit
   o0, d0, n0 = o0 + rem + g, d0 + d, n0 + 1
 
@@ -188,6 +215,8 @@ for i = 1, count do
     short = true
   end
 
+  if away > 0 then short, retry = true, away == 1 and AWAY_US or GEN_US end
+
   local full_us = max(t, out > 0 and (gen + 2) * GEN_US or 0) + ceil((burst * unit - level) / limit)
   longest = max(longest, full_us - now)
   fields[3 + 2 * i] = ARGV[a]
@@ -195,7 +224,8 @@ for i = 1, count do
     '%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f',
     level, t, passed, gen, o0, o1, d0, d1, n0, n1, unit, full_us)
   local b = 2 + 11 * (i - 1)
-  reply[b + 1], reply[b + 2], reply[b + 3], reply[b + 4] = live and 1 or 0, g, passed, gen
+  reply[b + 1] = live and 1 or 2 * away
+  reply[b + 2], reply[b + 3], reply[b + 4] = g, passed, gen
   reply[b + 5], reply[b + 6], reply[b + 7] = short and 1 or 0, ceil(retry), ceil(s * 1e6)
   reply[b + 8], reply[b + 9], reply[b + 10], reply[b + 11] = floor(D), n, max(0, floor(tokens)), out
 end
@@ -215,7 +245,7 @@ for i = 1, #sample, 2 do
   if head == 'h:' then
     local seen = tonumber(match(value, '^%d+ (%d+)') or '0')
     if name ~= instance and seen + KEEP_INSTANCE_US < now then gone[#gone + 1] = name end
-  elseif head ~= 'f:' then
+  elseif head ~= 'f:' and head ~= 'e:' then
     local full_us = tonumber(match(value, ' (%d+)$') or '0')
     if full_us <= now then gone[#gone + 1] = name end
   end

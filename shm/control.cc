@@ -292,7 +292,7 @@ SegmentStatus ControlWriter::RollbackPolicy(uint64_t now_ns) {
 }
 
 void ControlWriter::SetShard(uint32_t shard, ShardMode mode, uint64_t since_ns) {
-  if (shard >= info_.shard_count && shard != kForcedShard) return;
+  if (shard >= kMaxShards) return;
   std::atomic<uint64_t>& count = header_->emergency_shards;
   const uint64_t word = shard_state::Make(mode, since_ns);
   // Checks read both as hints, relaxed. Release keeps the count from falling before the shard's
@@ -305,9 +305,10 @@ void ControlWriter::SetShard(uint32_t shard, ShardMode mode, uint64_t since_ns) 
 // After a daemon that may have been killed in the middle of SetShard.
 void ControlWriter::CountEmergencies() {
   uint64_t count = 0;
-  // What a daemon that was killed had forced ends with it.
-  if (info_.shard_count <= kForcedShard) {
-    shard_states()[kForcedShard].store(0, std::memory_order_release);  // pairs with shard()
+  // What a daemon that was killed had forced ends with it, and the shards of other regions are
+  // judged anew, where there still are some.
+  for (uint32_t i = info_.shard_count; i < kMaxShards; ++i) {
+    shard_states()[i].store(0, std::memory_order_release);  // pairs with shard()
   }
   for (uint32_t i = 0; i < info_.shard_count; ++i) {
     count += shard_state::IsEmergency(shard(i)) ? 1 : 0;

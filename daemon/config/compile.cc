@@ -319,6 +319,21 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
   return compiled;
 }
 
+void CompiledRules::AddRegions(const Config& config) {
+  if (!config.redis || config.redis->regions.empty()) return;
+  const std::vector<std::string> names = RegionNames(*config.redis);
+  for (CompiledRule& rule : rules_) {
+    rule.exchanged = rule.kind == shm::Kind::kTokenBucket;
+    if (rule.kind != shm::Kind::kLease) continue;
+    const std::string name = RuleName(rule.label);
+    for (const RuleConfig& written : config.rules) {
+      if (written.name != name || written.home.by == HomeBy::kNone) continue;
+      rule.home = std::make_shared<const Home>(written, rule.label, names);
+      break;
+    }
+  }
+}
+
 const CompiledRule* CompiledRules::Find(std::string_view label) const {
   const auto at = by_label_.find(ToAbsl(label));
   return at == by_label_.end() ? nullptr : &rules_[at->second];

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "daemon/config/config.h"
+#include "daemon/config/home.h"
 #include "shm/bucket_name.h"
 #include "shm/gcra.h"
 #include "shm/hash.h"
@@ -53,6 +55,9 @@ struct CompiledRule {
   bool shadow = false;
   bool alert = false;
   uint32_t key_count = 0;  // values that a bucket name of this rule has
+  // Where its buckets are at home. Null: in the host's own cluster.
+  std::shared_ptr<const Home> home = nullptr;
+  bool exchanged = false;  // its use is told to the clusters of all regions
 
   // Under which a bucket of this name stands in the table.
   uint64_t HashOf(const shm::ParsedName& name, const shm::HashKey& key) const {
@@ -68,6 +73,10 @@ class CompiledRules {
 
   // InvalidArgument when VerifyPolicy refuses the bytes.
   static absl::StatusOr<CompiledRules> Load(std::string_view policy_bytes);
+
+  // What a policy's bytes do not say, since clients need none of it: of the rules of `config` that
+  // have these names.
+  void AddRegions(const Config& config);
 
   // nullptr when no rule has this label. Valid as long as this object stays where it is.
   const CompiledRule* Find(std::string_view label) const;

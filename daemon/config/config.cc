@@ -50,4 +50,13 @@ std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier) {
   return tier == nullptr ? rule.name : rule.name + "@" + tier->tier;
 }
 
+std::vector<std::string> RegionNames(const RedisConfig& redis) {
+  std::vector<std::string> names;
+  if (!redis.regions.empty()) names.push_back(redis.region);
+  for (const RedisConfig& region : redis.regions) {
+    if (region.region != redis.region) names.push_back(region.region);
+  }
+  return names;
+}
+
 }  // namespace sluice::config

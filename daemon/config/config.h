@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "shm/layout.h"
@@ -73,7 +74,27 @@ struct RedisConfig {
   uint64_t request_timeout_ns = 250'000'000;    // the most a request may take; 25 ms..10 s
   Transport transport = Transport::kAuto;
   std::string host_name;  // empty: the machine's own (gethostname)
+  std::string region;     // this host's, one of `regions`; empty: there are none
+  // Each with its `region`, by name; none, or 2..kMaxRegions. What stands above is the own one's.
+  std::vector<RedisConfig> regions;
+  uint64_t exchange_ns = 1'000'000'000;  // 100 ms..2 s
   friend bool operator==(const RedisConfig&, const RedisConfig&) = default;
+};
+
+inline constexpr size_t kMaxRegions = 8;
+// The own one first, then the others by name; empty without regions. The position in it is the
+// index of a region everywhere in a daemon.
+std::vector<std::string> RegionNames(const RedisConfig& redis);
+
+enum class HomeBy : uint8_t { kNone, kRendezvous, kMap };
+
+// In which region a strict rule's buckets are at home.
+struct HomeConfig {
+  HomeBy by = HomeBy::kNone;  // kNone: there are no regions, or the rule is not strict
+  std::string descriptor;     // kMap: one of the key's, whose value decides
+  std::vector<std::pair<std::string, std::string>> regions;  // kMap: value, region
+  std::string fallback;                                      // kMap: region of all other values
+  uint64_t epoch = 0;  // 0..10^9; higher with each change of the above or of the regions
 };
 
 // One condition of a rule. kExact and kPrefix and kGlob have one value; kOneOf has 1..kMaxOneOf.
@@ -128,6 +149,7 @@ struct RuleConfig {
   std::string tier_by = "tier";
   std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
   shm::Kind kind = shm::Kind::kTokenBucket;  // of word, by algorithm and consistency
+  HomeConfig home;
   bool strict = false;   // consistency: strict; its kind is kLease where there is a Redis
   uint64_t wait_ns = 0;  // strict only: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
   bool shadow = false;

@@ -97,10 +97,10 @@ constexpr KeySpec kKeys[] = {
             "limits by itself, and needs nothing else."},
     {.path = "redis.addresses",
      .type = KeyType::kTextList,
-     .required = true,
      .min = 1,
      .max = 64,
-     .doc = "Nodes to ask first, each as host:port, [ipv6]:port or unix:/path. In a cluster two "
+     .doc = "Required, but where there are `regions`. Nodes to ask first, each as host:port, "
+            "[ipv6]:port or unix:/path. In a cluster two "
             "or three are enough, the others are found from them. In mode sentinel: all sentinels.",
      .example = "[\"10.0.0.1:6379\", \"[2001:db8::7]:6379\"]"},
     {.path = "redis.mode",
@@ -246,6 +246,29 @@ constexpr KeySpec kKeys[] = {
      .doc = "Under which name Redis lists this host's connections. Left out: the machine's own.",
      .example = "api-7"},
 
+    {.path = "redis.region",
+     .type = KeyType::kText,
+     .min = 1,
+     .max = 32,
+     .doc = "In which of `regions` this host is. Needed with them.",
+     .example = "us"},
+    {.path = "redis.exchange",
+     .type = KeyType::kDuration,
+     .fallback = "1s",
+     .min = 100 * kMs,
+     .max = 2 * kSecond,
+     .doc = "How often the clusters of other regions are told what was used here, of rules that "
+            "each region counts by itself; see [regions](regions.md#local-limits).",
+     .example = "1s"},
+    {.path = "redis.regions",
+     .type = KeyType::kSections,
+     .max = kMaxRegions,
+     .doc = "Several clusters, one for each region, in place of `addresses`: the same list on all "
+            "hosts; see [regions](regions.md). Each has these keys of `redis`, and what it leaves "
+            "out it "
+            "has of there.",
+     .example = "{eu: {addresses: [\"10.1.0.1:6379\"]}, us: {addresses: [\"10.2.0.1:6379\"]}}"},
+
     {.path = "rules",
      .type = KeyType::kSections,
      .required = true,
@@ -317,8 +340,29 @@ constexpr KeySpec kKeys[] = {
      .choices = "approximate|strict",
      .doc = "How hosts share the limit. strict never admits more than the limit and the burst over "
             "all hosts, in a window of any length; see [accuracy](accuracy.md). Without redis both "
-            "are the same.",
+            "are the same. Or a section, where there are [regions](regions.md).",
      .example = "strict"},
+    {.path = "rules[].consistency.mode",
+     .type = KeyType::kChoice,
+     .required = true,
+     .choices = "approximate|strict",
+     .doc = "As `consistency` alone.",
+     .example = "strict"},
+    {.path = "rules[].consistency.home",
+     .type = KeyType::kHome,
+     .fallback = "rendezvous",
+     .doc = "For strict limits: the region whose cluster holds a bucket. By the values of a "
+            "descriptor of the key, `default` for all others; or `rendezvous`, by a hash of the "
+            "bucket's name; see [homes](regions.md#homes).",
+     .example = "{tenant: {acme: eu, bolt: us}, default: us}"},
+    {.path = "rules[].consistency.epoch",
+     .type = KeyType::kInteger,
+     .fallback = "0",
+     .max = 1'000'000'000,
+     .doc = "One higher with each change of `home` or of the names of redis.regions: so that the "
+            "former home stops before the new one begins; see "
+            "[moves](regions.md#moving-a-home).",
+     .example = "1"},
     {.path = "rules[].wait",
      .type = KeyType::kDuration,
      .min = kMs,
@@ -431,32 +475,5 @@ constexpr KeySpec kKeys[] = {
 }  // namespace
 
 absl::Span<const KeySpec> AllKeys() { return kKeys; }
-
-const KeySpec* FindKey(std::string_view path) {
-  // A tier's when_degraded has the same keys as the rule's.
-  constexpr std::string_view kTierDegraded = "rules[].tiers.*.when_degraded.";
-  std::string mapped;
-  if (path.substr(0, kTierDegraded.size()) == kTierDegraded) {
-    mapped = "rules[].when_degraded.";
-    mapped += path.substr(kTierDegraded.size());
-    path = mapped;
-  }
-  for (const KeySpec& spec : kKeys) {
-    if (spec.path == path) return &spec;
-  }
-  return nullptr;
-}
-
-std::vector<std::string_view> KeysWithin(std::string_view section) {
-  if (section == "rules[].tiers.*.when_degraded") section = "rules[].when_degraded";
-  std::vector<std::string_view> names;
-  for (const KeySpec& spec : kKeys) {
-    const size_t dot = spec.path.rfind('.');
-    const bool top = dot == std::string_view::npos;
-    if ((top ? std::string_view() : spec.path.substr(0, dot)) != section) continue;
-    names.push_back(top ? spec.path : spec.path.substr(dot + 1));
-  }
-  return names;
-}
 
 }  // namespace sluice::config

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "absl/strings/ascii.h"
 #include "daemon/config/text.h"
@@ -21,7 +22,45 @@ std::string Number(int64_t millionths) {
   return text;
 }
 
+// Sections that have the keys of another; a region some of them.
+std::string_view Aliased(std::string_view section) {
+  if (section == "rules[].tiers.*.when_degraded") return "rules[].when_degraded";
+  if (section == "redis.regions.*") return "redis";
+  if (section == "redis.regions.*.sentinel") return "redis.sentinel";
+  return section == "redis.regions.*.tls" ? "redis.tls" : section;
+}
+constexpr std::string_view kOfRegions[] = {
+    "addresses", "mode", "username",        "password",       "password_file",
+    "sentinel",  "tls",  "connect_timeout", "request_timeout"};
+
 }  // namespace
+
+const KeySpec* FindKey(std::string_view path) {
+  std::string mapped;
+  const size_t dot = path.rfind('.');
+  if (dot != std::string_view::npos) {
+    mapped = Aliased(path.substr(0, dot));
+    mapped += path.substr(dot);
+    path = mapped;
+  }
+  for (const KeySpec& spec : AllKeys()) {
+    if (spec.path == path) return &spec;
+  }
+  return nullptr;
+}
+
+std::vector<std::string_view> KeysWithin(std::string_view section) {
+  if (section == "redis.regions.*") return {std::begin(kOfRegions), std::end(kOfRegions)};
+  section = Aliased(section);
+  std::vector<std::string_view> names;
+  for (const KeySpec& spec : AllKeys()) {
+    const size_t dot = spec.path.rfind('.');
+    const bool top = dot == std::string_view::npos;
+    if ((top ? std::string_view() : spec.path.substr(0, dot)) != section) continue;
+    names.push_back(top ? spec.path : spec.path.substr(dot + 1));
+  }
+  return names;
+}
 
 size_t EditDistance(std::string_view a, std::string_view b) {
   if (a.size() > kMaxWordBytes || b.size() > kMaxWordBytes) return SIZE_MAX;
@@ -94,6 +133,8 @@ std::string DescribeType(const KeySpec& spec) {
       return Cat("a mapping of at most ", spec.max, " descriptor names to patterns");
     case KeyType::kKey:
       return Cat("a list of at most ", spec.max, " descriptor names");
+    case KeyType::kHome:
+      return "rendezvous, or regions by the values of a descriptor";
   }
   return "";
 }

@@ -24,6 +24,7 @@ enum class KeyType : uint8_t {
   kRate,      // "100/s", "1 per 10s"
   kMatch,     // a mapping of descriptor names to patterns
   kKey,       // a list of descriptor names
+  kHome,      // "rendezvous", or a mapping of a descriptor's values to regions
 };
 
 // A path names a key by its sections: "redis.shards"; "[]" stands for any entry of a list and "*"

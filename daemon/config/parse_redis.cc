@@ -13,6 +13,8 @@
 namespace sluice::config {
 namespace {
 
+constexpr size_t kMaxRegionNameBytes = 32;
+
 // What is wrong with an address, or "".
 std::string AddressFault(std::string_view address) {
   if (address.find("://") != std::string_view::npos) {
@@ -91,7 +93,7 @@ void ParseLogin(Section* section, HasLogin* login, std::string_view example) {
 void ParseSentinel(Section* redis_section, RedisConfig* redis, Findings* findings) {
   const bool wanted = redis->mode == RedisMode::kSentinel;
   if (!redis_section->Has("sentinel")) {
-    if (!wanted) return;
+    if (!wanted || redis_section->Has("regions")) return;
     redis_section->Problem("mode", "sentinel needs the name of the primary",
                            "write `sentinel: {master: NAME}` under redis");
     return;
@@ -101,7 +103,8 @@ void ParseSentinel(Section* redis_section, RedisConfig* redis, Findings* finding
                            "write `mode: sentinel`, or take it out");
   }
   Section section(redis_section->Value("sentinel"), redis_section->MarkOf("sentinel"),
-                  "redis.sentinel", "redis.sentinel", findings);
+                  redis_section->PathOf("sentinel"), redis_section->SpecPathOf("sentinel"),
+                  findings);
   SentinelConfig& sentinel = redis->sentinel.emplace();
   section.Read("master", &sentinel.master);
   ParseLogin(&section, &sentinel, "/etc/sluice/sentinel.password");
@@ -109,8 +112,8 @@ void ParseSentinel(Section* redis_section, RedisConfig* redis, Findings* finding
 
 void ParseTls(Section* redis_section, RedisConfig* redis, Findings* findings) {
   if (!redis_section->Has("tls")) return;
-  Section section(redis_section->Value("tls"), redis_section->MarkOf("tls"), "redis.tls",
-                  "redis.tls", findings);
+  Section section(redis_section->Value("tls"), redis_section->MarkOf("tls"),
+                  redis_section->PathOf("tls"), redis_section->SpecPathOf("tls"), findings);
   TlsConfig& tls = redis->tls.emplace();
   ReadPath(&section, "ca_file", &tls.ca_file, "/etc/sluice/redis-ca.pem");
   ReadPath(&section, "certificate_file", &tls.certificate_file, "/etc/sluice/redis-client.pem");
@@ -124,11 +127,117 @@ void ParseTls(Section* redis_section, RedisConfig* redis, Findings* findings) {
     section.Problem("server_name", Cat(Shown(tls.server_name), " is no name of a host"),
                     "write a DNS name or an IP address, without a port");
   }
-  for (const std::string& address : redis->addresses) {
-    if (!address.starts_with("unix:")) continue;
-    redis_section->Problem("tls", Cat("there is no TLS over ", Shown(address)),
-                           "write host:port, or take `tls` out");
+}
+
+void CheckTls(Section* section, const RedisConfig& redis) {
+  for (const std::string& address : redis.addresses) {
+    if (!redis.tls || !address.starts_with("unix:")) continue;
+    section->Problem("tls", Cat("there is no TLS over ", Shown(address)),
+                     "write host:port, or take `tls` out");
   }
+}
+
+// What each region has of its own, and where there are none `redis` itself.
+void ParseServers(Section* section, RedisConfig* redis, Findings* findings) {
+  if (size_t mode = 0; section->ReadChoice("mode", &mode)) {
+    redis->mode = static_cast<RedisMode>(mode);
+  }
+  ParseAddresses(section, redis, findings);
+  ParseLogin(section, redis, "/etc/sluice/redis.password");
+  ParseSentinel(section, redis, findings);
+  ParseTls(section, redis, findings);
+  CheckTls(section, *redis);
+  section->ReadDuration("connect_timeout", &redis->connect_timeout_ns);
+  section->ReadDuration("request_timeout", &redis->request_timeout_ns);
+}
+
+bool IsRegionName(std::string_view name) {
+  return !name.empty() && name.size() <= kMaxRegionNameBytes && HasOnly(name, "_-");
+}
+
+// `redis` has all that stands outside of `regions` already; the regions take it over.
+void ParseRegions(Section* section, RedisConfig* redis, Findings* findings) {
+  if (!section->Has("regions")) {
+    if (section->Has("region")) {
+      section->Problem("region", "has no effect: there are no regions",
+                       "write `regions` beside it, or remove the line");
+    }
+    if (section->Has("exchange")) {
+      section->Warning("exchange", "has no effect: there are no regions", "remove the line");
+    }
+    if (!section->Has("addresses")) {
+      section->Problem("addresses", "is missing",
+                       "write for example `addresses: [\"10.0.0.1:6379\"]`, or `regions`");
+    }
+    return;
+  }
+  for (const char* const key : {"addresses", "sentinel"}) {
+    if (section->Has(key)) {
+      section->Problem(key, "has no place beside `regions`", "write it under each region");
+    }
+  }
+  section->ReadDuration("exchange", &redis->exchange_ns);
+  const YAML::Node node = section->Value("regions");
+  if (!node.IsMap() || node.size() < 2 || node.size() > kMaxRegions) {
+    section->Problem(
+        "regions",
+        node.IsMap() ? Cat("holds ", node.size()) : Cat("is ", KindOf(node), ", not a mapping"),
+        Cat("write 2 to ", kMaxRegions,
+            " of them, as in `{eu: {addresses: [...]}, us: {addresses: [...]}}`"));
+    return;
+  }
+  const RedisConfig common = *redis;
+  const std::string path = section->PathOf("regions");
+  for (const Entry& entry : ReadEntries(node, path, findings)) {
+    if (!IsRegionName(entry.name)) {
+      findings->Problem(entry.mark, path, Cat(Shown(entry.name), " is no name of a region"),
+                        Cat("write letters, digits and _ -, at most ", kMaxRegionNameBytes));
+      continue;
+    }
+    RedisConfig region = common;
+    region.region = entry.name;
+    Section own(entry.value, entry.mark, Cat(path, ".", entry.name), "redis.regions.*", findings);
+    // A password of its own takes the place of the common one, wherever that stands.
+    if (own.Has("password") || own.Has("password_file")) {
+      region.password.clear();
+      region.password_file.clear();
+    }
+    if (!own.Has("addresses")) {
+      own.Problem("addresses", "is missing", "write for example `addresses: [\"10.1.0.1:6379\"]`");
+    }
+    ParseServers(&own, &region, findings);
+    redis->regions.push_back(std::move(region));
+  }
+  std::sort(redis->regions.begin(), redis->regions.end(),
+            [](const RedisConfig& a, const RedisConfig& b) { return a.region < b.region; });
+  if (!section->Has("region")) {
+    section->Problem("region", "is missing",
+                     "write in which of `regions` this host is, as in `region: us`");
+    return;
+  }
+  std::string name;
+  if (!section->Read("region", &name)) return;
+  const auto own = std::find_if(redis->regions.begin(), redis->regions.end(),
+                                [&](const RedisConfig& region) { return region.region == name; });
+  if (own == redis->regions.end()) {
+    section->Problem("region", Cat(Shown(name), " is none of redis.regions"),
+                     "write the name of the region in which this host is");
+    return;
+  }
+  std::vector<RedisConfig> regions = std::move(redis->regions);
+  const RedisConfig mine = *own;
+  *redis = mine;
+  redis->regions = std::move(regions);
+}
+
+// All shards of all regions have a state in memory that clients see.
+void CheckShards(Section* section, const RedisConfig& redis) {
+  if (redis.regions.size() * redis.shards < shm::kForcedShard || redis.regions.empty()) return;
+  section->Problem(
+      section->Has("shards") ? "shards" : "regions",
+      Cat(redis.regions.size(), " regions of ", redis.shards,
+          " shards are more than a host can watch"),
+      Cat("write at most ", (shm::kForcedShard - 1) / redis.regions.size(), " shards"));
 }
 
 }  // namespace
@@ -137,11 +246,6 @@ void ParseRedis(Section* top, Config* config, Findings* findings) {
   if (!top->Has("redis")) return;
   Section section(top->Value("redis"), top->MarkOf("redis"), "redis", "redis", findings);
   RedisConfig& redis = config->redis.emplace();
-  if (size_t mode = 0; section.ReadChoice("mode", &mode)) redis.mode = static_cast<RedisMode>(mode);
-  ParseAddresses(&section, &redis, findings);
-  ParseLogin(&section, &redis, "/etc/sluice/redis.password");
-  ParseSentinel(&section, &redis, findings);
-  ParseTls(&section, &redis, findings);
   if (section.Read("prefix", &redis.prefix) && !HasOnly(redis.prefix, "_.-")) {
     section.Problem("prefix", Cat(Shown(redis.prefix), " is no prefix of keys"),
                     "write letters, digits and _ . - only");
@@ -150,8 +254,6 @@ void ParseRedis(Section* top, Config* config, Findings* findings) {
     redis.shards = static_cast<uint32_t>(shards);
   }
   section.ReadDuration("flush_interval", &redis.flush_interval_ns);
-  section.ReadDuration("connect_timeout", &redis.connect_timeout_ns);
-  section.ReadDuration("request_timeout", &redis.request_timeout_ns);
   if (size_t transport = 0; section.ReadChoice("transport", &transport)) {
     redis.transport = static_cast<Transport>(transport);
   }
@@ -159,6 +261,9 @@ void ParseRedis(Section* top, Config* config, Findings* findings) {
     section.Problem("host_name", Cat(Shown(redis.host_name), " is no name of a host"),
                     "write letters, digits and _ . - only");
   }
+  ParseServers(&section, &redis, findings);
+  ParseRegions(&section, &redis, findings);
+  CheckShards(&section, redis);
 }
 
 }  // namespace sluice::config

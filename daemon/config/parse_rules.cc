@@ -299,17 +299,6 @@ shm::Kind KindOf(Algorithm algorithm) {
                                                 : shm::Kind::kTokenBucket;
 }
 
-bool IsStrict(Section* rule) {
-  size_t index = 0;
-  if (!rule->ReadChoice("consistency", &index) || index == 0) return false;
-  const YAML::Node algorithm = rule->Value("algorithm");
-  if (algorithm.IsDefined() && !(algorithm.IsScalar() && algorithm.Scalar() == "token_bucket")) {
-    rule->Problem("consistency", "strict is for token buckets: no other algorithm can be lent out",
-                  "write `algorithm: token_bucket`, or `consistency: approximate`");
-  }
-  return true;
-}
-
 // How long callers may wait, which only those of a strict rule do.
 void ReadWait(Section* rule, bool is_strict, uint64_t* wait_ns) {
   uint64_t said_ns = 0;
@@ -345,13 +334,17 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseRuleName(&section, &rule, config.rules);
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
-  rule.strict = IsStrict(&section);
+  ParseConsistency(&section, config, &rule, findings);
   ReadWait(&section, rule.strict, &rule.wait_ns);
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
   OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_strict = rule.strict};
   rule.kind = KindOf(of_rule.algorithm);
+  if (of_rule.is_window() && config.redis && !config.redis->regions.empty()) {
+    section.Warning("algorithm", "each region counts a window by itself, and hears of no other",
+                    "write `algorithm: token_bucket` for one limit over all regions");
+  }
   LimitConfig own;
   if (ParseLimit(&section, config, of_rule, &own)) rule.limit = own;
   of_rule.cost = own.cost;

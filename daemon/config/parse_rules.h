@@ -12,6 +12,8 @@ void ParseRules(Section* top, Config* config, Findings* findings);
 // Reads `name` of `rule` into conditions or key parts; problems become findings.
 void ParseMatch(Section* rule, std::vector<MatchConfig>* match, Findings* findings);
 void ParseKey(Section* rule, std::vector<KeyConfig>* key, Findings* findings);
+// Reads `consistency` into out->strict and out->home; out->key stands already.
+void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Findings* findings);
 
 // Whether `name` can name a descriptor: a letter or '_', then letters, digits, '_', '.', '-'; at
 // most 64 bytes. Says why not.

@@ -173,8 +173,11 @@ std::string RenderConfigReference() {
       "## Keys\n\nAt the top of the file stand `daemon`, `redis` and `rules`; only `rules` is "
       "required.\n\n";
   for (const KeySpec& spec : AllKeys()) {
-    const bool has_keys = spec.type == KeyType::kSection || spec.type == KeyType::kSections;
-    if (has_keys && spec.path != "rules[].tiers.*.when_degraded") AppendSection(spec, &out);
+    const bool has_keys = spec.type == KeyType::kSection || spec.type == KeyType::kSections ||
+                          spec.path == "rules[].consistency";
+    // Sections under a name of the file's choice are those of the same name without.
+    const bool is_alias = spec.type == KeyType::kSection && spec.path.find("*.") != spec.path.npos;
+    if (has_keys && !is_alias) AppendSection(spec, &out);
   }
   out += kMatch;
   out += kKey;

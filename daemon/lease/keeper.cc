@@ -24,6 +24,10 @@ bool IsSame(const Terms& a, const Terms& b) {
          a.wait_ns == b.wait_ns;
 }
 
+std::string HomeOf(const config::CompiledRule& rule) {
+  return rule.home == nullptr ? std::string() : rule.home->mark();
+}
+
 std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
 
 }  // namespace
@@ -47,6 +51,8 @@ Session& Keeper::SessionOf(uint32_t shard) {
 void Keeper::Begin(Book& b, const config::CompiledRule& rule) {
   b.rule = &rule;
   b.terms = TermsOf(rule);
+  b.home = HomeOf(rule);
+  b.shard = link_->HomeShard(rule, b.text, b.shard);
   b.lease.emplace(Lease::Options{b.terms, options_.sync_ns});
 }
 
@@ -68,9 +74,12 @@ uint32_t Keeper::OnBucket(const harvest::Place& place, harvest::Named&& named, u
     by_text_.emplace(std::move(named.text), id);
   }
   Book& b = books_[id];
-  b.shard = b.shown_shard = named.shard;
   b.touched_ns = now_ns;
-  if (!b.lease.has_value()) Begin(b, *named.rule);
+  if (!b.lease.has_value()) {
+    b.shard = named.shard;
+    Begin(b, *named.rule);
+    b.shown_shard = b.shard;
+  }
   b.rule = named.rule;
   if (b.place.key != place.key || b.place.slot != place.slot || !b.purse.is_open()) {
     Stand(b, place, now_ns);
@@ -104,13 +113,15 @@ void Keeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) {
   for (Book& b : books_) {
     if (b.text.empty()) continue;
     const config::CompiledRule* const rule = rules.Find(LabelOf(b.text));
-    if (rule != nullptr && rule->kind == shm::Kind::kLease && IsSame(TermsOf(*rule), b.terms)) {
+    if (rule != nullptr && rule->kind == shm::Kind::kLease && IsSame(TermsOf(*rule), b.terms) &&
+        HomeOf(*rule) == b.home) {
       b.rule = rule;
       continue;
     }
     // Redis counts what is held as out until its end.
     Note(b, b.purse.TakeOut(shm::credits::kMax), now_ns);
     if (rule != nullptr && rule->kind == shm::Kind::kLease) {
+      b.queued = false;  // where it stood may be no queue of its shard any more
       Begin(b, *rule);
     } else {
       b.rule = nullptr;
@@ -206,7 +217,7 @@ void Keeper::Flush(uint32_t shard, uint64_t now_ns) {
     }
     b.queued = false;
     if (b.rule == nullptr || b.shard != shard || b.lease->in_flight()) continue;
-    asked.push_back({b.text, b.terms, AskOf(b, now_ns)});
+    asked.push_back({b.text, b.terms, AskOf(b, now_ns), b.home});
     s.asked.push_back(s.queue[n]);
   }
   s.queue.erase(s.queue.begin(), s.queue.begin() + static_cast<std::ptrdiff_t>(n));
@@ -257,7 +268,12 @@ absl::Status Keeper::OnReply(uint32_t shard, uint64_t seq, const redis::Reply& r
   const std::vector<uint32_t> asked = std::exchange(s.asked, {});
   for (size_t i = 0; i < asked.size() && i < (*grants)->size(); ++i) {
     Book& b = books_[asked[i]];
-    if (b.text.empty() || !b.lease.has_value() || !b.lease->in_flight()) continue;
+    // One that moved has asked elsewhere since.
+    if (b.text.empty() || b.shard != shard || !b.lease.has_value() || !b.lease->in_flight()) {
+      continue;
+    }
+    const Away away = (**grants)[i].away;
+    if (away != Away::kNot && b.rule != nullptr) link_->OnAway(shard, *b.rule, away);
     TakeGrant(b, (**grants)[i], first_sent_ns, now_ns);
     Visit(asked[i], now_ns);
   }

@@ -50,6 +50,13 @@ class Link {
   // puts it in emergency.
   virtual uint32_t ShownShard(const config::CompiledRule& rule, const std::string& text,
                               uint32_t shard) = 0;
+  // Which shard lends the bucket: of its home, where there are regions.
+  virtual uint32_t HomeShard(const config::CompiledRule& /*rule*/, const std::string& /*text*/,
+                             uint32_t shard) {
+    return shard;
+  }
+  // The shard lends nothing of the rule, for that reason.
+  virtual void OnAway(uint32_t /*shard*/, const config::CompiledRule& /*rule*/, Away /*why*/) {}
   // The bucket that stood there is forgotten: it is to be named anew at its next use.
   virtual void OnForgotten(const harvest::Place& place) = 0;
 };
@@ -108,6 +115,7 @@ class Keeper {
     uint32_t shown_shard = 0;
     harvest::Place place;  // key 0: it stands in no slot
     Terms terms;
+    std::string home;            // as asked for
     std::optional<Lease> lease;  // none: no rule speaks of it
     shm::Purse purse;
     uint64_t wake_ns = 0;  // the timer that counts; 0: none

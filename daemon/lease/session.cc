@@ -34,7 +34,11 @@ absl::StatusOr<Grant> ParseGrant(std::span<const redis::Reply> words) {
     }
   }
   Grant g;
-  g.live = words[0].integer != 0;
+  if (words[0].integer > 2 * static_cast<int64_t>(Away::kAnotherMap)) {
+    return absl::InternalError("a lease's reply says what nobody asked");
+  }
+  g.live = (words[0].integer & 1) != 0;
+  g.away = static_cast<Away>(words[0].integer / 2);
   g.tokens = static_cast<uint64_t>(words[1].integer);
   g.fence_us = static_cast<uint64_t>(words[2].integer);
   g.gen = words[3].integer;
@@ -76,7 +80,7 @@ const Call& Session::Start(std::span<const Asked> asked, uint64_t time_us, uint6
       std::clamp(static_cast<uint64_t>(2 * rtt_.least_ns), kResendMinNs, kResendMaxNs);
   call.buckets = asked.size();
   std::vector<std::string>& args = call.args;
-  args.reserve(6 + 15 * asked.size());
+  args.reserve(6 + 16 * asked.size());
   args = {absl::StrFormat("%016x%016x", instance_[0], instance_[1]),
           absl::StrCat(call.seq),
           absl::StrCat(time_us),
@@ -85,7 +89,7 @@ const Call& Session::Start(std::span<const Asked> asked, uint64_t time_us, uint6
           absl::StrCat(asked.size())};
   for (const Asked& a : asked) {
     args.insert(args.end(), {absl::StrCat(a.terms.limit), absl::StrCat(a.terms.unit_us),
-                             absl::StrCat(a.terms.burst)});
+                             absl::StrCat(a.terms.burst), a.home});
   }
   for (size_t i = 0; i < asked.size(); ++i) Append(asked[i], i + 1, &args);
   return call;

@@ -38,6 +38,7 @@ struct Asked {
   std::string field;  // of the bucket
   Terms terms;
   Ask ask;
+  std::string home = {};  // as config::Home::mark(); empty: there are no regions
 };
 
 struct Call {

@@ -30,7 +30,16 @@ struct Ask {
   uint64_t need = 1;          // the largest cost that it could not serve
 };
 
+// Why a bucket's home is not where it was asked for (lua/lease.lua).
+enum class Away : uint8_t {
+  kNot,         // it is
+  kNotOpen,     // the homes are to be settled there (homes.h)
+  kLaterMap,    // this host's map is out of date
+  kAnotherMap,  // hosts have different maps of one epoch
+};
+
 struct Grant {
+  Away away = Away::kNot;
   bool live = false;  // the lease that was reported still counted
   bool shortage = false;
   uint64_t tokens = 0;

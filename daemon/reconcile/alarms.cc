@@ -9,6 +9,7 @@ namespace sluice::reconcile {
 namespace {
 
 constexpr std::string_view kDegradedAlarm = "degraded:";
+constexpr std::string_view kHomeAlarm = "home:";
 // Looks before a server counts as one that does not say who it is.
 constexpr int kNamelessLooks = 10;
 
@@ -78,10 +79,35 @@ void Worker::RaiseNamelessAlarm() {
            "give the user of redis.username the right to INFO: ACL SETUSER ... +info");
 }
 
+// Maps of homes that are not those in force: nothing is lent under them.
+void Worker::RaiseHomeAlarms() {
+  if (reconciler_->homes() == nullptr || rules_ == nullptr) return;
+  const auto& refused = reconciler_->homes()->refused();
+  for (const auto& [label, why] : refused) {
+    const bool is_late = why == lease::Away::kLaterMap;
+    SetAlarm(std::string(kHomeAlarm) + label, true,
+             absl::StrCat("rule ", label,
+                          is_late ? " has a home of a later epoch on other hosts"
+                                  : " has another home under this epoch on other "
+                                    "hosts",
+                          ": this one is lent nothing"),
+             is_late ? "give this host the configuration of the others"
+                     : "give all hosts one configuration, with a higher consistency.epoch");
+  }
+  std::vector<std::string> ended;
+  for (const auto& [id, alarm] : alarms_) {
+    if (id.starts_with(kHomeAlarm) && !refused.contains(id.substr(kHomeAlarm.size()))) {
+      ended.push_back(id);
+    }
+  }
+  for (const std::string& id : ended) SetAlarm(id, false, "", "");
+}
+
 void Worker::UpdateAlarms() {
   if (client_ == nullptr) return;
   RaiseRuleAlarms();
   RaiseNamelessAlarm();
+  RaiseHomeAlarms();
   SetAlarm("given-up", reconciler_->stats().given_up != 0,
            "batches that Redis never answered were given up: their use is not counted there",
            "look for a Redis that has been cut off for 12 hours");

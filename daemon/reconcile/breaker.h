@@ -16,10 +16,11 @@ inline constexpr uint64_t kBackoffMaxNs = 10'000'000'000;
 inline constexpr uint64_t kTrialNs = 2'000'000'000;  // a trial without a verdict is repeated
 inline constexpr uint64_t kBreakerWindowNs = 2'000'000'000;
 inline constexpr uint32_t kFailuresInARow = 3;
-inline constexpr uint32_t kMinSamples = 5;          // before a ratio says anything
-inline constexpr uint64_t kSlowNs = 100'000'000;    // a reply later than this is slow
-inline constexpr uint64_t kCalmNs = 2'000'000'000;  // emergency is left after so much of calm
-inline constexpr uint32_t kCalmSuccesses = 3;       // and so many successes
+inline constexpr uint32_t kMinSamples = 5;             // before a ratio says anything
+inline constexpr uint64_t kSlowNs = 100'000'000;       // a reply later than this is slow
+inline constexpr uint64_t kFarSlowNs = 1'000'000'000;  // of another region
+inline constexpr uint64_t kCalmNs = 2'000'000'000;     // emergency is left after so much of calm
+inline constexpr uint32_t kCalmSuccesses = 3;          // and so many successes
 
 class Breaker {
  public:
@@ -42,8 +43,8 @@ class Breaker {
     return state_ == State::kHalfOpen && now_ns >= trial_ns_ + kTrialNs;
   }
 
-  void OnSuccess(uint64_t now_ns, uint64_t latency_ns) {
-    Sample(now_ns, /*failed=*/false, latency_ns > kSlowNs);
+  void OnSuccess(uint64_t now_ns, uint64_t latency_ns, uint64_t slow_ns = kSlowNs) {
+    Sample(now_ns, /*failed=*/false, latency_ns > slow_ns);
     in_a_row_ = 0;
     if (successes_ == 0) well_since_ns_ = now_ns;
     ++successes_;

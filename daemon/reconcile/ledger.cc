@@ -15,25 +15,47 @@ constexpr size_t kForgetPerNew = 2;
 
 std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
 
+// No name has a NUL.
+std::string MirrorKey(const std::string& text, uint32_t shard) {
+  std::string key = text;
+  key += '\0';
+  key += std::to_string(shard);
+  return key;
+}
+
 }  // namespace
 
-BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns) {
-  const auto found = by_text_.find(named.text);
+BucketId Ledger::IdOf(std::string key, const std::string& text) {
+  const auto found = by_text_.find(key);
+  if (found != by_text_.end()) return found->second;
   BucketId id;
-  if (found != by_text_.end()) {
-    id = found->second;
+  if (free_.empty()) {
+    id = buckets_.Add();
   } else {
-    if (free_.empty()) {
-      id = buckets_.Add();
-    } else {
-      id = free_.back();
-      free_.pop_back();
-    }
-    ++new_since_forget_;
-    buckets_[id] = Bucket{};
-    buckets_[id].text = named.text;
-    by_text_.emplace(std::move(named.text), id);
+    id = free_.back();
+    free_.pop_back();
   }
+  ++new_since_forget_;
+  buckets_[id] = Bucket{};
+  buckets_[id].text = text;
+  by_text_.emplace(std::move(key), id);
+  return id;
+}
+
+BucketId Ledger::InternMirror(const Bucket& of, uint32_t shard, uint64_t now_ns) {
+  const BucketId id = IdOf(MirrorKey(of.text, shard), of.text);
+  Bucket& b = buckets_[id];
+  b.is_mirror = true;
+  b.shard = shard;
+  b.rule = of.rule;
+  b.limit = of.limit;
+  b.kind = of.kind;
+  b.touched_ns = now_ns;
+  return id;
+}
+
+BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns) {
+  const BucketId id = IdOf(named.text, named.text);
   Bucket& b = buckets_[id];
   b.shard = named.shard;
   b.rule = named.rule;
@@ -163,7 +185,7 @@ void Ledger::Forget(uint64_t now_ns, harvest::Harvester& harvester) {
       continue;
     }
     harvester.Forget(b.place);
-    by_text_.erase(b.text);
+    by_text_.erase(b.is_mirror ? MirrorKey(b.text, b.shard) : b.text);
     b = Bucket{};
     free_.push_back(id);
   }

@@ -51,6 +51,7 @@ struct alignas(64) Bucket {
   bool in_flight = false;
   bool share_expired = false;  // inv_share is what a quiet host keeps
   bool forced = false;         // in emergency by an operator's word
+  bool is_mirror = false;      // what another bucket used, told to another region
   // At whose state clients look.
   uint32_t shown_shard() const { return forced ? shm::kForcedShard : shard; }
   uint32_t inv_share = 0;
@@ -169,6 +170,9 @@ class Ledger {
   // The bucket of that name, made where there is none, now standing at `place`.
   BucketId Intern(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns);
 
+  // The bucket that tells what `of` used to that shard of another region; it stands in no slot.
+  BucketId InternMirror(const Bucket& of, uint32_t shard, uint64_t now_ns);
+
   // Adds to what is to be reported.
   void AddUse(BucketId id, int64_t tokens, uint64_t denied, uint64_t since_ns, uint64_t now_ns);
 
@@ -199,6 +203,8 @@ class Ledger {
   size_t pending_buckets() const;
 
  private:
+  BucketId IdOf(std::string key, const std::string& text);
+
   std::vector<Shard> shards_;
   Buckets buckets_;
   std::vector<BucketId> free_;

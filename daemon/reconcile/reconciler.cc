@@ -29,7 +29,7 @@ Reconciler::Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buck
       transport_(transport),
       random_(std::move(random)),
       harvester_(buckets, control->info().hash_key, options_.shard_count, options_.use_since_ns),
-      ledger_(options_.shard_count) {
+      ledger_(shards()) {
   OpenKeeper();
 }
 
@@ -41,6 +41,7 @@ void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, ui
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
   if (keeper_ != nullptr) keeper_->SetRules(*rules_, now_ns);
+  if (homes_ != nullptr) homes_->SetRules(*rules_);
   harvester_.SetRules(rules_);
   has_strict_ = false;
   totals_by_id_.clear();
@@ -62,7 +63,7 @@ Breaker::State Reconciler::breaker(uint32_t primary) const {
 
 uint32_t Reconciler::ShardsOf(uint32_t primary) const {
   uint32_t n = 0;
-  for (uint32_t i = 0; transport_ != nullptr && i < options_.shard_count; ++i) {
+  for (uint32_t i = 0; transport_ != nullptr && i < shards(); ++i) {
     n += transport_->PrimaryOf(i) == primary ? 1 : 0;
   }
   return n;
@@ -72,7 +73,7 @@ uint64_t Reconciler::IntervalNs() const {
   const double primaries =
       transport_ == nullptr ? 1 : std::max<double>(1, transport_->primary_count());
   const double by_fleet =
-      static_cast<double>(hosts_) * options_.shard_count / (kCallsPerPrimary * primaries) * 1e9;
+      static_cast<double>(hosts_) * shards() / (kCallsPerPrimary * primaries) * 1e9;
   return std::max(options_.flush_interval_ns, static_cast<uint64_t>(by_fleet));
 }
 
@@ -80,7 +81,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   now_ns_ = now_ns;
   if (started_ns_ == 0) {
     started_ns_ = now_ns;
-    for (uint32_t i = 0; i < options_.shard_count; ++i) {
+    for (uint32_t i = 0; i < shards(); ++i) {
       SetMode(i, options_.has_redis ? shm::ShardMode::kStale : shm::ShardMode::kHealthy, now_ns);
     }
   }
@@ -95,14 +96,16 @@ void Reconciler::Tick(uint64_t now_ns) {
   ledger_.Forget(now_ns, harvester_);
   if (!options_.has_redis) return;
   keeper_->Tick(now_ns);
+  if (homes_ != nullptr) homes_->Tick(now_ns);
   ExpireShares(now_ns);
   uint64_t oldest_ns = 0;
-  for (uint32_t i = 0; i < options_.shard_count; ++i) {
+  for (uint32_t i = 0; i < shards(); ++i) {
     FlushDue(i, now_ns, /*at_once=*/false);
     ledger_.TrimJournal(i, now_ns);
     Judge(i, now_ns);
     const uint64_t use_ns = ledger_.OldestUseNs(ledger_.shard(i));
-    if (use_ns != 0) oldest_ns = oldest_ns == 0 ? use_ns : std::min(oldest_ns, use_ns);
+    if (use_ns != 0 && i < options_.shard_count)
+      oldest_ns = oldest_ns == 0 ? use_ns : std::min(oldest_ns, use_ns);
   }
   stats_.oldest_use_ns = oldest_ns != 0 && now_ns > oldest_ns ? now_ns - oldest_ns : 0;
   Probe(now_ns);
@@ -166,6 +169,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
   ledger_.AddUse(bucket, tokens, denied, since_ns, now_ns_);
   if (tokens != 0 && shm::IsWindow(b.kind)) NoteWindowUse(b, tokens, *buckets_);
   if (IsJump(b, now_ns_)) ledger_.shard(b.shard).urgent = true;
+  if (options_.region_count > 1) Exchange(b, tokens, denied, since_ns);
 }
 
 void Reconciler::OnOverflow(uint16_t rule, int64_t tokens) {
@@ -199,15 +203,13 @@ void Reconciler::FlushDue(uint32_t index, uint64_t now_ns, bool at_once) {
     return;
   }
   if (s.queue.empty()) return;
-  const bool due = at_once || s.urgent || s.queue.size() >= kFlushBuckets ||
-                   now_ns >= s.queued_since_ns + stats_.interval_ns;
-  if (!due || now_ns < s.retry_ns || !MaySend(index, now_ns)) return;
+  if (!(at_once || IsDue(index, now_ns)) || now_ns < s.retry_ns || !MaySend(index, now_ns)) return;
   uint64_t oldest_ns = 0;
   std::vector<BatchItem> items = ledger_.TakeQueue(index, &oldest_ns);
   s.batch = Freeze(ledger_, std::move(items), options_.instance, s.next_seq++, /*time_us=*/0,
-                   now_ns, stats_.interval_ns);
+                   now_ns, IntervalOf(index));
   s.batch->oldest_ns = oldest_ns;
-  s.urgent = false;
+  s.urgent = index >= options_.shard_count && !s.queue.empty();  // the rest of a full exchange
   s.queued_since_ns = now_ns;
   ++stats_.batches;
   stats_.batched_buckets += s.batch->items.size();
@@ -262,7 +264,7 @@ void Reconciler::OnPong(uint32_t primary, bool well, bool hard, uint64_t now_ns)
   Primary& p = PrimaryAt(primary);
   p.pinging = false;
   if (well) {
-    p.breaker.OnSuccess(now_ns, now_ns - std::min(p.asked_ns, now_ns));
+    p.breaker.OnSuccess(now_ns, now_ns - std::min(p.asked_ns, now_ns), SlowNs(primary));
   } else {
     p.breaker.OnFailure(now_ns, hard, random_());
   }
@@ -274,7 +276,7 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
   if (primary != kNoPrimary) {
     PrimaryAt(primary).breaker.OnFailure(now_ns, outcome == CallOutcome::kHard, random_());
   }
-  if ((token & kStrictToken) != 0) return;  // it is sent again in its time
+  if ((token & (kStrictToken | kHomeToken)) != 0) return;  // it is sent again in its time
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   // Whether it was applied is unknown: the same again, later (B2).
@@ -290,6 +292,9 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
   if ((token & kStrictToken) != 0) {
     return OnLent(shard, token & ~kStrictToken, reply, primary, now_ns);
   }
+  if ((token & kHomeToken) != 0) {
+    return OnSettled(shard, token & ~kHomeToken, reply, primary, now_ns);
+  }
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items);
@@ -300,7 +305,8 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
     return;
   }
   if (primary != kNoPrimary) {
-    PrimaryAt(primary).breaker.OnSuccess(now_ns, now_ns - std::min(s.batch->sent_ns, now_ns));
+    PrimaryAt(primary).breaker.OnSuccess(now_ns, now_ns - std::min(s.batch->sent_ns, now_ns),
+                                         SlowNs(primary));
   }
   s.backoff_ns = s.retry_ns = 0;
   if (fold->refused) return OnRefusal(shard, fold->last_seq, now_ns);
@@ -349,7 +355,7 @@ void Reconciler::OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns) {
 void Reconciler::SendAgain(uint32_t index, uint64_t now_ns) {
   Shard& s = ledger_.shard(index);
   s.batch = FreezeAgain(ledger_, ledger_.TakeAgain(index), options_.instance, /*time_us=*/0, now_ns,
-                        stats_.interval_ns);
+                        IntervalOf(index));
   Send(index, now_ns);
 }
 
@@ -420,9 +426,9 @@ void Reconciler::Judge(uint32_t index, uint64_t now_ns) {
   const Breaker* breaker = primary == kNoPrimary ? nullptr : &PrimaryAt(primary).breaker;
   const bool cut = breaker == nullptr || breaker->state() != Breaker::State::kClosed;
   const bool starting = now_ns < started_ns_ + kStartGraceNs;
-  const bool old = age_ns > std::max(kEmergencyMinNs, kEmergencyIntervals * stats_.interval_ns);
-  const bool stale =
-      age_ns > kStaleIntervals * stats_.interval_ns || cut || !breaker->HasSucceeded();
+  const uint64_t interval_ns = IntervalOf(index);
+  const bool old = age_ns > std::max(kEmergencyMinNs, kEmergencyIntervals * interval_ns);
+  const bool stale = age_ns > kStaleIntervals * interval_ns || cut || !breaker->HasSucceeded();
   if (old || (cut && !starting) || IsForced(index)) {
     SetMode(index, shm::ShardMode::kEmergency, now_ns);
   } else if (s.mode == shm::ShardMode::kEmergency) {
@@ -445,7 +451,7 @@ void Reconciler::SetMode(uint32_t index, shm::ShardMode mode, uint64_t now_ns) {
 void Reconciler::FlushAll(uint64_t now_ns) {
   now_ns_ = now_ns;
   Harvest(now_ns);
-  for (uint32_t i = 0; options_.has_redis && i < options_.shard_count; ++i) {
+  for (uint32_t i = 0; options_.has_redis && i < shards(); ++i) {
     FlushDue(i, now_ns, /*at_once=*/true);
   }
 }

@@ -16,6 +16,7 @@
 #include "absl/container/node_hash_map.h"
 #include "daemon/config/compile.h"
 #include "daemon/harvest/harvester.h"
+#include "daemon/lease/homes.h"
 #include "daemon/lease/keeper.h"
 #include "daemon/reconcile/batch.h"
 #include "daemon/reconcile/breaker.h"
@@ -36,6 +37,8 @@ inline constexpr uint64_t kStrictTickNs = 2'000'000;
 // Marks the token of a strict rule's call, and the id of its bucket.
 inline constexpr uint64_t kStrictToken = 1ull << 63;
 inline constexpr uint32_t kStrictBucket = 1u << 31;
+// Marks the token of a call that settles homes.
+inline constexpr uint64_t kHomeToken = 1ull << 62;
 // A shard is stale beyond this age of unreconciled use, and in emergency beyond the next.
 inline constexpr uint64_t kStaleIntervals = 3;
 inline constexpr uint64_t kEmergencyIntervals = 5;
@@ -60,7 +63,9 @@ enum class CallOutcome : uint8_t {
 };
 
 struct ReconcilerOptions {
-  uint32_t shard_count = 64;
+  uint32_t shard_count = 64;             // of each region
+  uint32_t region_count = 1;             // the own one and others, each with a cluster
+  uint64_t exchange_ns = 1'000'000'000;  // how often the others are told what is used here
   uint64_t flush_interval_ns = 100'000'000;
   std::string instance;       // 32 hex digits, random at each start
   uint64_t use_since_ns = 0;  // see Harvester
@@ -86,7 +91,7 @@ struct ReconcilerStats {
   uint64_t interval_ns = 0;    // in force
 };
 
-class Reconciler : public harvest::Sink, private lease::Link {
+class Reconciler : public harvest::Sink, private lease::Link, private lease::HomesLink {
  public:
   // Everything passed outlives the reconciler. `transport` may be null without Redis.
   Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buckets,
@@ -100,6 +105,7 @@ class Reconciler : public harvest::Sink, private lease::Link {
   uint64_t PauseNs(uint64_t now_ns) const;
   bool has_strict() const { return has_strict_; }
   const lease::Keeper* keeper() const { return keeper_.get(); }
+  const lease::Homes* homes() const { return homes_.get(); }  // null without regions
   // Harvests all and sends what may be sent, without waiting for intervals.
   void FlushAll(uint64_t now_ns);
   // True when Redis knows all that was harvested.
@@ -163,17 +169,34 @@ class Reconciler : public harvest::Sink, private lease::Link {
   void ExpireShares(uint64_t now_ns);
   bool IsJump(const Bucket& b, uint64_t now_ns) const;
   uint64_t IntervalNs() const;
+  // Primaries of other regions are far, and may take their time.
+  uint64_t SlowNs(uint32_t primary) const {
+    return primary % options_.region_count == 0 ? kSlowNs : kFarSlowNs;
+  }
+
+  // regions.cc
+  void Exchange(const Bucket& b, int64_t tokens, uint64_t denied, uint64_t since_ns);
+  uint64_t IntervalOf(uint32_t shard) const;
+  bool IsDue(uint32_t shard, uint64_t now_ns) const;
 
   // strict.cc
   void OpenKeeper();
   void OnStrictUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need);
   void OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
               uint64_t now_ns);
+  void JudgeReply(const absl::Status& status, uint32_t primary, uint64_t now_ns);
   bool MayLend(uint32_t shard, uint64_t now_ns) override;
   void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override;
   uint32_t ShownShard(const config::CompiledRule& rule, const std::string& text,
                       uint32_t shard) override;
   void OnForgotten(const harvest::Place& place) override;
+  uint32_t HomeShard(const config::CompiledRule& rule, const std::string& text,
+                     uint32_t shard) override;
+  void OnAway(uint32_t shard, const config::CompiledRule& rule, lease::Away why) override;
+  void Settle(uint32_t shard, const std::vector<std::string>& args, uint64_t round) override;
+  void OnSettled(uint32_t shard, uint64_t round, const redis::Reply& reply, uint32_t primary,
+                 uint64_t now_ns);
+  uint32_t shards() const { return options_.shard_count * options_.region_count; }
 
   ReconcilerOptions options_;
   const shm::MappedBuckets* buckets_;
@@ -184,6 +207,7 @@ class Reconciler : public harvest::Sink, private lease::Link {
   Ledger ledger_;
   std::shared_ptr<const config::CompiledRules> rules_;
   std::unique_ptr<lease::Keeper> keeper_;  // null without Redis
+  std::unique_ptr<lease::Homes> homes_;    // null without regions
   bool has_strict_ = false;                // among the rules
   uint64_t last_strict_ns_ = 0;            // of use under one of them
   std::vector<Primary> primaries_;

@@ -35,10 +35,14 @@ void Reconciler::OpenKeeper() {
   lease::Link* const link = this;
   keeper_ = std::make_unique<lease::Keeper>(
       lease::Keeper::Options{
-          .shard_count = options_.shard_count,
+          .shard_count = shards(),
           .instance = InstanceOf(options_.instance),
           .sync_ns = std::clamp(options_.flush_interval_ns / 2, kSyncMinNs, kSyncMaxNs)},
       buckets_, link, random_);
+  if (options_.region_count > 1) {
+    lease::HomesLink* const homes = this;
+    homes_ = std::make_unique<lease::Homes>(options_.region_count, options_.shard_count, homes);
+  }
 }
 
 uint64_t Reconciler::PauseNs(uint64_t now_ns) const {
@@ -52,6 +56,7 @@ void Reconciler::TickStrict(uint64_t now_ns) {
   now_ns_ = now_ns;
   Harvest(now_ns);
   if (keeper_ != nullptr) keeper_->Tick(now_ns);
+  if (homes_ != nullptr) homes_->Tick(now_ns);
 }
 
 void Reconciler::OnStrictUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) {
@@ -86,11 +91,14 @@ void Reconciler::Lend(uint32_t shard, const std::vector<std::string>& args, uint
 
 void Reconciler::OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
                         uint64_t now_ns) {
-  const absl::Status status = keeper_->OnReply(shard, seq, reply, now_ns);
+  JudgeReply(keeper_->OnReply(shard, seq, reply, now_ns), primary, now_ns);
+}
+
+void Reconciler::JudgeReply(const absl::Status& status, uint32_t primary, uint64_t now_ns) {
   if (primary == kNoPrimary) return;
   Primary& p = PrimaryAt(primary);
   if (status.ok()) {
-    p.breaker.OnSuccess(now_ns, now_ns - std::min(p.asked_ns, now_ns));
+    p.breaker.OnSuccess(now_ns, now_ns - std::min(p.asked_ns, now_ns), SlowNs(primary));
   } else {
     ++stats_.bad_replies;
     p.breaker.OnFailure(now_ns, /*hard=*/true, random_());
@@ -100,6 +108,32 @@ void Reconciler::OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply,
 uint32_t Reconciler::ShownShard(const config::CompiledRule& rule, const std::string& text,
                                 uint32_t shard) {
   return IsForced(rule, text) ? shm::kForcedShard : shard;
+}
+
+uint32_t Reconciler::HomeShard(const config::CompiledRule& rule, const std::string& text,
+                               uint32_t shard) {
+  const uint32_t of_region = shard % options_.shard_count;
+  if (rule.home == nullptr) return of_region;
+  const uint32_t region = rule.home->RegionOf(text);
+  return (region < options_.region_count ? region : 0) * options_.shard_count + of_region;
+}
+
+void Reconciler::OnAway(uint32_t shard, const config::CompiledRule& rule, lease::Away why) {
+  if (homes_ != nullptr) homes_->OnAway(shard, rule.label, why);
+}
+
+void Reconciler::Settle(uint32_t shard, const std::vector<std::string>& args, uint64_t round) {
+  const uint32_t primary = transport_->PrimaryOf(shard);
+  if (primary == kNoPrimary || !PrimaryAt(primary).breaker.Allow(now_ns_)) return;
+  PrimaryAt(primary).asked_ns = now_ns_;
+  std::string encoded;
+  for (const std::string& arg : args) redis::AppendBulk(&encoded, arg);
+  transport_->Settle(shard, encoded, static_cast<uint32_t>(args.size()), kHomeToken | round);
+}
+
+void Reconciler::OnSettled(uint32_t shard, uint64_t round, const redis::Reply& reply,
+                           uint32_t primary, uint64_t now_ns) {
+  JudgeReply(homes_->OnReply(shard, round, reply), primary, now_ns);
 }
 
 void Reconciler::OnForgotten(const harvest::Place& place) { harvester_.Forget(place); }

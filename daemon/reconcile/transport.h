@@ -1,6 +1,7 @@
-// What the reconciler needs of the network: script calls by shard, answered later and exactly once,
-// by OnReply, OnFailure or OnPong of the reconciler. The daemon's is daemon/redis/; a simulation
-// brings its own.
+// What the reconciler needs of the network: script calls by shard (with regions: region x shards +
+// shard, the own region first; primaries interleaved, p x regions + region), answered later and
+// exactly once, by OnReply, OnFailure or OnPong of the reconciler. The daemon's is daemon/redis/; a
+// simulation brings its own.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,9 @@ class Transport {
   // way, before the argument lease::kPrimaryArg.
   virtual void Lend(uint32_t /*shard*/, std::string_view /*args*/, uint32_t /*arg_count*/,
                     uint64_t /*token*/) {}
+  // The same for lua/home.lua; the name goes before the argument lease::kHomePrimaryArg.
+  virtual void Settle(uint32_t /*shard*/, std::string_view /*args*/, uint32_t /*arg_count*/,
+                      uint64_t /*token*/) {}
   // Whether that name is known.
   virtual bool IsKnown(uint32_t /*primary*/) const { return false; }
   virtual void Ping(uint32_t primary, uint64_t token) = 0;

@@ -19,6 +19,7 @@ constexpr uint64_t kAlarmsNs = 200'000'000;
 constexpr redis::ScriptId kFoldScript = 0;
 constexpr redis::ScriptId kProbeScript = 1;
 constexpr redis::ScriptId kLeaseScript = 2;
+constexpr redis::ScriptId kHomeScript = 3;
 
 std::string HostName(const config::RedisConfig& config) {
   if (!config.host_name.empty()) return config.host_name;
@@ -88,7 +89,8 @@ absl::StatusOr<redis::ClientOptions> ClientOptionsOf(const config::RedisConfig& 
   options.shards = config.shards;
   options.scripts = {{"fold", lua::kFold},
                      {"probe", lua::kProbe},
-                     {"lease", lua::kLease, "strict", lease::kPrimaryArg}};
+                     {"lease", lua::kLease, "strict", lease::kPrimaryArg},
+                     {"home", lua::kHome, "strict", lease::kHomePrimaryArg}};
   options.identify = true;
   options.probe_script = kProbeScript;
   options.connect_timeout_ns = static_cast<int64_t>(config.connect_timeout_ns);
@@ -96,6 +98,22 @@ absl::StatusOr<redis::ClientOptions> ClientOptionsOf(const config::RedisConfig& 
   options.request_timeout_min_ns =
       std::min(options.request_timeout_min_ns, options.request_timeout_max_ns);
   return options;
+}
+
+// One for each region, the own first; without regions the one there is.
+absl::StatusOr<std::vector<redis::RegionOptions>> RegionOptionsOf(
+    const config::RedisConfig& config) {
+  std::vector<redis::RegionOptions> regions;
+  std::vector<const config::RedisConfig*> configs = {&config};
+  for (const config::RedisConfig& region : config.regions) {
+    if (region.region != config.region) configs.push_back(&region);
+  }
+  for (const config::RedisConfig* const one : configs) {
+    absl::StatusOr<redis::ClientOptions> options = ClientOptionsOf(*one);
+    if (!options.ok()) return options.status();
+    regions.push_back({one->region, *std::move(options)});
+  }
+  return regions;
 }
 
 }  // namespace
@@ -119,20 +137,22 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const EngineParts& parts,
 absl::Status Worker::Open() {
   const bool has_redis = parts_.redis.has_value();
   if (has_redis) {
-    absl::StatusOr<redis::ClientOptions> options = ClientOptionsOf(*parts_.redis);
-    if (!options.ok()) return options.status();
+    absl::StatusOr<std::vector<redis::RegionOptions>> regions = RegionOptionsOf(*parts_.redis);
+    if (!regions.ok()) return regions.status();
     redis::ClusterClient::Environment environment;
     environment.ring = environment_.ring;
     environment.listener = this;
     environment.now_ns = [this] { return static_cast<int64_t>(Now()); };
     environment.random = environment_.random;
-    absl::StatusOr<std::unique_ptr<redis::ClusterClient>> client =
-        redis::ClusterClient::Create(*std::move(options), std::move(environment));
+    absl::StatusOr<std::unique_ptr<redis::RegionClients>> client =
+        redis::RegionClients::Create(*std::move(regions), environment);
     if (!client.ok()) return client.status();
     client_ = *std::move(client);
   }
   ReconcilerOptions options;
   options.shard_count = parts_.control->info().shard_count;
+  options.region_count = has_redis ? client_->count() : 1;
+  if (has_redis) options.exchange_ns = parts_.redis->exchange_ns;
   options.flush_interval_ns = has_redis ? parts_.redis->flush_interval_ns : 100'000'000;
   options.instance = environment_.instance;
   options.use_since_ns = environment_.use_since_ns != 0 ? environment_.use_since_ns : Now();
@@ -209,6 +229,11 @@ void Worker::Lend(uint32_t shard, std::string_view args, uint32_t arg_count, uin
   client_->Call(shard, kLeaseScript, args, arg_count, token);
 }
 
+void Worker::Settle(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
+  if (injector_.TakesCall(shard, token, client_->PrimaryOf(shard), RealNow())) return;
+  client_->Call(shard, kHomeScript, args, arg_count, token);
+}
+
 void Worker::Ping(uint32_t primary, uint64_t token) {
   if (injector_.TakesPing(primary, token, RealNow())) return;
   client_->Ping(primary, token);
@@ -246,7 +271,8 @@ void Worker::OnPong(redis::PrimaryIndex primary, uint64_t token, const redis::Fa
 PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {
   const redis::PrimaryInfo info = client_->Primary(stats.index);
   PrimaryStatus status;
-  status.address = stats.address;
+  const std::string& region = client_->name(client_->RegionOf(stats.index));
+  status.address = region.empty() ? stats.address : absl::StrCat(region, "/", stats.address);
   status.hostname = info.hostname;
   status.breaker = std::string(BreakerName(reconciler_->breaker(stats.index)));
   status.connected = info.connected;

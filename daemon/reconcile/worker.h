@@ -19,6 +19,7 @@
 #include "daemon/engine.h"
 #include "daemon/reconcile/reconciler.h"
 #include "daemon/redis/cluster_client.h"
+#include "daemon/redis/regions.h"
 #include "daemon/ring/ring.h"
 
 namespace sluice::reconcile {
@@ -53,13 +54,14 @@ class Worker final : private redis::Listener, private Transport {
   bool Flush();
   EngineSnapshot Snapshot() const;
   const Reconciler& reconciler() const { return *reconciler_; }
-  const redis::ClusterClient* client() const { return client_.get(); }
+  const redis::ClusterClient* client() const { return client_ ? &client_->own() : nullptr; }
 
  private:
   Worker(const EngineParts& parts, WorkerEnvironment environment);
   absl::Status Open();
   void UpdateAlarms();
   void RaiseNamelessAlarm();
+  void RaiseHomeAlarms();
   void RaiseRuleAlarms();
   void ClearRuleAlarms(bool over);
   void SetAlarm(const std::string& id, bool raised, std::string text, std::string mend);
@@ -77,6 +79,7 @@ class Worker final : private redis::Listener, private Transport {
   // Transport
   void Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
   void Lend(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
+  void Settle(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
   bool IsKnown(uint32_t primary) const override { return !client_->RunId(primary).empty(); }
   void Ping(uint32_t primary, uint64_t token) override;
   uint32_t PrimaryOf(uint32_t shard) const override { return client_->PrimaryOf(shard); }
@@ -94,7 +97,7 @@ class Worker final : private redis::Listener, private Transport {
   const EngineParts parts_;
   const WorkerEnvironment environment_;
   std::shared_ptr<const config::CompiledRules> rules_;
-  std::unique_ptr<redis::ClusterClient> client_;
+  std::unique_ptr<redis::RegionClients> client_;
   std::unique_ptr<Reconciler> reconciler_;
   chaos::Injector injector_;
   bool is_delivering_ = false;  // what comes was held back already

@@ -36,12 +36,15 @@ class _Way:
 
 
 class Proxy:
-    """Listens on a port of its own and passes all on to `port`; `fault` may be set at any time."""
+    """Listens on a port of its own and passes all on to `port`; `fault` may be set at any time.
 
-    def __init__(self, port, seed=1):
+    `at`: the address and port to listen on, for a cluster that names its port."""
+
+    def __init__(self, port, seed=1, at=("127.0.0.1", 0)):
         self._target = port
         self._random = random.Random(seed)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._host = at[0]
+        self._listener = socket.create_server(at)
         self.port = self._listener.getsockname()[1]
         self.fault = None
         self._ways = []
@@ -51,7 +54,7 @@ class Proxy:
 
     @property
     def address(self):
-        return f"127.0.0.1:{self.port}"
+        return f"{self._host}:{self.port}"
 
     def __enter__(self):
         return self

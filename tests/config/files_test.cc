@@ -213,6 +213,16 @@ std::string TextWith(const KeySpec& spec) {
   } else if (section == "daemon.chaos") {
     text = "daemon: {chaos: {" + pair + "}}\nrules:\n  - {name: generate, key: [u], limit: 1/s}\n" +
            "  - {name: search, key: [u], limit: 1/s}\n";
+  } else if (key == "region" || key == "exchange") {
+    text = "redis: {" + (key == "region" ? "" : std::string("region: us, ")) + pair +
+           ", regions: {eu: {addresses: \"e:1\"}, us: {addresses: \"u:1\"}}}\nrules: []";
+  } else if (key == "regions") {
+    text = "redis: {region: us, " + pair + "}\nrules: []";
+  } else if (section == "rules[].consistency") {
+    text =
+        "redis: {region: us, regions: {eu: {addresses: \"e:1\"}, us: {addresses: \"u:1\"}}}\n"
+        "rules:\n  - name: aa\n    key: [tenant]\n    limit: 1/s\n    consistency: {" +
+        (key == "mode" ? "" : std::string("mode: strict, ")) + pair + "}\n";
   } else if (section == "redis") {
     text = "redis: {" + (key == "addresses" ? "" : std::string("addresses: \"h:1\", ")) + pair +
            "}\nrules: []";

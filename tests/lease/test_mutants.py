@@ -100,3 +100,43 @@ def test_a_seeded_bug_is_found(name, tmp_path):
     assert done.returncode == 1, f"{name} survived:\n{done.stdout}{done.stderr}"
     assert f"{seen}\n" in done.stdout.split("tests, listed below:")[-1].split(
         "test, listed below:")[-1], f"{name} was found, but not by what it does:\n{done.stdout}"
+
+
+REGIONS_TEST = "tests/lease/regions_test"
+HOME = "lua/home.lua"
+HOMES = "daemon/lease/homes.cc"
+MOVES = "AHomeMovesWhileHostsLearnOfItAtDifferentTimes"
+FORGETS = "AFailoverThatForgetsAMoveOpensTheFormerHomeForNobody"
+
+# As above, of homes that move between regions.
+REGION_MUTANTS = {
+    "lent_where_it_is_not_at_home": (
+        MOVES, SCRIPT, "  if away > 0 then g = 0 end\n", ""),
+    "full_from_the_start": (
+        MOVES, SCRIPT, "  since = max(since, fence)\n", "  since = fence\n"),
+    "open_under_another_primary": (
+        FORGETS, SCRIPT, "opened > 0 and opened >= fence and", "opened > 0 and"),
+    "opened_late_whatever_was_set_since": (
+        "HomeScriptTest", HOME, "if open == set and", "if open > 0 and"),
+    "set_once_for_all_primaries": (
+        "AFailoverOfTheHomeCostsItsFence", HOME, "if e < epoch or set < fence then", "if e < epoch then"),
+    "opened_before_all_have_heard": (
+        MOVES, HOMES, "  if (!all_answered) return absl::OkStatus();\n", ""),
+    "a_lease_that_stays_where_it_was": (
+        MOVES, KEEPER, " &&\n        HomeOf(*rule) == b.home) {", ") {"),
+}
+
+
+@pytest.mark.timeout_s(COMPILE_TIMEOUT_S)
+@pytest.mark.parametrize("name", REGION_MUTANTS)
+def test_a_seeded_bug_of_homes_is_found(name, tmp_path):
+    seen, file, code, bug = REGION_MUTANTS[name]
+    mutant = write_mutant(file, code, bug, str(tmp_path))
+    program = os.path.join(build_dir(), REGIONS_TEST)
+    env = {}
+    if file.endswith(".lua"):
+        env["LEASE_SCRIPT" if file == SCRIPT else "HOME_SCRIPT"] = mutant
+    else:
+        program = link_with(file, mutant, REGIONS_TEST, str(tmp_path))
+    done = run([program, f"--gtest_filter=*{seen}*"], COMPILE_TIMEOUT_S, **env)
+    assert done.returncode == 1, f"{name} survived:\n{done.stdout}{done.stderr}"

@@ -46,6 +46,14 @@ struct HostOptions {
   uint64_t capacity = 1024;
   uint32_t shards = 4;
   uint64_t flush_interval_ns = 100 * kMs;
+  uint32_t regions = 1;  // others are told to Host::far
+  uint64_t exchange_ns = kSecond;
+};
+
+// Another region's Redis, and the way there.
+struct Far {
+  LuaRedis* redis;
+  Network* network;
 };
 
 class Host : public reconcile::Transport {
@@ -73,6 +81,8 @@ class Host : public reconcile::Transport {
              static_cast<unsigned long long>(instance_number));
     reconciler_ = std::make_unique<reconcile::Reconciler>(
         reconcile::ReconcilerOptions{.shard_count = options_.shards,
+                                     .region_count = options_.regions,
+                                     .exchange_ns = options_.exchange_ns,
                                      .flush_interval_ns = options_.flush_interval_ns,
                                      .instance = instance,
                                      .use_since_ns = use_since_ns},
@@ -87,6 +97,7 @@ class Host : public reconcile::Transport {
     CheckOk(control_.PublishPolicy(*bytes, VirtualClock::now_ns, nullptr));
     absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*bytes);
     if (!rules.ok()) abort();
+    rules->AddRegions(config);
     rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));
     if (reconciler_ != nullptr) reconciler_->SetRules(rules_, VirtualClock::now_ns);
   }
@@ -170,40 +181,46 @@ class Host : public reconcile::Transport {
   void Call(uint32_t shard, std::string_view args, uint32_t, uint64_t token) override {
     const std::vector<std::string> argv = DecodeBulks(args);
     const uint64_t now = VirtualClock::now_ns;
+    const uint32_t region = PrimaryOf(shard);
+    const auto [redis, network] = To(region);
     auto reply = std::make_shared<redis::Reply>();
     auto answered = std::make_shared<bool>(false);
-    if (network_->busy) {
-      At(now + 2 * network_->one_way_ns, [this, shard, token] {
-        reconciler_->OnFailure(shard, token, reconcile::CallOutcome::kRetry, 0,
+    if (network->busy) {
+      At(now + 2 * network->one_way_ns, [this, shard, token, region] {
+        reconciler_->OnFailure(shard, token, reconcile::CallOutcome::kRetry, region,
                                VirtualClock::now_ns);
       });
       return;
     }
-    const bool arrives = !network_->cut && !Chance(network_->lose_request);
-    const bool returns = arrives && !Chance(network_->lose_reply);
+    const bool arrives = !network->cut && !Chance(network->lose_request);
+    const bool returns = arrives && !Chance(network->lose_reply);
     if (arrives) {
-      At(now + network_->one_way_ns, [this, argv, shard, reply] {
-        *reply = redis_->Eval(lua::kFold, "rl:4:{" + std::to_string(shard) + "}", argv);
+      At(now + network->one_way_ns, [this, argv, shard, reply, redis = redis] {
+        *reply =
+            redis->Eval(lua::kFold, "rl:4:{" + std::to_string(shard % options_.shards) + "}", argv);
       });
     }
     if (returns) {
-      At(now + 2 * network_->one_way_ns, [this, shard, token, reply, answered] {
+      At(now + 2 * network->one_way_ns, [this, shard, token, region, reply, answered] {
         *answered = true;
-        reconciler_->OnReply(shard, token, *reply, 0, VirtualClock::now_ns);
+        reconciler_->OnReply(shard, token, *reply, region, VirtualClock::now_ns);
       });
     }
-    At(now + network_->timeout_ns, [this, shard, token, answered] {
+    At(now + network->timeout_ns, [this, shard, token, region, answered] {
       if (*answered) return;
-      reconciler_->OnFailure(shard, token, reconcile::CallOutcome::kRetry, 0, VirtualClock::now_ns);
+      reconciler_->OnFailure(shard, token, reconcile::CallOutcome::kRetry, region,
+                             VirtualClock::now_ns);
     });
   }
   void Ping(uint32_t primary, uint64_t) override {
-    const bool well = !network_->cut;
-    At(VirtualClock::now_ns + (well ? 2 * network_->one_way_ns : network_->timeout_ns),
+    const Network* const network = To(primary).network;
+    const bool well = !network->cut;
+    At(VirtualClock::now_ns + (well ? 2 * network->one_way_ns : network->timeout_ns),
        [this, primary, well] { reconciler_->OnPong(primary, well, false, VirtualClock::now_ns); });
   }
-  uint32_t PrimaryOf(uint32_t) const override { return 0; }
-  uint32_t primary_count() const override { return 1; }
+  // One primary in each region.
+  uint32_t PrimaryOf(uint32_t shard) const override { return shard / options_.shards; }
+  uint32_t primary_count() const override { return options_.regions; }
 
   reconcile::Reconciler& reconciler() { return *reconciler_; }
   shm::ShardMode Mode(uint32_t shard) const {
@@ -211,10 +228,12 @@ class Host : public reconcile::Transport {
   }
   const shm::MappedBuckets& buckets() const { return buckets_.buckets(); }
 
+  std::vector<Far> far;  // of regions 1 and on
   uint64_t admitted = 0;
   uint64_t longest_delay_ns = 0;
 
  private:
+  Far To(uint32_t region) const { return region == 0 ? Far{redis_, network_} : far[region - 1]; }
   struct Event {
     uint64_t at_ns;
     std::function<void()> run;
