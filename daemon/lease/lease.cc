@@ -24,6 +24,13 @@ constexpr uint64_t kFewHosts = 8;  // so few are told to come often
 constexpr uint64_t kSuddenNs = 1'500'000'000;  // and may for so long
 constexpr uint64_t kCalming = 16;              // then the pause grows by a part of what it lasts
 
+// What may be spent beyond the lease: a part of what nobody holds, and of one second's limit.
+constexpr double kOfLevel = 0.5;
+constexpr double kOfLimit = 0.01;
+constexpr uint64_t kViewNs = 1'000'000'000;  // so long Redis' word on a bucket tells of it
+constexpr uint64_t kOverdueSyncs = 3;        // without a reply: this host is alone
+constexpr double kUnknownPart = 0.01;        // of the burst, where nobody knows of other hosts
+
 double Seconds(double ns) { return ns / kSecond; }
 
 }  // namespace
@@ -36,6 +43,70 @@ void RoundTrip::Add(uint64_t seen_ns) {
 }
 
 double RoundTrip::lead_ns() const { return std::max(1.5 * mean_ns, mean_ns + 4 * deviation_ns); }
+
+Lease::Lease(const Options& options)
+    : terms_(options.terms), sync_ns_(options.sync_ns), factor_(options.factor) {
+  if (!terms_.may_overdraw()) return;
+  share_ = options.hosts != 0 ? 1 / static_cast<double>(options.hosts) : kUnknownPart;
+}
+
+// What is spent beyond the credits.
+void Lease::Overdraw(uint64_t tokens) {
+  allowance_ -= std::min(tokens, allowance_);
+  (alone_ ? alone_spent_ : over_) += tokens;
+}
+
+// Whole tokens, and one more with the chance of the rest.
+void Lease::Allow(double tokens) {
+  allowance_ = static_cast<uint64_t>(tokens);
+  if (dice_ < tokens - static_cast<double>(allowance_)) ++allowance_;
+}
+
+double Lease::AloneMost() const {
+  return std::max(1.0, share_ * static_cast<double>(terms_.burst));
+}
+
+// Replies are overdue: from what was allowed on, a bucket of its share of burst and rate.
+void Lease::BeginAlone(uint64_t now_ns) {
+  alone_ = true;
+  alone_tokens_ = 0;
+  alone_spent_ = 0;
+  alone_ns_ = now_ns;
+}
+
+// Redis has refilled its bucket meanwhile, to the burst at most: so what was spent counts as far as
+// this host's part of that is missing here, and no further.
+void Lease::EndAlone() {
+  if (!alone_) return;
+  const double left = alone_tokens_ + static_cast<double>(allowance_);
+  const auto missing = static_cast<uint64_t>(std::max(0.0, AloneMost() - left));
+  over_ += std::min(missing, alone_spent_);
+  alone_ = false;
+}
+
+uint64_t Lease::Allowance(uint64_t now_ns) {
+  if (!terms_.may_overdraw()) return 0;
+  if (in_flight_ && !alone_ && now_ns >= sent_ns_ + kOverdueSyncs * sync_ns_) BeginAlone(now_ns);
+  if (alone_) {
+    const double passed = static_cast<double>(now_ns - std::min(now_ns, alone_ns_));
+    alone_ns_ = now_ns;
+    alone_tokens_ = std::min(alone_tokens_ + factor_ * share_ * terms_.rate() * Seconds(passed),
+                             std::max(0.0, AloneMost() - static_cast<double>(allowance_)));
+    const auto whole = static_cast<uint64_t>(alone_tokens_);
+    alone_tokens_ -= static_cast<double>(whole);
+    allowance_ += whole;
+    return allowance_;
+  }
+  if (!in_flight_ && now_ns >= renew_ns_) {
+    const bool old = viewed_ns_ == 0 || now_ns >= viewed_ns_ + kViewNs;
+    const double burst = static_cast<double>(terms_.burst);
+    // Of a bucket that was short, the little that lets a host that is not heard go on.
+    Allow(old ? std::max(1.0, share_ * burst)
+              : kOfLimit * terms_.rate() / static_cast<double>(hosts_));
+    renew_ns_ = old ? UINT64_MAX : viewed_ns_ + kViewNs;
+  }
+  return allowance_;
+}
 
 void Lease::Expire(uint64_t now_ns) {
   if (now_ns < expiry_ns_) return;
@@ -81,6 +152,12 @@ Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
     if (credits_ <= low_water_ && !blocked) early_ = true;
     return Verdict::kAllow;
   }
+  if (parked_.empty() && credits_ + Allowance(now_ns) >= cost) {
+    Overdraw(cost - credits_);
+    credits_ = 0;
+    if (!blocked) early_ = true;
+    return Verdict::kAllow;
+  }
   if (!blocked) early_ = true;
   const uint64_t deadline_ns = now_ns + terms_.wait_ns;
   if (terms_.wait_ns > 0 && parked_.size() < kMaxParked && (!blocked || retry_ns_ < deadline_ns)) {
@@ -94,7 +171,9 @@ Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
 
 void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns) {
   if (spent == 0 && denied == 0) return;
-  credits_ -= std::min(spent, credits_);
+  const uint64_t lent = std::min(spent, credits_);
+  credits_ -= lent;
+  if (spent > lent && terms_.may_overdraw()) Overdraw(spent - lent);
   NoteAttempts(spent + denied, now_ns - std::min(now_ns, kEarlyGapNs), now_ns);
   if ((denied > 0 || credits_ <= low_water_) && !Blocked(now_ns)) early_ = true;
   if (denied == 0) return;
@@ -102,9 +181,16 @@ void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now
   need_ = std::max(need_, std::min(need, terms_.burst));
 }
 
+void Lease::Restore(uint64_t tokens) {
+  const uint64_t beyond = std::min(tokens, over_);
+  over_ -= beyond;
+  allowance_ += beyond;
+  credits_ += tokens - beyond;
+}
+
 bool Lease::IsIdle(uint64_t now_ns) const {
-  return held_ == 0 && credits_ == 0 && pending_ == 0 && !in_flight_ && parked_.empty() &&
-         (!checked_ || now_ns >= last_check_ns_ + kRecentNs);
+  return held_ == 0 && credits_ == 0 && pending_ == 0 && over_ == 0 && !in_flight_ &&
+         parked_.empty() && (!checked_ || now_ns >= last_check_ns_ + kRecentNs);
 }
 
 uint64_t Lease::Waiting() const {
@@ -132,7 +218,7 @@ bool Lease::DueInTurn(uint64_t now_ns, uint64_t target) const {
   const double demand = demand_.rate();
   const bool recent = checked_ && now_ns < last_check_ns_ + kRecentNs;
   const bool blocked = Blocked(now_ns);
-  if (pending_ > 0 || (!parked_.empty() && !blocked)) return true;
+  if (pending_ > 0 || over_ > 0 || (!parked_.empty() && !blocked)) return true;
   if (recent && credits_ <= low_water_ && credits_ < target && !blocked) return true;
   if (HasExcess(target)) return true;
   if (held_ > 0 && expiry_ns_ < now_ns + kGenerationNs * 2 / 5) return true;
@@ -212,6 +298,8 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   ask.target = target_;
   ask.waiting = Waiting();
   ask.need = need_;
+  ask.over = std::exchange(over_, 0);
+  dice_ = random * 1024 - std::floor(random * 1024);
   held_ -= ask.ret;
   pending_ = 0;
   asked_milli_ = ask.demand_milli;
@@ -257,6 +345,7 @@ uint64_t Lease::Pace(const Grant& grant, uint64_t now_ns) {
 
 void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
                     const RoundTrip& rtt) {
+  EndAlone();
   in_flight_ = false;
   if (!grant.live) {
     credits_ = pending_ = 0;
@@ -296,6 +385,13 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
   // Who was denied meanwhile did not know of these credits; do they suffice?
   early_ = denied_ > 0 && credits_ <= low_water_ && !Blocked(now_ns);
+  if (terms_.may_overdraw()) {
+    const double part = kOfLevel * share_ * static_cast<double>(level_) +
+                        kOfLimit * terms_.rate() / static_cast<double>(hosts_);
+    viewed_ns_ = now_ns;
+    Allow(short_ ? 0 : part);
+    renew_ns_ = short_ ? std::min(retry_ns_ + sync_ns_, now_ns + kViewNs) : now_ns + kViewNs;
+  }
   const size_t waited = parked_.size();
   EndWaits(now_ns);
   ServeParked();
