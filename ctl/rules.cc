@@ -70,7 +70,8 @@ absl::Status RunRules(const Globals& globals) {
     }
     std::string notes;
     if (rule.at("shadow").get<bool>()) notes += "shadow ";
-    if (rule.at("consistency").get<std::string>() == "strict") notes += "strict ";
+    const auto consistency = rule.at("consistency").get<std::string>();
+    if (consistency != "approximate") notes += consistency + " ";
     if (const auto algorithm = rule.at("algorithm").get<std::string>();
         algorithm.ends_with("_window")) {
       absl::StrAppend(&notes, algorithm == "fixed_window" ? "fixed window " : "sliding window ");

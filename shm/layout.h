@@ -277,7 +277,8 @@ struct alignas(64) ControlHeader {
   uint64_t daemon_pid;    // for people; never used to decide anything
   uint64_t daemon_uid;
   uint64_t created_ns;
-  uint64_t reserved2[3];
+  std::atomic<uint64_t> hosts;  // that share limits with this one, itself included; 0: not known
+  uint64_t reserved2[2];
 
   uint8_t padding[4096 - 3 * 64];
 };
@@ -312,7 +313,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   8 /* policy and header, words */};
+                            kKeyTextBytes,   9 /* policy and header, words */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

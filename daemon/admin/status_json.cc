@@ -186,7 +186,9 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"max_delay_ns", rule.max_delay_ns},
           {"match", match},
           {"key", key},
-          {"consistency", rule.strict ? "strict" : "approximate"},
+          {"consistency", rule.strict                      ? "strict"
+                          : rule.kind == shm::Kind::kLease ? "overdraft"
+                                                           : "approximate"},
           {"shadow", rule.shadow},
           {"when_degraded", degraded},
           {"allowed", counts.allowed},

@@ -117,7 +117,8 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.cost = limit.cost;
   numbers.max_delay_ns = limit.max_delay_ns;
   // One host alone is exact as it is, and nobody would lend to it.
-  numbers.kind = rule.strict && has_redis_ ? shm::Kind::kLease : rule.kind;
+  const bool is_lent = rule.strict || rule.overdraft;
+  numbers.kind = is_lent && has_redis_ ? shm::Kind::kLease : rule.kind;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
   numbers.id = static_cast<uint16_t>(rules_.size());

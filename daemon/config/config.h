@@ -127,7 +127,9 @@ struct RuleConfig {
   std::string tier_by = "tier";
   std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
   shm::Kind kind = shm::Kind::kTokenBucket;  // of word, by algorithm and consistency
-  bool strict = false;  // consistency: strict; its kind is kLease where there is a Redis
+  // consistency: strict or overdraft; its kind is kLease where there is a Redis.
+  bool strict = false;
+  bool overdraft = false;
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
 };

@@ -314,10 +314,12 @@ constexpr KeySpec kKeys[] = {
     {.path = "rules[].consistency",
      .type = KeyType::kChoice,
      .fallback = "approximate",
-     .choices = "approximate|strict",
-     .doc = "How hosts share the limit. strict never admits more than the limit and the burst over "
-            "all hosts, in a window of any length; see [accuracy](accuracy.md). Without redis both "
-            "are the same.",
+     .choices = "approximate|strict|overdraft",
+     .doc =
+         "How hosts share the limit. strict never admits more than the limit and the burst over "
+         "all hosts, in a window of any length. overdraft lets a host that holds nothing admit a "
+         "little more, and pays it back: what approximate is to become. See "
+         "[accuracy](accuracy.md). Without redis all are the same.",
      .example = "strict"},
     {.path = "rules[].tier_by",
      .type = KeyType::kText,

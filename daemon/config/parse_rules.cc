@@ -41,7 +41,7 @@ bool IsTierName(std::string_view name) {
 // What a tier has of its rule where it says nothing.
 struct OfRule {
   Algorithm algorithm = Algorithm::kTokenBucket;
-  bool is_strict = false;
+  bool is_lent = false;  // by hosts to each other
   uint32_t cost = 1;
   uint64_t max_delay_ns = 0;  // 0: not said
 
@@ -95,19 +95,19 @@ bool CheckLimit(Section* section, const OfRule& of_rule, const LimitConfig& limi
 }
 
 // What hosts lend to each other is counted in whole tokens, exactly.
-bool CheckStrict(Section* section, const LimitConfig& limit) {
+bool CheckLent(Section* section, const LimitConfig& limit) {
   constexpr uint64_t kExact = 1ull << 53;  // as far as Redis counts without gaps
   const uint64_t period_us = limit.period_ns / 1000;
   const uint64_t unit_us = period_us / std::gcd(period_us, limit.limit);
   const char* const key = section->Has("burst") ? "burst" : "limit";
   if (limit.burst > shm::credits::kMax) {
-    section->Problem(key,
-                     Cat("a strict burst of ", limit.burst, " is more than a host can be lent"),
+    section->Problem(key, Cat("a burst of ", limit.burst, " is more than a host can be lent"),
                      Cat("write a burst of at most ", shm::credits::kMax));
     return false;
   }
   if (limit.period_ns % 1000 != 0 || unit_us > kExact / limit.burst) {
-    section->Problem(key, "a strict limit is counted exactly, and this one has too fine parts",
+    section->Problem(key,
+                     "a limit that is lent out is counted exactly, and this one has too fine parts",
                      "take a rounder limit or period, or a lower burst");
     return false;
   }
@@ -198,7 +198,7 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
   limit->period_ns = rate.period_ns;
   limit->burst = burst;
   if (section->problem_count() != problems_before || !CheckLimit(section, of_rule, *limit) ||
-      (of_rule.is_strict && config.redis && !CheckStrict(section, *limit))) {
+      (of_rule.is_lent && config.redis && !CheckLent(section, *limit))) {
     return false;
   }
   WarnOfLimit(section, of_rule, *limit, config);
@@ -299,15 +299,20 @@ shm::Kind KindOf(Algorithm algorithm) {
                                                 : shm::Kind::kTokenBucket;
 }
 
-bool IsStrict(Section* rule) {
+enum class Consistency : uint8_t { kApproximate, kStrict, kOverdraft };  // as in the key table
+
+Consistency ReadConsistency(Section* rule) {
   size_t index = 0;
-  if (!rule->ReadChoice("consistency", &index) || index == 0) return false;
+  if (!rule->ReadChoice("consistency", &index) || index == 0) return Consistency::kApproximate;
+  const auto consistency = static_cast<Consistency>(index);
   const YAML::Node algorithm = rule->Value("algorithm");
   if (algorithm.IsDefined() && !(algorithm.IsScalar() && algorithm.Scalar() == "token_bucket")) {
-    rule->Problem("consistency", "strict is for token buckets: no other algorithm can be lent out",
+    rule->Problem("consistency",
+                  Cat(consistency == Consistency::kStrict ? "strict" : "overdraft",
+                      " is for token buckets: no other algorithm can be lent out"),
                   "write `algorithm: token_bucket`, or `consistency: approximate`");
   }
-  return true;
+  return consistency;
 }
 
 void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleConfig>& others) {
@@ -333,11 +338,13 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseRuleName(&section, &rule, config.rules);
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
-  rule.strict = IsStrict(&section);
+  const Consistency consistency = ReadConsistency(&section);
+  rule.strict = consistency == Consistency::kStrict;
+  rule.overdraft = consistency == Consistency::kOverdraft;
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
-  OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_strict = rule.strict};
+  OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_lent = rule.strict || rule.overdraft};
   rule.kind = KindOf(of_rule.algorithm);
   LimitConfig own;
   if (ParseLimit(&section, config, of_rule, &own)) rule.limit = own;

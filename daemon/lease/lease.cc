@@ -24,13 +24,6 @@ constexpr uint64_t kFewHosts = 8;  // so few are told to come often
 constexpr uint64_t kSuddenNs = 1'500'000'000;  // and may for so long
 constexpr uint64_t kCalming = 16;              // then the pause grows by a part of what it lasts
 
-// What may be spent beyond the lease: a part of what nobody holds, and of one second's limit.
-constexpr double kOfLevel = 0.5;
-constexpr double kOfLimit = 0.01;
-constexpr uint64_t kViewNs = 1'000'000'000;  // so long Redis' word on a bucket tells of it
-constexpr uint64_t kOverdueSyncs = 3;        // without a reply: this host is alone
-constexpr double kUnknownPart = 0.01;        // of the burst, where nobody knows of other hosts
-
 double Seconds(double ns) { return ns / kSecond; }
 
 }  // namespace
@@ -43,70 +36,6 @@ void RoundTrip::Add(uint64_t seen_ns) {
 }
 
 double RoundTrip::lead_ns() const { return std::max(1.5 * mean_ns, mean_ns + 4 * deviation_ns); }
-
-Lease::Lease(const Options& options)
-    : terms_(options.terms), sync_ns_(options.sync_ns), factor_(options.factor) {
-  if (!terms_.may_overdraw()) return;
-  share_ = options.hosts != 0 ? 1 / static_cast<double>(options.hosts) : kUnknownPart;
-}
-
-// What is spent beyond the credits.
-void Lease::Overdraw(uint64_t tokens) {
-  allowance_ -= std::min(tokens, allowance_);
-  (alone_ ? alone_spent_ : over_) += tokens;
-}
-
-// Whole tokens, and one more with the chance of the rest.
-void Lease::Allow(double tokens) {
-  allowance_ = static_cast<uint64_t>(tokens);
-  if (dice_ < tokens - static_cast<double>(allowance_)) ++allowance_;
-}
-
-double Lease::AloneMost() const {
-  return std::max(1.0, share_ * static_cast<double>(terms_.burst));
-}
-
-// Replies are overdue: from what was allowed on, a bucket of its share of burst and rate.
-void Lease::BeginAlone(uint64_t now_ns) {
-  alone_ = true;
-  alone_tokens_ = 0;
-  alone_spent_ = 0;
-  alone_ns_ = now_ns;
-}
-
-// Redis has refilled its bucket meanwhile, to the burst at most: so what was spent counts as far as
-// this host's part of that is missing here, and no further.
-void Lease::EndAlone() {
-  if (!alone_) return;
-  const double left = alone_tokens_ + static_cast<double>(allowance_);
-  const auto missing = static_cast<uint64_t>(std::max(0.0, AloneMost() - left));
-  over_ += std::min(missing, alone_spent_);
-  alone_ = false;
-}
-
-uint64_t Lease::Allowance(uint64_t now_ns) {
-  if (!terms_.may_overdraw()) return 0;
-  if (in_flight_ && !alone_ && now_ns >= sent_ns_ + kOverdueSyncs * sync_ns_) BeginAlone(now_ns);
-  if (alone_) {
-    const double passed = static_cast<double>(now_ns - std::min(now_ns, alone_ns_));
-    alone_ns_ = now_ns;
-    alone_tokens_ = std::min(alone_tokens_ + factor_ * share_ * terms_.rate() * Seconds(passed),
-                             std::max(0.0, AloneMost() - static_cast<double>(allowance_)));
-    const auto whole = static_cast<uint64_t>(alone_tokens_);
-    alone_tokens_ -= static_cast<double>(whole);
-    allowance_ += whole;
-    return allowance_;
-  }
-  if (!in_flight_ && now_ns >= renew_ns_) {
-    const bool old = viewed_ns_ == 0 || now_ns >= viewed_ns_ + kViewNs;
-    const double burst = static_cast<double>(terms_.burst);
-    // Of a bucket that was short, the little that lets a host that is not heard go on.
-    Allow(old ? std::max(1.0, share_ * burst)
-              : kOfLimit * terms_.rate() / static_cast<double>(hosts_));
-    renew_ns_ = old ? UINT64_MAX : viewed_ns_ + kViewNs;
-  }
-  return allowance_;
-}
 
 void Lease::Expire(uint64_t now_ns) {
   if (now_ns < expiry_ns_) return;
@@ -181,16 +110,10 @@ void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now
   need_ = std::max(need_, std::min(need, terms_.burst));
 }
 
-void Lease::Restore(uint64_t tokens) {
-  const uint64_t beyond = std::min(tokens, over_);
-  over_ -= beyond;
-  allowance_ += beyond;
-  credits_ += tokens - beyond;
-}
-
 bool Lease::IsIdle(uint64_t now_ns) const {
   return held_ == 0 && credits_ == 0 && pending_ == 0 && over_ == 0 && !in_flight_ &&
-         parked_.empty() && (!checked_ || now_ns >= last_check_ns_ + kRecentNs);
+         parked_.empty() && (!checked_ || now_ns >= last_check_ns_ + kRecentNs) &&
+         (!terms_.may_overdraw() || renew_ns_ == UINT64_MAX);
 }
 
 uint64_t Lease::Waiting() const {
@@ -202,6 +125,7 @@ uint64_t Lease::Waiting() const {
 bool Lease::Tick(uint64_t now_ns, const RoundTrip& rtt, double random) {
   Expire(now_ns);
   EndWaits(now_ns);
+  (void)Allowance(now_ns);
   if (in_flight_) return false;
   if (spent_all_) return true;
   if (now_ns >= sent_ns_ + gap_ns_ && (early_ || (!parked_.empty() && !Blocked(now_ns)))) {
@@ -233,6 +157,7 @@ uint64_t Lease::NextTickNs() const {
   if (in_flight_) return UINT64_MAX;
   if (spent_all_) return 0;
   uint64_t next = tick_ns_;
+  if (terms_.may_overdraw()) next = std::min(next, renew_ns_);
   if (early_) next = std::min(next, sent_ns_ + gap_ns_);
   if (!parked_.empty()) {
     next = std::min(next, std::max(short_ ? retry_ns_ : 0, sent_ns_ + gap_ns_));
@@ -385,13 +310,7 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
   // Who was denied meanwhile did not know of these credits; do they suffice?
   early_ = denied_ > 0 && credits_ <= low_water_ && !Blocked(now_ns);
-  if (terms_.may_overdraw()) {
-    const double part = kOfLevel * share_ * static_cast<double>(level_) +
-                        kOfLimit * terms_.rate() / static_cast<double>(hosts_);
-    viewed_ns_ = now_ns;
-    Allow(short_ ? 0 : part);
-    renew_ns_ = short_ ? std::min(retry_ns_ + sync_ns_, now_ns + kViewNs) : now_ns + kViewNs;
-  }
+  View(now_ns);
   const size_t waited = parked_.size();
   EndWaits(now_ns);
   ServeParked();

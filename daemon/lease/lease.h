@@ -81,6 +81,8 @@ class Lease {
 
   // What may be spent beyond the credits now; brings it up to date.
   uint64_t Allowance(uint64_t now_ns);
+  // So many tokens were spent by the host's share alone, past the word that clients share.
+  void SpendAlone(uint64_t tokens, uint64_t now_ns);
 
   // Parked callers that were served or whose time is over, once each.
   std::vector<Answer> Answered(uint64_t now_ns);
@@ -93,6 +95,9 @@ class Lease {
   // Before it nothing is asked for, since nothing would come; 0: that was not said.
   uint64_t retry_ns() const { return short_ ? retry_ns_ : 0; }
   double share() const { return share_; }
+  // Its share over the last second, by which it goes on alone.
+  double lasting_share() const { return lasting_share_; }
+  uint64_t allowance() const { return allowance_; }
   bool in_flight() const { return in_flight_; }
   // Nothing is held, asked for or waited for: it needs no Tick before the next check.
   bool IsIdle(uint64_t now_ns) const;
@@ -108,6 +113,7 @@ class Lease {
   void Overdraw(uint64_t tokens);
   void BeginAlone(uint64_t now_ns);
   void EndAlone();
+  void View(uint64_t now_ns);
   void Allow(double tokens);
   double AloneMost() const;
   void Measure(uint64_t now_ns);
@@ -163,9 +169,11 @@ class Lease {
 
   // Beyond the credits
   uint64_t allowance_ = 0;
-  uint64_t over_ = 0;        // spent of it and not yet reported
-  uint64_t viewed_ns_ = 0;   // when Redis told last; 0: never
-  uint64_t renew_ns_ = 0;    // when the allowance is to change without a reply; UINT64_MAX: never
+  uint64_t over_ = 0;       // spent of it and not yet reported
+  uint64_t viewed_ns_ = 0;  // when Redis told last; 0: never
+  uint64_t renew_ns_ = 0;   // when the allowance is to change without a reply; UINT64_MAX: never
+  double lasting_share_ = 1;
+  uint64_t viewed_hosts_ = 0;  // as told by a view that was no part of them
   double dice_ = 0;          // for the fraction of a token, so that no host is starved by rounding
   bool alone_ = false;       // replies are overdue
   double alone_tokens_ = 0;  // of a bucket of this host's own, beyond the allowance

@@ -6,6 +6,10 @@
 
 namespace sluice::lease {
 
+// Of a rule whose hosts may overdraw. Where refill stops at the burst, what is out at hosts keeps
+// tokens from coming that a moment later are asked for.
+inline constexpr uint64_t kSpareUs = 15'000;
+
 // One rule as the script counts it: `limit` tokens in `unit_us`, in lowest terms.
 struct Terms {
   uint64_t limit = 0;

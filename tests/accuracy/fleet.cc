@@ -37,7 +37,7 @@ Fleet::Fleet(const Scenario& scenario, Scheme scheme, uint64_t seed, std::string
       random_(seed),
       network_(scenario_, random_.Fork()),
       terms_(*lease::MakeTerms(scenario.limit_per_s, 1'000'000, scenario.burst, scenario.wait_ns,
-                               scheme == Scheme::kOverdraft ? kSpareUs : 0)),
+                               scheme == Scheme::kOverdraft ? lease::kSpareUs : 0)),
       redis_(seed),
       hosts_(scenario.hosts),
       judges_(scenario.keys, Judge(terms_)) {

@@ -18,8 +18,6 @@ inline constexpr uint64_t kSyncNs = 50 * kMilliNs;
 
 enum class Scheme : uint8_t { kStrict, kApproximate, kOverdraft };
 
-inline constexpr uint64_t kSpareUs = 15000;  // of the overdraft
-
 // What runs on Redis for a scheme.
 struct Backend {
   std::string key;

@@ -216,7 +216,7 @@ TEST(OverdraftTest, ABucketThatIsShortAllowsNothingBeyond) {
 
 // Alone it allows its share of the limit, and none of the burst that it did not have.
 TEST(OverdraftTest, WithoutRepliesAHostGoesOnByItsShareAndReportsNoMoreThanItsPartOfTheBurst) {
-  Lease lease({.terms = *MakeTerms(1'000, 1'000'000, 100, 0, 10'000), .sync_ns = 50 * kMs});
+  Lease lease({.terms = *MakeTerms(1'000, 1'000'000, 100, 0, 10'000), .hosts = 2});
   Grant grant = Of(0);
   grant.shortage = true;
   grant.retry_us = 1'000;

@@ -70,13 +70,13 @@ MUTANTS = {
         "  if (!grant.live) Note(b, b.purse.TakeOut(shm::credits::kMax), now_ns);\n", ""),
     "a_word_of_before_believed": (
         "PurseTest.WhatStoodThereBeforeIsNobodys", PURSE,
-        "credits::Turn(w) + 1, 0);", "credits::Turn(w), credits::Count(w));"),
+        "credits::NextTurn(w), 0);", "credits::Turn(w), credits::Count(w));"),
     "expired_counted_without_a_look": (
         "PurseTest.AnExpiredWordIsEmptiedBeforeItIsCounted", PURSE,
         "(!expired || left == 0)) return", "true) return"),
     "a_turn_that_never_changes": (
         "PurseTest.EachReportBeginsATurn", PURSE,
-        "credits::Turn(word_) + 1, left - taken);", "credits::Turn(word_), left - taken);"),
+        "credits::NextTurn(word_), left - taken);", "credits::Turn(word_), left - taken);"),
     "taken_without_a_look": (
         "PurseBetweenTest.WhoSpendsBetweenTheLookAndTheChangeIsSeen", PURSE,
         "return slot_->word.compare_exchange_strong(w, next, std::memory_order_acq_rel);",
