@@ -129,7 +129,19 @@ uint64_t CostOf(const Rule& rule, uint32_t cost) {
                                  std::max<uint64_t>(rule.limit.limit, 1));
 }
 
-bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, Attempt* attempt) {
+// Where hosts overdraw, a host that is alone begins with an empty bucket: what it was lent is
+// spent.
+void GoAlone(const Attachment& a, const Item& item, const Degraded& degraded, Attempt* attempt) {
+  if (!IsLoose(*item.rule)) return;
+  shm::Charge& charge = attempt->charge;
+  if (charge.dearer_q16 == 0) charge.dearer_q16 = shm::aux::kShareOne;
+  charge.alone_full_ns = degraded.since_ns + charge.tau_ns;
+  const uint64_t hosts = std::min<uint64_t>(HostsOf(a), shm::aux::kShareOne - 1);
+  charge.alone_inv_share = static_cast<uint32_t>(hosts) * shm::aux::kShareOne;
+}
+
+bool ApplyDegraded(const Attachment& attachment, const Item& item, const Degraded& degraded,
+                   uint64_t now_ns, Attempt* attempt) {
   attempt->emergency = true;
   const bool late = item.rule->for_ns != 0 && now_ns > degraded.since_ns &&
                     now_ns - degraded.since_ns > item.rule->for_ns;
@@ -140,8 +152,9 @@ bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, 
       return true;
     case DegradedMode::kDegrade:
       attempt->charge.dearer_q16 = late ? item.rule->then_factor_q16 : item.rule->factor_q16;
-      return true;
+      [[fallthrough]];
     case DegradedMode::kNormal:
+      GoAlone(attachment, item, degraded, attempt);
       return true;
     case DegradedMode::kClosed:
       break;
@@ -157,13 +170,33 @@ bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, 
   return false;
 }
 
+namespace {
+
+// As a token bucket's: all keys of the rule that have no slot share one.
+Outcome CheckOverflow(Context& ctx, const Rule& rule, Attempt* attempt) {
+  shm::Seen& seen = attempt->seen;
+  const Outcome outcome =
+      shm::CheckSlot(*attempt->slot, attempt->fp, attempt->charge, ctx.time, ctx.table, &seen);
+  if (outcome != Outcome::kAllowed && outcome != Outcome::kDenied) return outcome;
+  const uint64_t now_ns = ctx.time.now_ns();
+  const uint64_t tat_ns = outcome == Outcome::kAllowed ? seen.verdict.new_ns : seen.verdict.base_ns;
+  seen.remaining = shm::Remaining(tat_ns, now_ns, std::max<uint64_t>(rule.limit.interval_ns, 1),
+                                  rule.limit.tau_ns);
+  seen.retry_after_ns = shm::RetryAfterNs(seen.verdict, now_ns, seen.cost_ns, rule.limit.tau_ns);
+  seen.reset_after_ns = shm::ResetAfterNs(tat_ns, now_ns);
+  return outcome;
+}
+
+}  // namespace
+
 shm::Outcome CheckUnlent(Context& ctx, const Rule& rule, Attempt* attempt) {
   if (!attempt->overflow) {
     return shm::CheckAlone(*attempt->slot, ctx.attachment->second[attempt->index], attempt->fp,
                            attempt->charge, ctx.time, &attempt->seen);
   }
-  // The daemon cannot lend to a key without a slot, and to go on without it would not be strict.
   attempt->seen = {};
+  if (IsLoose(rule)) return CheckOverflow(ctx, rule, attempt);
+  // The daemon cannot lend to a key without a slot, and to go on without it would not be strict.
   attempt->seen.retry_after_ns =
       shm::credits::RetryAfterNs(0, ctx.time.now_ns(), attempt->charge.tokens, rule.limit);
   attempt->seen.reset_after_ns = shm::credits::ResetAfterNs(0, rule.limit);
@@ -192,8 +225,8 @@ void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt) {
   attempt->seen = {};
   attempt->charge.commit = false;
   attempt->seen.verdict.base_ns = attempt->seen.verdict.new_ns = ctx.time.now_ns();
-  const bool closed =
-      item.rule->mode == DegradedMode::kClosed || item.rule->kind == shm::Kind::kLease;
+  const bool closed = item.rule->mode == DegradedMode::kClosed ||
+                      (item.rule->kind == shm::Kind::kLease && !IsLoose(*item.rule));
   attempt->outcome = closed ? Outcome::kDenied : Outcome::kAllowed;
 }
 

@@ -122,7 +122,8 @@ inline Degraded DegradedNow(const Attachment& a, uint64_t aux, uint64_t now_ns) 
 void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Attempt* attempt);
 
 // Rare states: emergency (mode and factor), a wanted text.
-bool ApplyDegraded(const Item& item, const Degraded& degraded, uint64_t now_ns, Attempt* attempt);
+bool ApplyDegraded(const Attachment& attachment, const Item& item, const Degraded& degraded,
+                   uint64_t now_ns, Attempt* attempt);
 void WriteText(const Attachment& attachment, const Item& item, uint64_t policy, uint32_t index);
 
 // The time that `cost` units stand for, where cost is not 1: a division.
@@ -144,12 +145,19 @@ inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, b
           .limit = &rule.limit};
 }
 
+inline bool IsLoose(const Rule& rule) { return rule.kind == shm::Kind::kLease && !rule.strict; }
+
+// A hint: orders nothing.
+inline uint64_t HostsOf(const Attachment& a) {
+  return a.control->hosts.load(std::memory_order_relaxed);
+}
+
 // The slot's second word; an overflow bucket has none.
 inline std::atomic<uint64_t>* SecondOf(const Attachment& a, const Attempt& attempt) {
   return attempt.overflow ? nullptr : &a.second[attempt.index];
 }
 
-// A strict bucket to which nobody lends: in the overflow bucket, or in an emergency.
+// A bucket to which nobody lends: in the overflow bucket, or in an emergency.
 shm::Outcome CheckUnlent(Context& ctx, const Rule& rule, Attempt* attempt);
 
 inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attempt) {
@@ -186,12 +194,16 @@ inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t ge
 inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
                 Attempt* attempt) {
   attempt->charge = ChargeOf(*item.rule, cost, CostNs(*item.rule, cost), commit);
+  if (IsLoose(*item.rule)) {
+    attempt->charge.trusted =
+        shm::credits::TrustedOf(item.rule->limit.burst, HostsOf(*ctx.attachment));
+  }
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     attempt->emergency = false;
     const Degraded degraded = DegradedNow(
         *ctx.attachment, attempt->slot->aux.load(std::memory_order_relaxed), ctx.time.now_ns());
     if (degraded.is) [[unlikely]] {
-      if (!ApplyDegraded(item, degraded, ctx.time.now_ns(), attempt)) return;
+      if (!ApplyDegraded(*ctx.attachment, item, degraded, ctx.time.now_ns(), attempt)) return;
     }
     attempt->outcome = CheckAnyKind(ctx, *item.rule, attempt);
     if (attempt->outcome == shm::Outcome::kAllowed || attempt->outcome == shm::Outcome::kDenied)

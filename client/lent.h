@@ -1,5 +1,5 @@
-// The check of a strict bucket as nearly all of them are: its slot known, no emergency, credits in
-// its word or none.
+// The check of a bucket that is lent out as nearly all of them are: its slot known, no emergency,
+// credits in its word or none.
 #pragma once
 
 #include "client/admit.h"
@@ -9,7 +9,7 @@ namespace sluice::client {
 
 // Decides as CheckItem does. `fp`: of the bucket's hash, its kind in it (HashOfKind). Path as in
 // CheckUsual, but for Contended() and Deny(). Preconditions as there: `now_ns`, by the precise
-// clock, is below the last UsualUntil(), and the slot's shard is healthy.
+// clock where the rule is strict, is below the last UsualUntil(), and the slot's shard is healthy.
 // Memory orders as in LookSlot and CommitLook: the word's acquire load pairs with step 4's CAS.
 template <class Path>
 inline int CheckLent(const Path& path, shm::Slot& slot, uint64_t fp, uint64_t now_ns, uint32_t cost,
@@ -20,7 +20,10 @@ inline int CheckLent(const Path& path, shm::Slot& slot, uint64_t fp, uint64_t no
     uint64_t w = slot.word.load(std::memory_order_acquire);
     const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2
     if (shm::word::IsDead(w) || shm::key::Fp(k) != fp) break;
-    if (tokens > shm::credits::Spendable(w, now_ns)) {
+    if (shm::credits::IsUnsettled(w)) break;
+    const uint64_t spendable =
+        rule.strict ? shm::credits::Spendable(w, now_ns) : shm::credits::Count(w);
+    if (tokens > spendable) {
       // Where the daemon is about to look anyway. A hint: orders nothing.
       const bool is_seen = IsTidy(slot.aux.load(std::memory_order_relaxed));
       if (tokens == 1 && decision == nullptr && is_seen &&

@@ -70,7 +70,8 @@ absl::Status RunRules(const Globals& globals) {
     }
     std::string notes;
     if (rule.at("shadow").get<bool>()) notes += "shadow ";
-    if (rule.at("consistency").get<std::string>() == "strict") notes += "strict ";
+    const auto consistency = rule.at("consistency").get<std::string>();
+    if (consistency != "approximate") notes += consistency + " ";
     if (rule.at("wait_ns").get<uint64_t>() != 0) {
       absl::StrAppend(&notes, "callers wait up to ",
                       FormatDuration(rule.at("wait_ns").get<uint64_t>()), " ");

@@ -1,5 +1,6 @@
 -- lease: lends tokens of the buckets of one shard to hosts, so that no window ever admits more than
--- limit * window + burst over all hosts. docs/accuracy.md has the proof.
+-- limit * window + burst over all hosts. docs/accuracy.md has the proof. Where a rule lets hosts spend
+-- more than they were lent, they say so with their next call, and the level pays.
 --
 -- KEYS[1]  the shard's hash: one field a bucket, and
 --            h:<instance>  "seq time_us reply..."  the last call of that daemon, and what it was told
@@ -16,15 +17,19 @@
 --          3 time_us     0: ask TIME; else the caller's clock, where TIME is refused in scripts
 --          4 primary     changes with each failover and each restart of a primary; '': no fence
 --          5 sync_us     how often hosts come in normal operation
---          6 rules       R, then R times: limit unit burst home (a period of `unit` us, in lowest
---                        terms; home: "label epoch map", '' where there are no regions)
---          then for each bucket 12: field rule(1..R) fence_us gen held rem ret dprev d target waiting
---                        need
+--          6 rules       R, then R times: limit unit burst spare_us home (a period of `unit` us, in
+--                        lowest terms)
+--            spare_us    0: strict. Else what refill may bring beyond the burst, as time; the level
+--                        may fall below 0, and what a failover loses is not waited for
+--            home        "label epoch map" of a strict rule, '' where there are no regions
+--          then for each bucket 13: field rule(1..R) fence_us gen held rem ret dprev d target waiting
+--                        need over
 --            fence_us, gen of the lease that the host holds (-1: none); held: what is counted for it
 --            here; rem: what it keeps; ret: what it gives back; the rest of `held` is spent
 --            dprev, d    its demand as said then, and now
 --            target      what it would like to hold; waiting: tokens of callers that wait
 --            need        the largest cost that it could not serve, at least 1
+--            over        spent beyond the lease since the last call; 0 under a strict rule
 -- Reply    outcome (1: done, or done before and told again; 0: older than the last), now_us, then for
 --          each bucket 11: live (or 2 x why its home is not here now: 1 not open yet, 2 a later map
 --          is in force, 3 another map of that epoch), granted, fence_us, gen, short, retry_us, share (ppm), demand of all,
@@ -53,16 +58,16 @@ local now = tonumber(ARGV[3])
 local primary = ARGV[4]
 local sync = tonumber(ARGV[5])
 local rules = tonumber(ARGV[6])
-local first = 7 + 4 * rules
-local count = (#ARGV - first + 1) / 12
+local first = 7 + 5 * rules
+local count = (#ARGV - first + 1) / 13
 
 local names = {instance, 'f:'}
 for i = 1, count do
-  names[i + 2] = ARGV[first + 12 * (i - 1)]
+  names[i + 2] = ARGV[first + 13 * (i - 1)]
 end
 local mark_at = {} -- by rule
 for r = 1, rules do
-  local label = match(ARGV[6 + 4 * r], '^%S+')
+  local label = match(ARGV[6 + 5 * r], '^%S+')
   if label then
     names[#names + 1] = 'e:' .. label
     mark_at[r] = #names
@@ -97,7 +102,7 @@ end
 -- Why buckets of the rule are not at home here now, 0: they are; and since when they are, or were.
 local function home(r)
   if not mark_at[r] then return 0, 0 end
-  local epoch, map = match(ARGV[6 + 4 * r], ' (%d+) (%S+)$')
+  local epoch, map = match(ARGV[6 + 5 * r], ' (%d+) (%S+)$')
   local e, m, _, opened = match(stored[mark_at[r]] or '', '^(%d+) (%S+) (%d+) (%d+)$')
   epoch, e, opened = tonumber(epoch), tonumber(e or -1), tonumber(opened or 0)
   if e > epoch then return 2, opened end
@@ -112,11 +117,13 @@ local created = 0
 local longest = 0
 
 for i = 1, count do
-  local a = first + 12 * (i - 1)
-  local r = 3 + 4 * tonumber(ARGV[a + 1])
+  local a = first + 13 * (i - 1)
+  local r = 2 + 5 * tonumber(ARGV[a + 1])
   local away, since = home(tonumber(ARGV[a + 1]))
   since = max(since, fence)
   local limit, unit, burst = tonumber(ARGV[r]), tonumber(ARGV[r + 1]), tonumber(ARGV[r + 2])
+  local spare = limit * tonumber(ARGV[r + 3])
+  local strict = spare == 0
   local level, t, passed, gen, o0, o1, d0, d1, n0, n1, was
   if stored[i + 2] then
     level, t, passed, gen, o0, o1, d0, d1, n0, n1, was = match(stored[i + 2],
@@ -130,16 +137,16 @@ for i = 1, count do
   elseif was ~= unit then -- the rule's period has changed
     level = floor(level / was) * unit
   end
-  if not was or passed ~= since then
+  if not was or (strict and passed ~= since) then
     -- One that was forgotten was full since the fence, so counting from there fills it again.
-    if since > 0 then
+    if strict and since > 0 then
       level, t = -limit * GEN_US, since
     else
       level, t = burst * unit, now
     end
     passed, gen, o0, o1, d0, d1, n0, n1 = since, floor(t / GEN_US), 0, 0, 0, 0, 0, 0
   end
-  level = min(level, burst * unit)
+  level = min(level, burst * unit + spare)
 
   -- Refill never reaches what is out, and is counted up to each end of a generation: what went out
   -- before it must not have been refilled while it could be spent.
@@ -147,7 +154,7 @@ for i = 1, count do
   for _ = 1, 2 do
     local ending = (gen + 1) * GEN_US
     if ending <= at then
-      level = max(level, min(level + limit * (ending - t), (burst - o0 - o1) * unit))
+      level = max(level, min(level + limit * (ending - t), (burst - o0 - o1) * unit + spare))
       t, gen = ending, gen + 1
       o0, o1, d0, d1, n0, n1 = 0, o0, 0, d0, 0, n0
     end
@@ -155,7 +162,7 @@ for i = 1, count do
   if gen < floor(at / GEN_US) then
     gen, o1, d1, n1 = floor(at / GEN_US), 0, 0, 0
   end
-  level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit))
+  level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit + spare))
   t = at
 
   -- What the host held
@@ -169,9 +176,15 @@ for i = 1, count do
     else
       o1, d1, n1 = o1 - held, max(0, d1 - dprev), max(0, n1 - 1)
     end
+    -- A failover that no fence stands behind may have lost the grant.
+    if not strict then o0, o1 = max(0, o0), max(0, o1) end
     level = level + ret * unit
   else
     rem = 0 -- expired: the refill has it already, so nothing is credited
+  end
+  if not strict then
+    local over = max(0, tonumber(ARGV[a + 12]))
+    level = max(level - over * unit, min(level, -max(burst * unit, limit * GEN_US)))
   end
 
   -- What it is given

@@ -1,5 +1,6 @@
-// A strict bucket while nobody lends (an emergency under `degrade`): the host goes on alone, by a
-// theoretical arrival time in the bucket's second word, dearer by its share and the rule's factor.
+// A bucket that is lent out while nobody lends (an emergency under `degrade`): the host goes on
+// alone, by a theoretical arrival time in the bucket's second word, dearer by its share and the
+// rule's factor.
 #pragma once
 
 #include <algorithm>
@@ -27,13 +28,15 @@ inline Outcome CheckAlone(BasicSlot<Cell>& slot, Cell& second, uint64_t fp, cons
     seen->word_ns = w;
     seen->aux = slot.aux.load(std::memory_order_relaxed);
     seen->gen = key::Gen(k);
-    const uint32_t dearer = Dearer(aux::InvShare(seen->aux), charge.dearer_q16);
+    const uint32_t told = aux::InvShare(seen->aux);
+    const uint32_t dearer = Dearer(told != 0 ? told : charge.alone_inv_share, charge.dearer_q16);
     seen->cost_ns =
         SharedCostNs(CostNs(charge.tokens, limit.period_ns, limit.limit), dearer, limit.tau_ns);
     uint64_t before = second.load(std::memory_order_acquire);
     // No further ahead than a whole burst, whoever wrote it.
     const uint64_t tat_ns =
-        std::min(credits::second::TimeNs(before, seen->gen), now_ns + limit.tau_ns);
+        std::min(std::max(credits::second::TimeNs(before, seen->gen), charge.alone_full_ns),
+                 now_ns + limit.tau_ns);
     const Verdict v = Decide(tat_ns, now_ns, seen->cost_ns, limit.tau_ns);
     const uint64_t after_ns = v.allowed ? v.new_ns : v.base_ns;
     const uint64_t per_token =

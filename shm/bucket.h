@@ -58,6 +58,11 @@ struct Charge {
   bool commit;          // false: look only, write nothing (but a heal)
   Kind kind = Kind::kTokenBucket;
   const Limit* limit = nullptr;  // where the kind is another
+  uint64_t trusted = 0;          // of a lease that is not strict: as credits::Measure has it
+  // Of such a one, in an emergency: when its host's own bucket is full, if nothing is spent, and
+  // 1/share where none is known.
+  uint64_t alone_full_ns = 0;
+  uint32_t alone_inv_share = 0;
 };
 
 struct Seen {

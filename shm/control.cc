@@ -316,6 +316,11 @@ void ControlWriter::CountEmergencies() {
   header_->emergency_shards.store(count, std::memory_order_release);
 }
 
+// A hint: orders nothing.
+void ControlWriter::SetHosts(uint64_t hosts) {
+  header_->hosts.store(hosts, std::memory_order_relaxed);
+}
+
 uint64_t ControlWriter::shard(uint32_t i) const {
   return shard_states()[i % kMaxShards].load(std::memory_order_acquire);
 }

@@ -5,8 +5,13 @@
 //
 // Whoever has the word spends its credits by CAS while the precise clock stands before the expiry;
 // the daemon alone puts credits in and takes them out again. `turn` changes with each report to
-// Redis: what was spent before it is reported as spent, so it cannot be given back after it. Eight
-// reports take longer than a step of the expiry, so no word of a lease is ever there twice.
+// Redis: what was spent before it is reported as spent, so it cannot be given back after it. Seven
+// reports take longer than a step of the expiry, so no word of a lease is ever there twice. A word
+// of turn 0 is *unsettled*: the daemon has not seen it, and its count is of what was spent.
+//
+// Under a rule that is not strict, whose hosts may overdraw, the daemon sees to it that a lease
+// ends, and reports what is spent late: nothing here asks for the expiry, so the coarse clock
+// serves. Of an unsettled word a host may spend its part of the burst.
 //
 // The second word is the time before which nothing comes: where the lease is short, when the daemon
 // expects more; in an emergency the theoretical arrival time by which the host goes on alone. Of
@@ -23,18 +28,19 @@ namespace sluice::shm::credits {
 inline constexpr int kExpiryShift = 23;
 inline constexpr uint64_t kStepNs = 1ull << kExpiryShift;  // 8.4 ms
 inline constexpr uint64_t kMax = (1ull << 20) - 1;         // in one word
-inline constexpr uint64_t kTurns = 8;
+inline constexpr uint64_t kTurns = 7;                      // from 1 on
 // The fewest ns between two reports of one bucket.
 inline constexpr uint64_t kReportGapNs = 2'000'000;
 static_assert((kTurns - 1) * kReportGapNs > kStepNs);
 
-// `expiry_ns` is rounded down: never later than the lease's own. `turn` is taken modulo kTurns.
+// `expiry_ns` is rounded down: never later than the lease's own. `turn`: 0 to kTurns.
 inline constexpr uint64_t Make(uint64_t expiry_ns, uint64_t turn, uint64_t credits) {
-  return (expiry_ns >> kExpiryShift << kExpiryShift) | (turn % kTurns << 20) |
-         std::min(credits, kMax);
+  return (expiry_ns >> kExpiryShift << kExpiryShift) | (turn << 20) | std::min(credits, kMax);
 }
 inline constexpr uint64_t ExpiryNs(uint64_t w) { return w >> kExpiryShift << kExpiryShift; }
-inline constexpr uint64_t Turn(uint64_t w) { return w >> 20 & (kTurns - 1); }
+inline constexpr uint64_t Turn(uint64_t w) { return w >> 20 & 7; }
+inline constexpr uint64_t NextTurn(uint64_t w) { return Turn(w) % kTurns + 1; }
+inline constexpr bool IsUnsettled(uint64_t w) { return Turn(w) == 0; }
 inline constexpr uint64_t Count(uint64_t w) { return w & kMax; }
 inline constexpr uint64_t WithCount(uint64_t w, uint64_t credits) { return (w & ~kMax) | credits; }
 // Of one lease, with the same reports behind it.
@@ -45,10 +51,27 @@ inline constexpr uint64_t Spendable(uint64_t w, uint64_t now_ns) {
   return now_ns < ExpiryNs(w) ? Count(w) : 0;
 }
 
+// The same under a rule that is not strict. `trusted`: tokens that a host may spend unsettled.
+inline constexpr uint64_t SpendableLoose(uint64_t w, uint64_t trusted) {
+  if (!IsUnsettled(w)) return Count(w);
+  return trusted - std::min(trusted, Count(w));
+}
+
+// The word after a spend that it allows.
+inline constexpr uint64_t Spent(uint64_t w, uint64_t tokens) {
+  return IsUnsettled(w) ? w + tokens : w - tokens;
+}
+
+// A host's part of a burst, where `hosts` were seen; 0: nobody knows how many there are.
+inline constexpr uint64_t TrustedOf(uint64_t burst, uint64_t hosts) {
+  return std::max<uint64_t>(1, std::min(burst, kMax) / (hosts == 0 ? 100 : hosts));
+}
+
 // The word after `tokens` are given back that were spent of it, leaving `spent_word`; `w` itself
 // where the lease has ended, or they were reported.
 inline constexpr uint64_t Refunded(uint64_t w, uint64_t spent_word, uint64_t tokens,
                                    uint64_t now_ns) {
+  if (IsUnsettled(w)) return IsSameTurn(w, spent_word) && tokens <= Count(w) ? w - tokens : w;
   if (!IsSameTurn(w, spent_word) || now_ns >= ExpiryNs(w) || tokens > kMax - Count(w)) return w;
   return w + tokens;
 }

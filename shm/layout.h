@@ -277,7 +277,8 @@ struct alignas(64) ControlHeader {
   uint64_t daemon_pid;    // for people; never used to decide anything
   uint64_t daemon_uid;
   uint64_t created_ns;
-  uint64_t reserved2[3];
+  std::atomic<uint64_t> hosts;  // that share limits with this one, itself included; 0: not known
+  uint64_t reserved2[2];
 
   uint8_t padding[4096 - 3 * 64];
 };

@@ -19,13 +19,14 @@ struct Measured {
   uint64_t reset_after_ns;
 };
 
-// `second` is what stands beside the live word `w` of the tenancy `gen`.
+// `second` is what stands beside the live word `w` of the tenancy `gen`. `trusted`: 0 under a
+// strict rule, else what may be spent unsettled (credits.h).
 inline Measured Measure(uint64_t w, uint64_t second, uint16_t gen, uint64_t now_ns, uint64_t tokens,
-                        const Limit& limit) {
-  const uint64_t spendable = Spendable(w, now_ns);
+                        const Limit& limit, uint64_t trusted = 0) {
+  const uint64_t spendable = trusted == 0 ? Spendable(w, now_ns) : SpendableLoose(w, trusted);
   Measured m;
   m.allowed = tokens <= spendable;
-  m.new_word = m.allowed ? w - tokens : w;
+  m.new_word = m.allowed ? Spent(w, tokens) : w;
   m.remaining = spendable - (m.allowed ? tokens : 0);
   m.retry_after_ns =
       m.allowed ? 0 : RetryAfterNs(second::TimeNs(second, gen), now_ns, tokens, limit);
@@ -33,9 +34,9 @@ inline Measured Measure(uint64_t w, uint64_t second, uint16_t gen, uint64_t now_
   return m;
 }
 
-// CheckSlot for a lease. Precondition: `time` is precise, since nothing may be spent after a
-// lease's end. Memory orders as in LookSlot: the word's load pairs with step 4's CAS; aux and the
-// second word order nothing; the CAS pairs with nothing of its own.
+// CheckSlot for a lease. Precondition: `time` is precise under a strict rule, since nothing may be
+// spent after a lease's end. Memory orders as in LookSlot: the word's load pairs with step 4's CAS;
+// aux and the second word order nothing; the CAS pairs with nothing of its own.
 template <class Cell, class Clock>
 inline Outcome CheckLease(BasicSlot<Cell>& slot, const Cell& second, uint64_t fp,
                           const Charge& charge, RequestTime<Clock>& time, Seen* seen) {
@@ -49,7 +50,7 @@ inline Outcome CheckLease(BasicSlot<Cell>& slot, const Cell& second, uint64_t fp
     seen->aux = slot.aux.load(std::memory_order_relaxed);
     seen->gen = key::Gen(k);
     const Measured m = Measure(w, second.load(std::memory_order_relaxed), seen->gen, time.now_ns(),
-                               charge.tokens, *charge.limit);
+                               charge.tokens, *charge.limit, charge.trusted);
     seen->cost_ns = 0;
     seen->verdict = {m.allowed, w, m.new_word};
     seen->remaining = m.remaining;

@@ -120,7 +120,7 @@ struct RuleNumbers {
   uint16_t id;  // its place among the rules
   DegradedMode mode;
   DegradedMode then_mode;
-  uint8_t strict;  // consistency: strict
+  uint8_t strict;  // consistency: strict; a lease without it may overdraw
   uint8_t alert;   // raise an alert when this rule degrades
   uint8_t shadow;  // count, never deny
   Kind kind;
@@ -131,9 +131,11 @@ struct RuleNumbers {
 static_assert(sizeof(RuleNumbers) == 96);
 
 // Whether the coarse clock serves a rule, see clock.h. A leaky bucket's answer is an instant, told
-// by the precise one; so is the end of a window or a lease.
+// by the precise one; so is the end of a window or a strict lease. One that is not strict has no
+// end.
 inline bool CoarseServes(const RuleNumbers& rule, uint64_t step_ns) {
-  return rule.kind == Kind::kTokenBucket && rule.max_delay_ns == 0 &&
+  const bool loose = rule.kind == Kind::kLease && rule.strict == 0;
+  return (rule.kind == Kind::kTokenBucket || loose) && rule.max_delay_ns == 0 &&
          CoarseServes(rule.limit.tau_ns, step_ns);
 }
 

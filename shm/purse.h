@@ -43,15 +43,17 @@ class BasicPurse {
   uint64_t credits() const { return credits_; }
 
   // Stands from now on in `slot`, under the tenant `key` (a key word). What its word held is of
-  // before: nobody may spend it any more. False where that tenancy is over.
-  bool Open(SlotType* slot, uint64_t key) {
+  // before: nobody may spend it any more. False where that tenancy is over. `*unsettled`: what was
+  // spent of it before anybody looked.
+  bool Open(SlotType* slot, uint64_t key, uint64_t* unsettled = nullptr) {
     slot_ = slot;
     key_ = key;
     credits_ = told_ = 0;
     uint64_t w;
     for (int i = 0; i < kPurseRestarts && Load(&w); ++i) {
-      const uint64_t emptied = credits::Make(credits::ExpiryNs(w), credits::Turn(w) + 1, 0);
+      const uint64_t emptied = credits::Make(credits::ExpiryNs(w), credits::NextTurn(w), 0);
       if (!Exchange(w, emptied)) continue;
+      if (unsettled != nullptr && credits::IsUnsettled(w)) *unsettled = credits::Count(w);
       word_ = emptied;
       return true;
     }
@@ -59,7 +61,7 @@ class BasicPurse {
     return false;
   }
 
-  // Learns what was spent; takes out the rest of a word that has expired.
+  // Learns what was spent; takes out the rest of a word that has expired. Nothing has at 0.
   Change Sync(uint64_t now_ns) {
     uint64_t w;
     for (int i = 0; i < kPurseRestarts && Load(&w); ++i) {
@@ -79,11 +81,24 @@ class BasicPurse {
       const uint64_t left = LeftIn(w);
       const uint64_t taken = std::min(wanted, left);
       const uint64_t next =
-          credits::Make(credits::ExpiryNs(word_), credits::Turn(word_) + 1, left - taken);
+          credits::Make(credits::ExpiryNs(word_), credits::NextTurn(word_), left - taken);
       if (!Exchange(w, next)) continue;
       word_ = next;
       const Change change = Kept(left - taken, taken);
       told_ = 0;
+      return change;
+    }
+    return Lost();
+  }
+
+  // Takes all out and leaves the word as a new tenant's, unsettled. The purse stands nowhere then.
+  Change Leave() {
+    uint64_t w;
+    for (int i = 0; i < kPurseRestarts && Load(&w); ++i) {
+      const uint64_t left = LeftIn(w);
+      if (!Exchange(w, credits::Make(credits::ExpiryNs(word_), 0, 0))) continue;
+      const Change change = Kept(0, left);
+      slot_ = nullptr;
       return change;
     }
     return Lost();

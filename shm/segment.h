@@ -204,6 +204,8 @@ class ControlWriter {
   void Beat(uint64_t now_ns);
   void SetStopped(bool stopped);
   void SetReconciling(bool reconciling);
+  // How many hosts share limits; a hint for clients.
+  void SetHosts(uint64_t hosts);
 
  private:
   SegmentStatus Map();

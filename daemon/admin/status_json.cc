@@ -199,7 +199,9 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"max_delay_ns", rule.max_delay_ns},
           {"match", match},
           {"key", key},
-          {"consistency", rule.strict ? "strict" : "approximate"},
+          {"consistency", rule.strict                      ? "strict"
+                          : rule.kind == shm::Kind::kLease ? "overdraft"
+                                                           : "approximate"},
           {"wait_ns", rule.wait_ns},
           {"shadow", rule.shadow},
           {"when_degraded", degraded},

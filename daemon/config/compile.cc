@@ -117,7 +117,8 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.cost = limit.cost;
   numbers.max_delay_ns = limit.max_delay_ns;
   // One host alone is exact as it is, and nobody would lend to it.
-  numbers.kind = rule.strict && has_redis_ ? shm::Kind::kLease : rule.kind;
+  const bool is_lent = rule.strict || rule.overdraft;
+  numbers.kind = is_lent && has_redis_ ? shm::Kind::kLease : rule.kind;
   numbers.wait_ms =
       numbers.kind == shm::Kind::kLease ? static_cast<uint16_t>(rule.wait_ns / 1'000'000) : 0;
   numbers.factor_q16 = FactorQ16(degraded.factor);

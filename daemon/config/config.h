@@ -150,7 +150,9 @@ struct RuleConfig {
   std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
   shm::Kind kind = shm::Kind::kTokenBucket;  // of word, by algorithm and consistency
   HomeConfig home;
-  bool strict = false;   // consistency: strict; its kind is kLease where there is a Redis
+  // consistency: strict or overdraft; its kind is kLease where there is a Redis.
+  bool strict = false;
+  bool overdraft = false;
   uint64_t wait_ns = 0;  // strict only: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file

@@ -337,15 +337,18 @@ constexpr KeySpec kKeys[] = {
     {.path = "rules[].consistency",
      .type = KeyType::kChoice,
      .fallback = "approximate",
-     .choices = "approximate|strict",
-     .doc = "How hosts share the limit. strict never admits more than the limit and the burst over "
-            "all hosts, in a window of any length; see [accuracy](accuracy.md). Without redis both "
-            "are the same. Or a section, where there are [regions](regions.md).",
+     .choices = "approximate|strict|overdraft",
+     .doc =
+         "How hosts share the limit. strict never admits more than the limit and the burst over "
+         "all hosts, in a window of any length. overdraft lets a host that holds nothing admit a "
+         "little more, and pays it back: what approximate is to become. See "
+         "[accuracy](accuracy.md). Without redis all are the same. Or a section, where there are "
+         "[regions](regions.md).",
      .example = "strict"},
     {.path = "rules[].consistency.mode",
      .type = KeyType::kChoice,
      .required = true,
-     .choices = "approximate|strict",
+     .choices = "approximate|strict|overdraft",
      .doc = "As `consistency` alone.",
      .example = "strict"},
     {.path = "rules[].consistency.home",

@@ -88,10 +88,12 @@ void ReadHome(Section* section, const RedisConfig& redis, RuleConfig* rule, Find
   }
 }
 
-// By the choices of the table: approximate, strict.
-bool IsStrict(Section* section, std::string_view name) {
+// By the choices of the table: approximate, strict, overdraft.
+void ReadMode(Section* section, std::string_view name, RuleConfig* out) {
   size_t index = 0;
-  return section->ReadChoice(name, &index) && index == 1;
+  if (!section->ReadChoice(name, &index)) return;
+  out->strict = index == 1;
+  out->overdraft = index == 2;
 }
 
 }  // namespace
@@ -100,13 +102,14 @@ void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Find
   const YAML::Node node = rule->Value("consistency");
   const bool has_regions = config.redis && !config.redis->regions.empty();
   if (!node.IsDefined() || !node.IsMap()) {
-    out->strict = IsStrict(rule, "consistency");
+    ReadMode(rule, "consistency", out);
     if (out->strict && has_regions) out->home.by = HomeBy::kRendezvous;
   } else {
     Section section(node, rule->MarkOf("consistency"), rule->PathOf("consistency"),
                     rule->SpecPathOf("consistency"), findings);
+    ReadMode(&section, "mode", out);
     // Without its mode, which is a problem, the rest is read as what it is for.
-    out->strict = IsStrict(&section, "mode") || !section.Has("mode");
+    if (!section.Has("mode")) out->strict = true;
     section.Read("epoch", &out->home.epoch);
     if (out->strict && has_regions) out->home.by = HomeBy::kRendezvous;
     for (const char* const key : {"home", "epoch"}) {
@@ -122,10 +125,12 @@ void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Find
       }
     }
   }
-  if (!out->strict) return;
+  if (!out->strict && !out->overdraft) return;
   const YAML::Node algorithm = rule->Value("algorithm");
   if (algorithm.IsDefined() && !(algorithm.IsScalar() && algorithm.Scalar() == "token_bucket")) {
-    rule->Problem("consistency", "strict is for token buckets: no other algorithm can be lent out",
+    rule->Problem("consistency",
+                  Cat(out->strict ? "strict" : "overdraft",
+                      " is for token buckets: no other algorithm can be lent out"),
                   "write `algorithm: token_bucket`, or `consistency: approximate`");
   }
 }

@@ -41,7 +41,7 @@ bool IsTierName(std::string_view name) {
 // What a tier has of its rule where it says nothing.
 struct OfRule {
   Algorithm algorithm = Algorithm::kTokenBucket;
-  bool is_strict = false;
+  bool is_lent = false;  // by hosts to each other
   uint32_t cost = 1;
   uint64_t max_delay_ns = 0;  // 0: not said
 
@@ -95,19 +95,19 @@ bool CheckLimit(Section* section, const OfRule& of_rule, const LimitConfig& limi
 }
 
 // What hosts lend to each other is counted in whole tokens, exactly.
-bool CheckStrict(Section* section, const LimitConfig& limit) {
+bool CheckLent(Section* section, const LimitConfig& limit) {
   constexpr uint64_t kExact = 1ull << 53;  // as far as Redis counts without gaps
   const uint64_t period_us = limit.period_ns / 1000;
   const uint64_t unit_us = period_us / std::gcd(period_us, limit.limit);
   const char* const key = section->Has("burst") ? "burst" : "limit";
   if (limit.burst > shm::credits::kMax) {
-    section->Problem(key,
-                     Cat("a strict burst of ", limit.burst, " is more than a host can be lent"),
+    section->Problem(key, Cat("a burst of ", limit.burst, " is more than a host can be lent"),
                      Cat("write a burst of at most ", shm::credits::kMax));
     return false;
   }
   if (limit.period_ns % 1000 != 0 || unit_us > kExact / limit.burst) {
-    section->Problem(key, "a strict limit is counted exactly, and this one has too fine parts",
+    section->Problem(key,
+                     "a limit that is lent out is counted exactly, and this one has too fine parts",
                      "take a rounder limit or period, or a lower burst");
     return false;
   }
@@ -198,7 +198,7 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
   limit->period_ns = rate.period_ns;
   limit->burst = burst;
   if (section->problem_count() != problems_before || !CheckLimit(section, of_rule, *limit) ||
-      (of_rule.is_strict && config.redis && !CheckStrict(section, *limit))) {
+      (of_rule.is_lent && config.redis && !CheckLent(section, *limit))) {
     return false;
   }
   WarnOfLimit(section, of_rule, *limit, config);
@@ -339,11 +339,16 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
-  OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_strict = rule.strict};
+  OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_lent = rule.strict || rule.overdraft};
   rule.kind = KindOf(of_rule.algorithm);
-  if (of_rule.is_window() && config.redis && !config.redis->regions.empty()) {
+  const bool has_regions = config.redis && !config.redis->regions.empty();
+  if (of_rule.is_window() && has_regions) {
     section.Warning("algorithm", "each region counts a window by itself, and hears of no other",
                     "write `algorithm: token_bucket` for one limit over all regions");
+  }
+  if (rule.overdraft && has_regions) {
+    section.Warning("consistency", "each region lends by itself, and hears of no other",
+                    "write `consistency: strict` for one limit over all regions");
   }
   LimitConfig own;
   if (ParseLimit(&section, config, of_rule, &own)) rule.limit = own;

@@ -15,13 +15,14 @@ constexpr double kShareOne = 65536;
 
 Terms TermsOf(const config::CompiledRule& rule) {
   const absl::StatusOr<Terms> terms =
-      MakeTerms(rule.limit.limit, rule.limit.period_ns / 1000, rule.limit.burst, rule.wait_ns);
+      MakeTerms(rule.limit.limit, rule.limit.period_ns / 1000, rule.limit.burst, rule.wait_ns,
+                rule.strict ? 0 : kSpareUs);
   return terms.ok() ? *terms : Terms{};
 }
 
 bool IsSame(const Terms& a, const Terms& b) {
   return a.limit == b.limit && a.unit_us == b.unit_us && a.burst == b.burst &&
-         a.wait_ns == b.wait_ns;
+         a.wait_ns == b.wait_ns && a.spare_us == b.spare_us;
 }
 
 std::string HomeOf(const config::CompiledRule& rule) {
@@ -53,7 +54,8 @@ void Keeper::Begin(Book& b, const config::CompiledRule& rule) {
   b.terms = TermsOf(rule);
   b.home = HomeOf(rule);
   b.shard = link_->HomeShard(rule, b.text, b.shard);
-  b.lease.emplace(Lease::Options{b.terms, options_.sync_ns});
+  const double factor = rule.factor_q16 == 0 ? 1 : kShareOne / rule.factor_q16;
+  b.lease.emplace(Lease::Options{b.terms, options_.sync_ns, link_->HostsSeen(), factor});
 }
 
 uint32_t Keeper::OnBucket(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns) {
@@ -93,18 +95,22 @@ void Keeper::Stand(Book& b, const harvest::Place& place, uint64_t now_ns) {
   Sync(b, now_ns);
   Note(b, b.purse.TakeOut(shm::credits::kMax), now_ns);
   b.place = place;
-  if (b.purse.Open(&buckets_->slots()[place.slot], place.key)) {
+  uint64_t unsettled = 0;
+  if (b.purse.Open(&buckets_->slots()[place.slot], place.key, &unsettled)) {
+    if (b.terms.may_overdraw()) b.lease->Observe(unsettled, 0, 1, now_ns);
     Put(b, now_ns);
   } else {
     b.place.key = 0;
   }
 }
 
-void Keeper::OnUse(uint32_t bucket, uint64_t denied, uint64_t need, uint64_t now_ns) {
+void Keeper::OnUse(uint32_t bucket, uint64_t denied, uint64_t need, uint64_t alone,
+                   uint64_t now_ns) {
   Book& b = books_[bucket];
   if (b.text.empty() || b.rule == nullptr) return;
   b.touched_ns = now_ns;
   Sync(b, now_ns);
+  if (alone > 0) b.lease->SpendAlone(alone, now_ns);
   b.lease->Observe(0, denied, need, now_ns);
   Visit(bucket, now_ns);
 }
@@ -132,7 +138,9 @@ void Keeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) {
 }
 
 // K1 and K3: all that is asked of a lease comes behind this, at the same time.
-void Keeper::Sync(Book& b, uint64_t now_ns) { Note(b, b.purse.Sync(now_ns), now_ns); }
+void Keeper::Sync(Book& b, uint64_t now_ns) {
+  Note(b, b.purse.Sync(b.terms.may_overdraw() ? 0 : now_ns), now_ns);
+}
 
 void Keeper::Note(Book& b, const shm::Purse::Change& change, uint64_t now_ns) {
   if (!b.lease.has_value()) return;
@@ -147,6 +155,7 @@ void Keeper::Visit(uint32_t id, uint64_t now_ns) {
   Book& b = books_[id];
   if (b.rule == nullptr) return;
   if (b.lease->Tick(now_ns, SessionOf(b.shard).rtt(), random_())) Queue(id);
+  if (b.terms.may_overdraw()) Put(b, now_ns);
   CountHeld(b);
   Schedule(id, now_ns);
 }
@@ -242,13 +251,16 @@ Ask Keeper::AskOf(Book& b, uint64_t now_ns) {
   Lease& lease = *b.lease;
   Ask ask = lease.Freeze(now_ns, SessionOf(b.shard).rtt(), random_());
   // Some may be out of the word already, since it ends a little before the lease.
-  const uint64_t inside = b.purse.credits();
+  const uint64_t extra = std::min(b.purse.credits(), lease.allowance());
+  const uint64_t inside = b.purse.credits() - extra;
   const uint64_t outside = lease.credits() - std::min(lease.credits(), inside);
   const uint64_t back = inside - std::min(lease.credits(), inside);
   const shm::Purse::Change change = b.purse.TakeOut(back);
   stats_.lost_tokens += change.lost;
   if (!b.purse.is_open()) b.place.key = 0;
-  lease.Settle(&ask, back, change.taken, b.purse.credits() + outside);
+  const uint64_t kept = b.purse.credits();
+  lease.Settle(&ask, back, change.taken, kept - std::min(kept, extra) + outside);
+  if (kept < extra) lease.Observe(extra - kept, 0, 1, now_ns);
   stats_.returned_tokens += ask.ret;
   CountHeld(b);
   return ask;
@@ -288,12 +300,20 @@ void Keeper::TakeGrant(Book& b, const Grant& grant, uint64_t first_sent_ns, uint
   if (!grant.live) Note(b, b.purse.TakeOut(shm::credits::kMax), now_ns);
   lease.OnGrant(grant, first_sent_ns, now_ns, SessionOf(b.shard).rtt());
   stats_.lent_tokens += grant.tokens;
+  link_->OnHosts(grant.hosts);
   Put(b, now_ns);
   Publish(b, now_ns);
 }
 
-// All that the lease may spend, to the lease's end.
+// All that the lease may spend, to the lease's end, or until somebody looks again.
 void Keeper::Put(Book& b, uint64_t now_ns) {
+  if (b.terms.may_overdraw()) {
+    const uint64_t wanted = b.lease->credits() + b.lease->Allowance(now_ns);
+    const uint64_t there = b.purse.credits();
+    if (wanted < there) Note(b, b.purse.TakeOut(there - wanted), now_ns);
+    const uint64_t until_ns = std::max(b.lease->expiry_ns(), now_ns + kGenerationNs);
+    return Note(b, b.purse.Put(wanted - std::min(wanted, there), until_ns), now_ns);
+  }
   if (b.lease->expiry_ns() == 0) return;
   const uint64_t more = b.lease->credits() - std::min(b.purse.credits(), b.lease->credits());
   Note(b, b.purse.Put(more, b.lease->expiry_ns()), now_ns);
@@ -307,13 +327,24 @@ void Keeper::Publish(Book& b, uint64_t now_ns) {
   shm::Slot& slot = buckets_->slots()[b.place.slot];
   if (slot.key.load(std::memory_order_acquire) != b.place.key) return;
   b.shown_shard = link_->ShownShard(*b.rule, b.text, b.shard);
-  const double share = b.lease->share();
+  const double share = b.terms.may_overdraw() ? b.lease->lasting_share() : b.lease->share();
   const auto inverse = static_cast<uint32_t>(
       share >= 1 ? 0 : std::lround(std::min(kShareOne / share, kShareOne * (kShareOne - 1))));
   shm::SetAux(slot, b.place.key, inverse, b.shown_shard, b.rule->id);
-  buckets_->second()[b.place.slot].store(
-      shm::credits::second::Make(shm::key::Gen(b.place.key), std::max(b.lease->retry_ns(), now_ns)),
-      std::memory_order_relaxed);
+  std::atomic<uint64_t>& second = buckets_->second()[b.place.slot];
+  const uint16_t gen = shm::key::Gen(b.place.key);
+  const uint64_t told_ns = std::max(b.lease->retry_ns(), now_ns);
+  if (!b.terms.may_overdraw()) {
+    return second.store(shm::credits::second::Make(gen, told_ns), std::memory_order_relaxed);
+  }
+  // In an emergency, which outlasts the first replies, clients count in it: never earlier then. One
+  // that comes in between has the later word.
+  uint64_t before = second.load(std::memory_order_relaxed);
+  const uint64_t counted_ns =
+      std::min(shm::credits::second::TimeNs(before, gen), now_ns + b.rule->limit.tau_ns);
+  second.compare_exchange_strong(before,
+                                 shm::credits::second::Make(gen, std::max(told_ns, counted_ns)),
+                                 std::memory_order_relaxed);
 }
 
 void Keeper::ShowShards(uint64_t now_ns) {
@@ -339,6 +370,7 @@ void Keeper::Forget(uint64_t now_ns) {
       continue;
     }
     by_text_.erase(b.text);
+    if (b.terms.may_overdraw()) (void)b.purse.Leave();
     link_->OnForgotten(b.place);
     b.lease.reset();
     CountHeld(b);

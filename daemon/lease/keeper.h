@@ -1,4 +1,4 @@
-// Lends what Redis lends this host on to its clients: the credits of strict buckets stand in their
+// Lends what Redis lends this host on to its clients: the credits of such buckets stand in their
 // slots' words (shm/credits.h), clients spend them there by CAS, and the keeper reports, renews and
 // returns. A state machine without threads, sockets or a clock.
 //
@@ -9,6 +9,9 @@
 // K2 What is returned, or reported as kept, is what a CAS left in the word (P2).
 // K3 The word ends no later than the lease, and is empty before the lease's end is counted (P3).
 // K4 What stood in a word before the keeper knew it is nobody's.
+//
+// Where a rule is not strict, the word holds the lease's allowance too, and does not end by itself:
+// what clients take beyond the credits is overdrawn, and so is what was taken of an unsettled word.
 //
 // Single-threaded.
 #pragma once
@@ -57,6 +60,9 @@ class Link {
   }
   // The shard lends nothing of the rule, for that reason.
   virtual void OnAway(uint32_t /*shard*/, const config::CompiledRule& /*rule*/, Away /*why*/) {}
+  // How many hosts share limits, as last seen, with this one; 0: not known. And so many were seen.
+  virtual uint64_t HostsSeen() = 0;
+  virtual void OnHosts(uint64_t hosts) = 0;
   // The bucket that stood there is forgotten: it is to be named anew at its next use.
   virtual void OnForgotten(const harvest::Place& place) = 0;
 };
@@ -83,9 +89,10 @@ class Keeper {
   Keeper(const Options& options, const shm::MappedBuckets* buckets, Link* link,
          std::function<double()> random);
 
-  // As harvest::Sink has them; `need`: the largest cost among what was denied.
+  // As harvest::Sink has them; `need`: the largest cost among what was denied; `alone`: tokens that
+  // were spent past the word, in an emergency.
   uint32_t OnBucket(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns);
-  void OnUse(uint32_t bucket, uint64_t denied, uint64_t need, uint64_t now_ns);
+  void OnUse(uint32_t bucket, uint64_t denied, uint64_t need, uint64_t alone, uint64_t now_ns);
   const config::CompiledRule* RuleOf(uint32_t bucket) const { return books_[bucket].rule; }
   uint32_t ShardOf(uint32_t bucket) const { return books_[bucket].shard; }
   uint32_t ShownShardOf(uint32_t bucket) const { return books_[bucket].shown_shard; }
@@ -101,7 +108,7 @@ class Keeper {
   // InternalError: what answered is not the script.
   absl::Status OnReply(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint64_t now_ns);
 
-  // Buckets under strict rules that are known; those that hold or want something.
+  // Buckets under rules that lend that are known; those that hold or want something.
   size_t size() const { return by_text_.size(); }
   const KeeperStats& stats() const { return stats_; }
   // Tokens that this host may still spend or return, as of the last look at each bucket.

@@ -84,6 +84,12 @@ Verdict Lease::Check(uint64_t cost, uint64_t now_ns, uint64_t ticket) {
     if (credits_ <= low_water_ && !blocked) early_ = true;
     return Verdict::kAllow;
   }
+  if (parked_.empty() && credits_ + Allowance(now_ns) >= cost) {
+    Overdraw(cost - credits_);
+    credits_ = 0;
+    if (!blocked) early_ = true;
+    return Verdict::kAllow;
+  }
   if (!blocked) early_ = true;
   const uint64_t deadline_ns = now_ns + terms_.wait_ns;
   if (MayWait(deadline_ns, now_ns)) {
@@ -103,7 +109,9 @@ bool Lease::MayWait(uint64_t deadline_ns, uint64_t now_ns) const {
 void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns) {
   if (spent == 0 && denied == 0) return;
   const uint64_t since_ns = now_ns - std::min(now_ns, kEarlyGapNs);
-  credits_ -= std::min(spent, credits_);
+  const uint64_t lent = std::min(spent, credits_);
+  credits_ -= lent;
+  if (spent > lent && terms_.may_overdraw()) Overdraw(spent - lent);
   NoteAttempts(spent + denied, since_ns, now_ns);
   const bool passes = terms_.wait_ns > 0 && target_ == 0;
   if (passes && is_full_ && spent > 0 && credits_ == 0) spent_all_ = true;
@@ -122,8 +130,9 @@ void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now
 }
 
 bool Lease::IsIdle(uint64_t now_ns) const {
-  return held_ == 0 && credits_ == 0 && pending_ == 0 && !in_flight_ && parked_.empty() &&
-         (!checked_ || now_ns >= last_check_ns_ + kRecentNs);
+  return held_ == 0 && credits_ == 0 && pending_ == 0 && over_ == 0 && !in_flight_ &&
+         parked_.empty() && (!checked_ || now_ns >= last_check_ns_ + kRecentNs) &&
+         (!terms_.may_overdraw() || renew_ns_ == UINT64_MAX);
 }
 
 uint64_t Lease::Waiting() const {
@@ -135,6 +144,7 @@ uint64_t Lease::Waiting() const {
 bool Lease::Tick(uint64_t now_ns, const RoundTrip& rtt, double random) {
   Expire(now_ns);
   EndWaits(now_ns);
+  (void)Allowance(now_ns);
   if (in_flight_) return false;
   if (spent_all_) return true;
   if (now_ns >= sent_ns_ + gap_ns_ && (early_ || (!parked_.empty() && !Blocked(now_ns)))) {
@@ -151,7 +161,7 @@ bool Lease::DueInTurn(uint64_t now_ns, uint64_t target) const {
   const double demand = demand_.rate();
   const bool recent = checked_ && now_ns < last_check_ns_ + kRecentNs;
   const bool blocked = Blocked(now_ns);
-  if (pending_ > 0 || (!parked_.empty() && !blocked)) return true;
+  if (pending_ > 0 || over_ > 0 || (!parked_.empty() && !blocked)) return true;
   if (recent && credits_ <= low_water_ && credits_ < target && !blocked) return true;
   if (HasExcess(target)) return true;
   if (held_ > 0 && expiry_ns_ < now_ns + kGenerationNs * 2 / 5) return true;
@@ -166,6 +176,7 @@ uint64_t Lease::NextTickNs() const {
   if (in_flight_) return UINT64_MAX;
   if (spent_all_) return 0;
   uint64_t next = tick_ns_;
+  if (terms_.may_overdraw()) next = std::min(next, renew_ns_);
   if (early_) next = std::min(next, sent_ns_ + gap_ns_);
   if (!parked_.empty()) {
     next = std::min(next, std::max(short_ ? retry_ns_ : 0, sent_ns_ + gap_ns_));
@@ -231,6 +242,8 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   ask.target = target_;
   ask.waiting = Waiting();
   ask.need = need_;
+  ask.over = std::exchange(over_, 0);
+  dice_ = random * 1024 - std::floor(random * 1024);
   held_ -= ask.ret;
   pending_ = 0;
   asked_milli_ = ask.demand_milli;
@@ -276,6 +289,7 @@ uint64_t Lease::Pace(const Grant& grant, uint64_t now_ns) {
 
 void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
                     const RoundTrip& rtt) {
+  EndAlone();
   in_flight_ = false;
   if (!grant.live) {
     credits_ = pending_ = 0;
@@ -315,6 +329,7 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
   // Who was denied meanwhile did not know of these credits; do they suffice?
   early_ = denied_ > 0 && credits_ <= low_water_ && !Blocked(now_ns);
+  View(now_ns);
   const size_t waited = parked_.size();
   EndWaits(now_ns);
   ServeParked();

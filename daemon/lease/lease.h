@@ -6,6 +6,10 @@
 //     differ by less than 1,000 ppm.
 // L3  What is returned is taken out of the credits before the request is built.
 //
+// Where the terms let it overdraw, it also has an *allowance*: tokens that may be spent beyond the
+// credits, each reported as `over` by the next request but for those of a time without replies, in
+// which the host goes on by its share alone. No such spend weakens L1 to L3: they are of credits.
+//
 // Pure and single-threaded: time and randomness come in. One request may be on its way at a time;
 // Session keeps its bytes.
 #pragma once
@@ -42,9 +46,11 @@ class Lease {
   struct Options {
     Terms terms;
     uint64_t sync_ns = 50'000'000;
+    uint64_t hosts = 0;  // how many may share the bucket, before Redis tells; 0: nobody knows
+    double factor = 1;   // of the limit, while it goes on alone
   };
 
-  explicit Lease(const Options& options) : terms_(options.terms), sync_ns_(options.sync_ns) {}
+  explicit Lease(const Options& options);
 
   // kWait: the answer comes from Answered() with this ticket; a wait needs Terms::wait_ns.
   Verdict Check(uint64_t cost, uint64_t now_ns, uint64_t ticket = 0);
@@ -67,12 +73,17 @@ class Lease {
   // Where callers wait (Terms::wait_ns) those denied do, for a reply in time, and help themselves.
   void Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now_ns);
   // So many of them were given back, before they were reported as spent.
-  void Restore(uint64_t tokens) { credits_ += tokens; }
+  void Restore(uint64_t tokens);
   // Tokens that nobody can spend or give back any more.
   void Lose(uint64_t tokens) { credits_ -= tokens < credits_ ? tokens : credits_; }
   // After Freeze, where the credits stand in such a word: of the `back` that it wanted to give back
   // only `taken` were still there, and `left` remain. Puts *ask right (L3).
   void Settle(Ask* ask, uint64_t back, uint64_t taken, uint64_t left);
+
+  // What may be spent beyond the credits now; brings it up to date.
+  uint64_t Allowance(uint64_t now_ns);
+  // So many tokens were spent by the host's share alone, past the word that clients share.
+  void SpendAlone(uint64_t tokens, uint64_t now_ns);
 
   // Parked callers that were served or whose time is over, once each.
   std::vector<Answer> Answered(uint64_t now_ns);
@@ -85,6 +96,9 @@ class Lease {
   // Before it nothing is asked for, since nothing would come; 0: that was not said.
   uint64_t retry_ns() const { return short_ ? retry_ns_ : 0; }
   double share() const { return share_; }
+  // Its share over the last second, by which it goes on alone.
+  double lasting_share() const { return lasting_share_; }
+  uint64_t allowance() const { return allowance_; }
   bool in_flight() const { return in_flight_; }
   // Nothing is held, asked for or waited for: it needs no Tick before the next check.
   bool IsIdle(uint64_t now_ns) const;
@@ -99,6 +113,12 @@ class Lease {
   };
 
   void Expire(uint64_t now_ns);
+  void Overdraw(uint64_t tokens);
+  void BeginAlone(uint64_t now_ns);
+  void EndAlone();
+  void View(uint64_t now_ns);
+  void Allow(double tokens);
+  double AloneMost() const;
   void Measure(uint64_t now_ns);
   // They came since then.
   void NoteAttempts(uint64_t tokens, uint64_t since_ns, uint64_t now_ns);
@@ -116,6 +136,7 @@ class Lease {
 
   Terms terms_;
   uint64_t sync_ns_;
+  double factor_ = 1;
 
   // The lease
   uint64_t credits_ = 0;  // spendable until expiry
@@ -149,6 +170,19 @@ class Lease {
   uint64_t overload_since_ns_ = 0;  // 0: there is none
   double all_demand_ = 0;
   uint64_t hosts_ = 0;  // 0: not told yet
+
+  // Beyond the credits
+  uint64_t allowance_ = 0;
+  uint64_t over_ = 0;       // spent of it and not yet reported
+  uint64_t viewed_ns_ = 0;  // when Redis told last; 0: never
+  uint64_t renew_ns_ = 0;   // when the allowance is to change without a reply; UINT64_MAX: never
+  double lasting_share_ = 1;
+  uint64_t viewed_hosts_ = 0;  // as told by a view that was no part of them
+  double dice_ = 0;          // for the fraction of a token, so that no host is starved by rounding
+  bool alone_ = false;       // replies are overdue
+  double alone_tokens_ = 0;  // of a bucket of this host's own, beyond the allowance
+  uint64_t alone_ns_ = 0;    // to when it is filled
+  uint64_t alone_spent_ = 0;
 
   // The pace
   bool in_flight_ = false;

@@ -24,7 +24,7 @@ void Append(const Asked& asked, size_t rule, std::vector<std::string>* args) {
                {asked.field, absl::StrCat(rule), absl::StrCat(a.fence_us), absl::StrCat(a.gen),
                 absl::StrCat(a.held), absl::StrCat(a.rem), absl::StrCat(a.ret),
                 absl::StrCat(a.said_milli), absl::StrCat(a.demand_milli), absl::StrCat(a.target),
-                absl::StrCat(a.waiting), absl::StrCat(a.need)});
+                absl::StrCat(a.waiting), absl::StrCat(a.need), absl::StrCat(a.over)});
 }
 
 absl::StatusOr<Grant> ParseGrant(std::span<const redis::Reply> words) {
@@ -56,12 +56,12 @@ absl::StatusOr<Grant> ParseGrant(std::span<const redis::Reply> words) {
 }  // namespace
 
 absl::StatusOr<Terms> MakeTerms(uint64_t limit, uint64_t period_us, uint64_t burst,
-                                uint64_t wait_ns) {
+                                uint64_t wait_ns, uint64_t spare_us) {
   if (limit == 0 || period_us == 0 || burst == 0) {
     return absl::InvalidArgumentError("a lease needs a limit, a period and a burst above 0");
   }
   const uint64_t common = std::gcd(limit, period_us);
-  const Terms terms{limit / common, period_us / common, burst, wait_ns};
+  const Terms terms{limit / common, period_us / common, burst, wait_ns, spare_us};
   if (burst > kTokensMax || terms.unit_us > kExact / burst || terms.limit > kExact / kFenceUs) {
     return absl::InvalidArgumentError(
         absl::StrFormat("burst %d times period %d us (in lowest terms) is beyond exact counting; "
@@ -80,7 +80,7 @@ const Call& Session::Start(std::span<const Asked> asked, uint64_t time_us, uint6
       std::clamp(static_cast<uint64_t>(2 * rtt_.least_ns), kResendMinNs, kResendMaxNs);
   call.buckets = asked.size();
   std::vector<std::string>& args = call.args;
-  args.reserve(6 + 16 * asked.size());
+  args.reserve(6 + 18 * asked.size());
   args = {absl::StrFormat("%016x%016x", instance_[0], instance_[1]),
           absl::StrCat(call.seq),
           absl::StrCat(time_us),
@@ -89,7 +89,7 @@ const Call& Session::Start(std::span<const Asked> asked, uint64_t time_us, uint6
           absl::StrCat(asked.size())};
   for (const Asked& a : asked) {
     args.insert(args.end(), {absl::StrCat(a.terms.limit), absl::StrCat(a.terms.unit_us),
-                             absl::StrCat(a.terms.burst), a.home});
+                             absl::StrCat(a.terms.burst), absl::StrCat(a.terms.spare_us), a.home});
   }
   for (size_t i = 0; i < asked.size(); ++i) Append(asked[i], i + 1, &args);
   return call;

@@ -28,8 +28,9 @@ inline constexpr uint64_t kCallsAtOnce = 10;
 inline constexpr uint64_t kTokensMax = 1ull << 40;  // a bound on what a reply may claim
 
 // `limit` tokens in `period_us`, in lowest terms. Refused where the script could not count exactly.
+// `spare_us` as in Terms.
 absl::StatusOr<Terms> MakeTerms(uint64_t limit, uint64_t period_us, uint64_t burst,
-                                uint64_t wait_ns);
+                                uint64_t wait_ns, uint64_t spare_us = 0);
 
 // 128 random bits, made at each start of a daemon.
 using Instance = std::array<uint64_t, 2>;

@@ -6,13 +6,21 @@
 
 namespace sluice::lease {
 
+// Of a rule whose hosts may overdraw. Where refill stops at the burst, what is out at hosts keeps
+// tokens from coming that a moment later are asked for.
+inline constexpr uint64_t kSpareUs = 15'000;
+
 // One rule as the script counts it: `limit` tokens in `unit_us`, in lowest terms.
 struct Terms {
   uint64_t limit = 0;
   uint64_t unit_us = 0;
   uint64_t burst = 0;
   uint64_t wait_ns = 0;  // how long a caller may wait; 0: it never does
+  // What refill may bring beyond the burst, as time. 0: strict. Else hosts may spend a little more
+  // than they are lent, and say so.
+  uint64_t spare_us = 0;
 
+  bool may_overdraw() const { return spare_us != 0; }
   double rate() const { return static_cast<double>(limit) * 1e6 / static_cast<double>(unit_us); }
 };
 
@@ -28,6 +36,7 @@ struct Ask {
   uint64_t target = 0;        // what it would like to hold
   uint64_t waiting = 0;       // tokens that parked callers wait for
   uint64_t need = 1;          // the largest cost that it could not serve
+  uint64_t over = 0;          // spent beyond the lease since the last request
 };
 
 // Why a bucket's home is not where it was asked for (lua/lease.lua).

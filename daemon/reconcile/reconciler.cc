@@ -89,7 +89,10 @@ void Reconciler::Tick(uint64_t now_ns) {
   if (now_ns >= hosts_turn_ns_ + kHostsTurnNs) {
     hosts_turn_ns_ = now_ns;
     // Without replies, as in an outage, the last view stands.
-    if (hosts_next_ != 0) hosts_ = hosts_next_;
+    if (hosts_next_ != 0) {
+      hosts_ = hosts_next_;
+      control_->SetHosts(static_cast<uint64_t>(hosts_));
+    }
     hosts_next_ = 0;
   }
   Harvest(now_ns);

@@ -189,6 +189,8 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override;
   uint32_t ShownShard(const config::CompiledRule& rule, const std::string& text,
                       uint32_t shard) override;
+  uint64_t HostsSeen() override;
+  void OnHosts(uint64_t hosts) override;
   void OnForgotten(const harvest::Place& place) override;
   uint32_t HomeShard(const config::CompiledRule& rule, const std::string& text,
                      uint32_t shard) override;

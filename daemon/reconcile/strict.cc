@@ -1,5 +1,5 @@
-// Strict rules: their buckets are a keeper's (daemon/lease/), which asks through the same breakers
-// and shards as all else.
+// Rules that lend: their buckets are a keeper's (daemon/lease/), which asks through the same
+// breakers and shards as all else.
 #include <algorithm>
 #include <utility>
 
@@ -61,14 +61,15 @@ void Reconciler::TickStrict(uint64_t now_ns) {
 
 void Reconciler::OnStrictUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) {
   const config::CompiledRule* const rule = keeper_->RuleOf(bucket);
+  bool is_degraded = false;
   if (rule != nullptr) {
-    const bool is_degraded =
-        ledger_.shard(keeper_->ShardOf(bucket)).mode == shm::ShardMode::kEmergency ||
-        keeper_->ShownShardOf(bucket) == shm::kForcedShard;
+    is_degraded = ledger_.shard(keeper_->ShardOf(bucket)).mode == shm::ShardMode::kEmergency ||
+                  keeper_->ShownShardOf(bucket) == shm::kForcedShard;
     Count(*rule, tokens, denied, is_degraded);
   }
   last_strict_ns_ = now_ns_;
-  keeper_->OnUse(bucket, denied, need, now_ns_);
+  const uint64_t alone = is_degraded && tokens > 0 ? static_cast<uint64_t>(tokens) : 0;
+  keeper_->OnUse(bucket, denied, need, alone, now_ns_);
 }
 
 bool Reconciler::MayLend(uint32_t shard, uint64_t now_ns) {
@@ -134,6 +135,16 @@ void Reconciler::Settle(uint32_t shard, const std::vector<std::string>& args, ui
 void Reconciler::OnSettled(uint32_t shard, uint64_t round, const redis::Reply& reply,
                            uint32_t primary, uint64_t now_ns) {
   JudgeReply(homes_->OnReply(shard, round, reply), primary, now_ns);
+}
+
+// A hint of this daemon's own: orders nothing.
+uint64_t Reconciler::HostsSeen() {
+  return control_->header().hosts.load(std::memory_order_relaxed);
+}
+
+void Reconciler::OnHosts(uint64_t hosts) {
+  hosts_next_ = std::max(hosts_next_, static_cast<int64_t>(hosts));
+  if (hosts > HostsSeen()) control_->SetHosts(hosts);
 }
 
 void Reconciler::OnForgotten(const harvest::Place& place) { harvester_.Forget(place); }

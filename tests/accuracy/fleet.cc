@@ -32,11 +32,12 @@ Scenario WithSeed(Scenario scenario, uint64_t seed) {
 Fleet::Fleet(const Scenario& scenario, Scheme scheme, uint64_t seed, std::string script)
     : scenario_(WithSeed(scenario, seed)),
       scheme_(scheme),
-      backend_(scheme == Scheme::kStrict ? Backend{"rl:5:{0}", std::move(script), true}
-                                         : Backend{"rl:4:{0}", std::move(script), false}),
+      backend_(scheme == Scheme::kApproximate ? Backend{"rl:4:{0}", std::move(script), false}
+                                              : Backend{"rl:5:{0}", std::move(script), true}),
       random_(seed),
       network_(scenario_, random_.Fork()),
-      terms_(*lease::MakeTerms(scenario.limit_per_s, 1'000'000, scenario.burst, scenario.wait_ns)),
+      terms_(*lease::MakeTerms(scenario.limit_per_s, 1'000'000, scenario.burst, scenario.wait_ns,
+                               scheme == Scheme::kOverdraft ? lease::kSpareUs : 0)),
       redis_(seed),
       hosts_(scenario.hosts),
       judges_(scenario.keys, Judge(terms_)) {
@@ -77,8 +78,9 @@ void Fleet::Boot(uint32_t index) {
                                 .wire = this,
                                 .number = index + host.incarnation * uint64_t{scenario_.hosts},
                                 .random = random_.Fork()};
-    host.member = scheme_ == Scheme::kStrict ? NewStrictMember(options, now_ns)
-                                             : NewApproximateMember(options, now_ns);
+    host.member = scheme_ == Scheme::kApproximate
+                      ? NewApproximateMember(options, now_ns)
+                      : NewLeaseMember(options, terms_.spare_us, now_ns);
   }
   host.wake_ns = now_ns_ + 1;
   Push(host.wake_ns, Kind::kWake, index);
@@ -92,7 +94,7 @@ redis::Reply Fleet::Eval(std::vector<std::string>* args) {
 
 // So long before the start that the bursts have come in behind the first fence.
 void Fleet::StartFull() {
-  if (scheme_ != Scheme::kStrict) return;
+  if (scheme_ == Scheme::kApproximate) return;
   redis_.time_us = kEpochUs - (4 + scenario_.burst / scenario_.limit_per_s) * 1'000'000;
   for (uint32_t key = 0; key < scenario_.keys; ++key) {
     lease::Session session({0, key}, kSyncNs / 1000);

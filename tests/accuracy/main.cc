@@ -30,6 +30,8 @@ bool ParseScheme(std::string_view value, std::vector<Scheme>* schemes) {
     *schemes = {Scheme::kStrict};
   } else if (value == "approximate") {
     *schemes = {Scheme::kApproximate};
+  } else if (value == "overdraft") {
+    *schemes = {Scheme::kOverdraft};
   } else {
     return false;
   }
@@ -64,11 +66,21 @@ bool Parse(int argc, char** argv, Words* words) {
   return words->seeds > 0;
 }
 
-const char* NameOf(Scheme scheme) { return scheme == Scheme::kStrict ? "strict" : "approximate"; }
+const char* NameOf(Scheme scheme) {
+  switch (scheme) {
+    case Scheme::kStrict:
+      return "strict";
+    case Scheme::kOverdraft:
+      return "overdraft";
+    case Scheme::kApproximate:
+      break;
+  }
+  return "approximate";
+}
 
 std::string ScriptOf(const Words& words, Scheme scheme) {
   if (!words.script.empty()) return words.script;
-  return scheme == Scheme::kStrict ? lua::kLease : lua::kFold;
+  return scheme == Scheme::kApproximate ? lua::kFold : lua::kLease;
 }
 
 unsigned long long Wide(uint64_t n) { return n; }
@@ -117,7 +129,7 @@ int Main(int argc, char** argv) {
   Words words;
   if (!Parse(argc, argv, &words)) {
     fprintf(stderr,
-            "accuracy [--list] [--scheme strict|approximate|both] [--seeds N] [--seed S] "
+            "accuracy [--list] [--scheme strict|approximate|overdraft|both] [--seeds N] [--seed S] "
             "[--scenario NAME] [--script FILE] [--series]\n");
     return 2;
   }

@@ -16,7 +16,7 @@ namespace sluice::accuracy {
 
 inline constexpr uint64_t kSyncNs = 50 * kMilliNs;
 
-enum class Scheme : uint8_t { kStrict, kApproximate };
+enum class Scheme : uint8_t { kStrict, kApproximate, kOverdraft };
 
 // What runs on Redis for a scheme.
 struct Backend {
@@ -67,7 +67,9 @@ struct MemberOptions {
   simulation::Random random{0};
 };
 
-std::unique_ptr<Member> NewStrictMember(const MemberOptions& options, uint64_t now_ns);
+// `spare_us`: as in lease::Terms.
+std::unique_ptr<Member> NewLeaseMember(const MemberOptions& options, uint64_t spare_us,
+                                       uint64_t now_ns);
 std::unique_ptr<Member> NewApproximateMember(const MemberOptions& options, uint64_t now_ns);
 
 }  // namespace sluice::accuracy

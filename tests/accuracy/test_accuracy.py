@@ -48,6 +48,35 @@ def test_admits_nothing_over_and_wastes_little(scenario):
         assert result["used_percent"] >= used_percent, result
 
 
+# scenario: (over in 1 s and in 10 s at most, the least that must be used, both in percent, calls a
+# second and host at most)
+OVERDRAFT = {
+    "flash-2-x5": (1.5, 0, 99, 25),
+    "flash-100-x5": (1.5, 0, 99, 25),
+    "hop-100-x0.9": (1.5, 0, 99, 25),
+    "onoff-100-x0.9": (1.5, 0, 99, 25),
+    "uni-2-x2": (1.5, 0, 99, 25),
+    "uni-100-x0.9-loss5": (1.5, 0, 99, 30),
+    "uni-100-x0.9-pause": (100, 0, 95, 25),
+    "uni-100-x2-pause": (100, 0, 95, 25),
+}
+
+
+@pytest.mark.timeout_s(RUN_TIMEOUT_S)
+@pytest.mark.parametrize("scenario", OVERDRAFT)
+def test_an_overdraft_admits_little_over_for_a_moment_and_uses_nearly_all(scenario):
+    over_1s, over_10s, used_percent, calls = OVERDRAFT[scenario]
+    run = subprocess.run([ACCURACY, "--scheme", "overdraft", "--scenario", scenario, "--seeds", "2"],
+                         check=True, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(results) == 2
+    for result in results:
+        assert result["over_1s_percent"] <= over_1s, result
+        assert result["over_10s_percent"] <= over_10s, result
+        assert result["used_percent"] >= used_percent, result
+        assert result["calls_per_s_host"] <= calls, result
+
+
 @pytest.mark.timeout_s(RUN_TIMEOUT_S)
 def test_a_clock_set_forward_admits_as_much_more_and_no_more():
     run = subprocess.run([ACCURACY, "--scenario", "uni-100-x2-clock-forward", "--seeds", "2"],

@@ -9,13 +9,14 @@
 #include <optional>
 #include <queue>
 #include <random>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "daemon/lease/keeper.h"
 #include "lua_scripts.h"
-#include "shm/credits.h"
+#include "shm/lease_slot.h"
 #include "shm/segment.h"
 #include "tests/accuracy/meter.h"
 #include "tests/support/lua_redis.h"
@@ -91,11 +92,16 @@ class KeeperHost : public Link {
   bool Check(uint64_t cost) {
     shm::Slot& slot = Claimed();
     const uint64_t now_ns = LocalNs();
+    const uint64_t trusted =
+        rule_->strict ? 0 : shm::credits::TrustedOf(rule_->limit.burst, hosts_seen_);
     uint64_t w = slot.word.load();
-    while (shm::credits::Spendable(w, now_ns) >= cost) {
-      if (!slot.word.compare_exchange_weak(w, w - cost)) continue;
+    for (;;) {
+      const shm::credits::Measured m =
+          shm::credits::Measure(w, 0, shm::key::Gen(slot.key), now_ns, cost, rule_->limit, trusted);
+      if (!m.allowed) break;
+      if (!slot.word.compare_exchange_weak(w, m.new_word)) continue;
       used_ += cost;
-      spent_word_ = w - cost;
+      spent_word_ = m.new_word;
       return true;
     }
     denied_ += cost;
@@ -132,7 +138,7 @@ class KeeperHost : public Link {
         known_key_ = key;
         id_ = keeper_->OnBucket({slot_, key}, {rule_->label + ":u", 0, rule_}, now_ns);
       }
-      keeper_->OnUse(*id_, denied_, need_, now_ns);
+      keeper_->OnUse(*id_, denied_, need_, 0, now_ns);
       used_ = denied_ = 0;
       need_ = 1;
     }
@@ -160,6 +166,8 @@ class KeeperHost : public Link {
   uint32_t ShownShard(const config::CompiledRule&, const std::string&, uint32_t shard) override {
     return shard;
   }
+  uint64_t HostsSeen() override { return hosts_seen_; }
+  void OnHosts(uint64_t hosts) override { hosts_seen_ = std::max(hosts_seen_, hosts); }
   void OnForgotten(const harvest::Place&) override { id_.reset(); }
   void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override {
     Carry([this, shard, args, seq, life = incarnation_] { Execute(shard, args, seq, life); });
@@ -201,6 +209,7 @@ class KeeperHost : public Link {
   uint64_t denied_ = 0;
   uint64_t need_ = 1;
   uint64_t spent_word_ = 0;
+  uint64_t hosts_seen_ = 0;
   bool is_dead_ = false;
 };
 
@@ -209,13 +218,15 @@ class KeeperFleet {
  public:
   // `wait_ns`: how long callers wait, as the rule says.
   KeeperFleet(size_t hosts, uint64_t limit_per_s, uint64_t burst, uint64_t seed,
-              uint64_t wait_ns = 0)
+              uint64_t wait_ns = 0, bool strict = true)
       : world(seed),
         terms_(*MakeTerms(limit_per_s, 1'000'000, burst, wait_ns)),
         shadow_(terms_),
         perfect_(terms_) {
     rule_.label = "strict";
     rule_.kind = shm::Kind::kLease;
+    rule_.strict = strict;
+    rule_.factor_q16 = shm::aux::kShareOne;
     rule_.limit = shm::MakeLimit(limit_per_s, kSecond, burst);
     rule_.wait_ns = wait_ns;
     world.events.now_ns = kSecond;
@@ -264,6 +275,18 @@ class KeeperFleet {
   }
 
   KeeperHost& host(size_t i) { return *hosts_[i]; }
+  // Tokens of the bucket that nobody holds, with what would have come in by now.
+  uint64_t StockNow() {
+    const auto& fields = world.redis.data["rl:1:strict:{0}"];
+    const auto found = fields.find("strict:u");
+    if (found == fields.end()) return terms_.burst;
+    int64_t level = 0;
+    uint64_t t_us = 0;
+    std::istringstream(found->second) >> level >> t_us;
+    const uint64_t passed_us = 1'700'000'000'000'000 + world.events.now_ns / 1000 - t_us;
+    level += static_cast<int64_t>(passed_us * terms_.limit);
+    return level < 0 ? 0 : std::min(terms_.burst, static_cast<uint64_t>(level) / terms_.unit_us);
+  }
   uint64_t over() const { return shadow_.over_tokens(); }
   double used_percent() const {
     return 100 * static_cast<double>(admitted) / static_cast<double>(perfect_admitted);

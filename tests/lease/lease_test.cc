@@ -171,6 +171,69 @@ TEST(LeaseTest, ACostAboveTheBurstIsDeniedWithoutACall) {
   EXPECT_FALSE(lease.Tick(kStartNs, kRtt, 0.5));
 }
 
+TEST(OverdraftTest, AnIdleHostAllowsItsPartOfTheBurstAtOnceAndSaysSo) {
+  Lease lease({.terms = *MakeTerms(100, 1'000'000, 50, 0, 10'000), .hosts = 10});
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(lease.Check(1, kStartNs), Verdict::kAllow) << i;
+  EXPECT_EQ(lease.Check(1, kStartNs), Verdict::kDeny);
+  ASSERT_TRUE(lease.Tick(kStartNs, kRtt, 0.5));
+  const Ask ask = lease.Freeze(kStartNs, kRtt, 0.5);
+  EXPECT_EQ(ask.held, 0u);
+  EXPECT_EQ(ask.over, 5u);
+}
+
+TEST(OverdraftTest, AStrictHostNeverSpendsWhatItWasNotLent) {
+  Lease lease = NewLease();
+  EXPECT_EQ(lease.Allowance(kStartNs), 0u);
+  Borrow(&lease, 1, kStartNs);
+  lease.Observe(3, 0, 1, kStartNs + 2 * kMs);
+  EXPECT_EQ(lease.Freeze(kStartNs + 3 * kMs, kRtt, 0.5).over, 0u);
+}
+
+TEST(OverdraftTest, CreditsAreSpentFirstAndWhatIsGivenBackPaysTheOverdraftFirst) {
+  Lease lease({.terms = *MakeTerms(100, 1'000'000, 50, 0, 10'000), .hosts = 10});
+  Grant grant = Of(4);
+  grant.level = 20;
+  (void)lease.Freeze(kStartNs, kRtt, 0.5);
+  lease.OnGrant(grant, kStartNs, kStartNs + kMs, kRtt);
+  ASSERT_GE(lease.Allowance(kStartNs + kMs), 10u);
+  lease.Observe(7, 0, 1, kStartNs + 2 * kMs);
+  EXPECT_EQ(lease.credits(), 0u);
+  lease.Restore(1);
+  EXPECT_EQ(lease.Freeze(kStartNs + 3 * kMs, kRtt, 0.5).over, 2u);
+}
+
+TEST(OverdraftTest, ABucketThatIsShortAllowsNothingBeyond) {
+  Lease lease({.terms = *MakeTerms(100, 1'000'000, 50, 0, 10'000), .hosts = 10});
+  Grant grant = Of(0);
+  grant.shortage = true;
+  grant.retry_us = 20'000;
+  grant.hosts = 10;
+  (void)lease.Freeze(kStartNs, kRtt, 0.5);
+  lease.OnGrant(grant, kStartNs, kStartNs + kMs, kRtt);
+  EXPECT_EQ(lease.Allowance(kStartNs + 20 * kMs), 0u);
+  EXPECT_EQ(lease.Check(1, kStartNs + 20 * kMs), Verdict::kDeny);
+}
+
+// Alone it allows its share of the limit, and none of the burst that it did not have.
+TEST(OverdraftTest, WithoutRepliesAHostGoesOnByItsShareAndReportsNoMoreThanItsPartOfTheBurst) {
+  Lease lease({.terms = *MakeTerms(1'000, 1'000'000, 100, 0, 10'000), .hosts = 2});
+  Grant grant = Of(0);
+  grant.shortage = true;
+  grant.retry_us = 1'000;
+  grant.share = 0.5;
+  grant.hosts = 2;
+  (void)lease.Freeze(kStartNs, kRtt, 0.5);
+  lease.OnGrant(grant, kStartNs, kStartNs, kRtt);
+  (void)lease.Freeze(kStartNs, kRtt, 0.5);
+  uint64_t allowed = 0;
+  for (uint64_t ms = 151; ms <= 2'150; ++ms) {
+    while (lease.Check(1, kStartNs + ms * kMs) == Verdict::kAllow) ++allowed;
+  }
+  EXPECT_NEAR(static_cast<double>(allowed), 1'000, 3);
+  lease.OnGrant(grant, kStartNs, kStartNs + 2'150 * kMs, kRtt);
+  EXPECT_NEAR(static_cast<double>(lease.Freeze(kStartNs + 2'151 * kMs, kRtt, 0.5).over), 50, 1);
+}
+
 TEST(LeaseTest, RefusesTermsThatCannotBeCountedExactly) {
   EXPECT_TRUE(MakeTerms(1'000'000, 1'000'000, 1'000'000, 0).ok());
   EXPECT_EQ(MakeTerms(10'000, 1'000'000, 1, 0)->unit_us, 100u);

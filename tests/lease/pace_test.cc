@@ -23,13 +23,14 @@ class BusyHost : public Link {
     if (!buckets_.Create(64).ok()) abort();
     rule_.label = "strict";
     rule_.kind = shm::Kind::kLease;
+    rule_.strict = true;
     rule_.limit = shm::MakeLimit(1000, kSecond, 1000);
   }
 
   void RunUntil(uint64_t end_ns) {
     for (; now_ns_ < end_ns; now_ns_ += kMilli) {
       if (!args_.empty()) Answer();
-      for (uint32_t i = 0; i < kBuckets; ++i) keeper_.OnUse(Bucket(i), 1, 1, now_ns_);
+      for (uint32_t i = 0; i < kBuckets; ++i) keeper_.OnUse(Bucket(i), /*denied=*/1, /*need=*/1, /*alone=*/0, now_ns_);
       keeper_.Tick(now_ns_);
     }
   }
@@ -57,6 +58,8 @@ class BusyHost : public Link {
   uint32_t ShownShard(const config::CompiledRule&, const std::string&, uint32_t shard) override {
     return shard;
   }
+  uint64_t HostsSeen() override { return 0; }
+  void OnHosts(uint64_t) override {}
   void OnForgotten(const harvest::Place&) override {}
   void Lend(uint32_t, const std::vector<std::string>& args, uint64_t seq) override {
     args_ = args;

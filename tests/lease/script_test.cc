@@ -59,6 +59,10 @@ class Script : public testing::Test {
         s.out_now >> s.out_before;
     return s;
   }
+  // In tokens; it may be below 0.
+  int64_t Level() {
+    return std::stoll(redis_.data[kKey]["b"]) / static_cast<int64_t>(terms_.unit_us);
+  }
   static Ask Want(uint64_t target) {
     Ask ask;
     ask.target = target;
@@ -172,6 +176,35 @@ TEST_F(Script, AnotherPrimaryLendsNothingUntilAllLeasesOfBeforeHaveEnded) {
   const uint64_t given = Lend(1, 5, Want(60), "b").tokens;
   EXPECT_GT(given, 0u);
   EXPECT_EQ(Bucket().level + given * terms_.unit_us, 3 * terms_.unit_us);
+}
+
+TEST_F(Script, WhatWasSpentBeyondTheLeaseIsTakenFromTheLevelDownToItsFloor) {
+  terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
+  Ask ask = Want(0);
+  ask.over = 130;
+  EXPECT_EQ(Lend(1, 1, ask).tokens, 0u);
+  EXPECT_EQ(Level(), -30);
+  ask.over = 500;
+  (void)Lend(1, 2, ask);
+  EXPECT_EQ(Level(), -100);
+  redis_.time_us += 11 * kSecondUs;
+  EXPECT_EQ(Lend(1, 3, Want(50)).tokens, 10u);
+}
+
+TEST_F(Script, AStrictBucketPaysForNoOverdraft) {
+  Ask ask = Want(10);
+  ask.over = 30;
+  (void)Lend(1, 1, ask);
+  EXPECT_EQ(Level(), 90);
+}
+
+TEST_F(Script, WhereHostsMayOverdrawAFailoverIsNotWaitedFor) {
+  terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
+  const Grant lent = Lend(1, 1, Want(40), "first");
+  ASSERT_EQ(lent.tokens, 40u);
+  const Grant next = Lend(1, 2, Report(lent, 10, 0, 20), "second");
+  EXPECT_TRUE(next.live);
+  EXPECT_EQ(next.tokens, 10u);
 }
 
 TEST_F(Script, ATimeThatGoesBackRefillsNothing) {

@@ -22,7 +22,7 @@ PURSE = "shm/purse.h"
 TEST = "tests/lease/lease_test"
 KEEPER_TEST = "tests/lease/keeper_test"
 PURSE_TEST = "tests/shm/purse_test"
-REFILL = "level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit))"
+REFILL = "level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit + spare))"
 
 # What holds what is changed.
 BUILT_INTO = {HOST: TEST, KEEPER: KEEPER_TEST, PURSE: PURSE_TEST}
@@ -34,7 +34,7 @@ MUTANTS = {
         REFILL.replace("(burst - o0 - o1)", "burst")),
     "refill_in_a_lump": (
         "RefillIsCountedUpToTheEndOfEachGeneration", SCRIPT,
-        "      level = max(level, min(level + limit * (ending - t), (burst - o0 - o1) * unit))\n"
+        "      level = max(level, min(level + limit * (ending - t), (burst - o0 - o1) * unit + spare))\n"
         "      t, gen = ending, gen + 1", "      gen = gen + 1"),
     "expired_returns_credited": (
         "ALiveReturnMovesTokensBackAndAnExpiredOneIsCreditedNothing", SCRIPT,
@@ -70,13 +70,13 @@ MUTANTS = {
         "  if (!grant.live) Note(b, b.purse.TakeOut(shm::credits::kMax), now_ns);\n", ""),
     "a_word_of_before_believed": (
         "PurseTest.WhatStoodThereBeforeIsNobodys", PURSE,
-        "credits::Turn(w) + 1, 0);", "credits::Turn(w), credits::Count(w));"),
+        "credits::NextTurn(w), 0);", "credits::Turn(w), credits::Count(w));"),
     "expired_counted_without_a_look": (
         "PurseTest.AnExpiredWordIsEmptiedBeforeItIsCounted", PURSE,
         "(!expired || left == 0)) return", "true) return"),
     "a_turn_that_never_changes": (
         "PurseTest.EachReportBeginsATurn", PURSE,
-        "credits::Turn(word_) + 1, left - taken);", "credits::Turn(word_), left - taken);"),
+        "credits::NextTurn(word_), left - taken);", "credits::Turn(word_), left - taken);"),
     "taken_without_a_look": (
         "PurseBetweenTest.WhoSpendsBetweenTheLookAndTheChangeIsSeen", PURSE,
         "return slot_->word.compare_exchange_strong(w, next, std::memory_order_acq_rel);",

@@ -9,15 +9,15 @@
 namespace sluice::accuracy {
 namespace {
 
-class StrictMember final : public Member {
+class LeaseMember final : public Member {
  public:
-  explicit StrictMember(const MemberOptions& options)
+  LeaseMember(const MemberOptions& options, uint64_t spare_us)
       : scenario_(options.scenario),
         host_(options.host),
         wire_(options.wire),
         random_(options.random),
         terms_(*lease::MakeTerms(scenario_.limit_per_s, 1'000'000, scenario_.burst,
-                                 scenario_.wait_ns)) {}
+                                 spare_us == 0 ? scenario_.wait_ns : 0, spare_us)) {}
 
   lease::Verdict Check(uint32_t key, uint64_t cost, uint64_t ticket, uint64_t now_ns) override {
     const lease::Verdict verdict = leases_[key].Check(cost, now_ns, ticket);
@@ -134,8 +134,9 @@ class StrictMember final : public Member {
 
 }  // namespace
 
-std::unique_ptr<Member> NewStrictMember(const MemberOptions& options, uint64_t now_ns) {
-  auto member = std::make_unique<StrictMember>(options);
+std::unique_ptr<Member> NewLeaseMember(const MemberOptions& options, uint64_t spare_us,
+                                       uint64_t now_ns) {
+  auto member = std::make_unique<LeaseMember>(options, spare_us);
   member->StartDaemon(now_ns);
   return member;
 }
