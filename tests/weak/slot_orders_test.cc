@@ -80,8 +80,8 @@ constexpr Mutant kMutants[] = {
     {"CountUse aux.load", kAcquire, "take against spend"},
     {"ClearDirty aux.and", kAcqRel, "take against spend"},
     {"TakeUse used.load", kAcquire, "take against spend"},
-    {"AddDenied denied.cas", kAcqRel, "take against denial"},
-    {"AddDenied aux.load", kAcquire, "take against denial"},
+    {"CountDenied denied.cas", kAcqRel, "take against denial"},
+    {"CountDenied aux.load", kAcquire, "take against denial"},
     {"ClearDirty aux.and", kAcqRel, "take against denial"},
     {"TakeDenied denied.load", kAcquire, "take against denial"},
     // A tenancy is handed on with the mark of whoever marks its slot.
