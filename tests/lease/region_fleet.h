@@ -130,7 +130,7 @@ class RegionHost : public Link, public HomesLink {
         const config::CompiledRule* const rule = rules_->Find("strict");
         id_ = keeper_->OnBucket({kSlot, key}, {"strict:u", 0, rule}, now_ns);
       }
-      keeper_->OnUse(*id_, std::exchange(denied_, 0), 1, now_ns);
+      keeper_->OnUse(*id_, std::exchange(denied_, 0), 1, /*alone=*/0, now_ns);
       used_ = false;
     }
     keeper_->Tick(now_ns);
@@ -156,6 +156,8 @@ class RegionHost : public Link, public HomesLink {
   uint32_t ShownShard(const config::CompiledRule&, const std::string&, uint32_t shard) override {
     return shard;
   }
+  uint64_t HostsSeen() override { return 0; }
+  void OnHosts(uint64_t) override {}
   void OnForgotten(const harvest::Place&) override { id_.reset(); }
   uint32_t HomeShard(const config::CompiledRule& rule, const std::string& text, uint32_t) override {
     return rule.home->RegionOf(text);
