@@ -7,6 +7,7 @@
 namespace sluice::lease {
 namespace {
 
+constexpr double kMostHeld = 0.6;    // of the burst, by one token a host or few
 constexpr double kManyHosts = 0.95;  // of the burst: a whole token each is no longer there
 constexpr double kSecond = 1e9;
 constexpr uint64_t kColdTarget = 8;    // at most, for demand that is not known yet
@@ -201,8 +202,14 @@ uint64_t Lease::Target(uint64_t now_ns, const RoundTrip& rtt) const {
         -std::log(1 - 0.99 * std::min(1.0, burst / hosts)) / (all_demand_ / hosts) * kSecond;
     return static_cast<double>(idle_ns) <= hold_ns ? target + 1 : target;
   }
-  if (hosts > 0.6 * burst && !many) return target;
-  return (early_ ? std::max(target, kRisingTarget) : target) + 1;
+  if (hosts > kMostHeld * burst && !many) return target;
+  return (early_ && HasSpare() ? std::max(target, kRisingTarget) : target) + 1;
+}
+
+// Each host may hold a few tokens, and others miss none.
+bool Lease::HasSpare() const {
+  return static_cast<double>(hosts_ * kRisingTarget) <=
+         kMostHeld * static_cast<double>(terms_.burst);
 }
 
 // Nothing is held where a caller can wait for the call that fetches its token, and a token that is

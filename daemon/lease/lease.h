@@ -127,6 +127,7 @@ class Lease {
   uint64_t Waiting() const;
   uint64_t Target(uint64_t now_ns, const RoundTrip& rtt) const;
   bool DueInTurn(uint64_t now_ns, uint64_t target) const;
+  bool HasSpare() const;
   bool PassesThrough(const RoundTrip& rtt) const;
   uint64_t Pace(const Grant& grant, uint64_t now_ns);
   bool HasExcess(uint64_t target) const;

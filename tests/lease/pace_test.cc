@@ -30,7 +30,8 @@ class BusyHost : public Link {
   void RunUntil(uint64_t end_ns) {
     for (; now_ns_ < end_ns; now_ns_ += kMilli) {
       if (!args_.empty()) Answer();
-      for (uint32_t i = 0; i < kBuckets; ++i) keeper_.OnUse(Bucket(i), /*denied=*/1, /*need=*/1, /*alone=*/0, now_ns_);
+      for (uint32_t i = 0; i < kBuckets; ++i)
+        keeper_.OnUse(Bucket(i), /*denied=*/1, /*need=*/1, /*alone=*/0, now_ns_);
       keeper_.Tick(now_ns_);
     }
   }
