@@ -27,19 +27,21 @@ std::string Seconds(const json& seconds) {
   return FormatDuration(static_cast<uint64_t>(seconds.get<double>() * 1e9));
 }
 
-// What is on loan of a strict bucket.
+// What is on loan of a bucket.
 std::string LentText(const json& bucket, bool is_global) {
+  const std::string head =
+      absl::StrCat(SafeText(bucket.at("consistency").get<std::string>()), ": ");
   if (is_global) {
-    return absl::StrCat("strict: ", bucket.at("out_tokens").get<uint64_t>(), " out at ",
+    return absl::StrCat(head, bucket.at("out_tokens").get<uint64_t>(), " out at ",
                         bucket.at("hosts").get<uint64_t>(), " hosts that ask for ",
                         std::llround(bucket.at("demand_per_s").get<double>()), "/s");
   }
   if (bucket.at("remaining").get<uint64_t>() != 0) {
-    return absl::StrCat("strict: on loan for ", Seconds(bucket.at("held_for_s")));
+    return absl::StrCat(head, "on loan for ", Seconds(bucket.at("held_for_s")));
   }
   const bool knows = bucket.at("more_in_s").get<double>() > 0;
-  return knows ? absl::StrCat("strict: more in ", Seconds(bucket.at("more_in_s")))
-               : "strict: holds nothing";
+  return knows ? absl::StrCat(head, "more in ", Seconds(bucket.at("more_in_s")))
+               : head + "holds nothing";
 }
 
 void PrintBuckets(const json& answer, const BucketsOptions& options) {
@@ -53,7 +55,7 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
       continue;
     }
     std::string notes = bucket.at("denying").get<bool>() ? "denying" : "";
-    if (bucket.value("consistency", "") == "strict") {
+    if (bucket.contains("consistency")) {
       absl::StrAppend(&notes, notes.empty() ? "" : ", ", LentText(bucket, options.is_global));
     }
     const double reset_s = bucket.at("reset_after_s").get<double>();

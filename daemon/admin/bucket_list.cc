@@ -64,7 +64,7 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
     pending = shm::wanted::Tokens(pending);
     const uint64_t end_ns = shm::credits::ExpiryNs(seen.word);
     const uint64_t more_ns = shm::credits::second::TimeNs(second, gen);
-    (*out)["consistency"] = "strict";
+    (*out)["consistency"] = rule.strict ? "strict" : "overdraft";
     (*out)["held_for_s"] =
         m.remaining == 0 || end_ns < now_ns ? 0.0 : static_cast<double>(end_ns - now_ns) * 1e-9;
     (*out)["more_in_s"] = more_ns <= now_ns ? 0.0 : static_cast<double>(more_ns - now_ns) * 1e-9;

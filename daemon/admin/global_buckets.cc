@@ -294,8 +294,8 @@ class Lister {
 
   void Add(uint32_t shard, bool is_lent, std::string_view name, std::string_view value,
            int64_t now_us) {
-    // The hash's own books.
-    if (name.starts_with("h:") || name.starts_with("s:") || name.starts_with("f:")) return;
+    // The hash's own books: no rule's name is that short.
+    if (name.size() > 1 && name[1] == ':') return;
     if (list_.size() >= query_.limit) {
       truncated_ = true;
       return;

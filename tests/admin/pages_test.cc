@@ -144,6 +144,7 @@ config::CompiledRule StrictRule() {
   config::CompiledRule rule;
   rule.limit = shm::MakeLimit(10, 1'000'000'000, 20);
   rule.kind = shm::Kind::kLease;
+  rule.strict = true;
   return rule;
 }
 

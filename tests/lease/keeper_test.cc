@@ -38,8 +38,8 @@ TEST(KeeperTest, AFirstCheckIsServedWithinMilliseconds) {
 TEST(KeeperTest, ALowLimitOfManyHostsPassesThroughWhereCallersWait) {
   constexpr size_t kHosts = 20;
   constexpr uint64_t kSeconds = 100;
-  for (uint64_t seed = 1; seed <= 3; ++seed) {
-    for (const double load : {0.9, 2.0, 5.0}) {
+  for (uint64_t seed = 1; seed <= 2; ++seed) {
+    for (const double load : {0.9, 5.0}) {
       KeeperFleet fleet(kHosts, 10, 10, seed, 20 * kMilli);
       const uint64_t calls = fleet.world.redis.calls;
       fleet.Run(kSeconds * kSecond, 10 * load);
