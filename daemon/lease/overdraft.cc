@@ -47,16 +47,14 @@ void Lease::BeginAlone(uint64_t now_ns) {
   alone_ = true;
   alone_tokens_ = 0;
   alone_spent_ = 0;
-  alone_ns_ = now_ns;
+  alone_ns_ = alone_begin_ns_ = now_ns;
 }
 
-// Redis has refilled its bucket meanwhile, to the burst at most: so what was spent counts as far as
-// this host's part of that is missing here, and no further.
+// Whether Redis was away for all or this host alone was not heard, the script tells.
 void Lease::EndAlone() {
   if (!alone_) return;
-  const double left = alone_tokens_ + static_cast<double>(allowance_);
-  const auto missing = static_cast<uint64_t>(std::max(0.0, AloneMost() - left));
-  over_ += std::min(missing, alone_spent_);
+  if (alone_over_ == 0) alone_since_ns_ = alone_begin_ns_;
+  alone_over_ += alone_spent_;
   alone_ = false;
 }
 
