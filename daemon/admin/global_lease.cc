@@ -27,6 +27,8 @@ enum Field : uint8_t {
   kHosts0,
   kHosts1,
   kUnit,
+  kLost,
+  kLostTime,
   kFull,
   kFields
 };
@@ -59,7 +61,7 @@ bool AddLentState(const config::CompiledRule& rule, std::string_view field, int6
   const auto remaining = static_cast<uint64_t>(std::clamp(level / f[kUnit], 0.0, burst));
   (*out)["reset_after_s"] = std::max(0.0, (f[kFull] - static_cast<double>(now_us)) * 1e-6);
   (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
-  (*out)["consistency"] = "strict";
+  (*out)["consistency"] = rule.strict ? "strict" : "overdraft";
   (*out)["remaining"] = remaining;
   (*out)["limit"] = limit.limit;
   (*out)["period_ns"] = limit.period_ns;
