@@ -84,8 +84,10 @@ uint64_t Lease::Allowance(uint64_t now_ns) {
   if (!in_flight_ && now_ns >= renew_ns_) {
     const bool old = viewed_ns_ == 0 || now_ns >= viewed_ns_ + kViewNs;
     const double burst = static_cast<double>(terms_.burst);
-    // Of a bucket that was short, the little that lets a host that is not heard go on.
-    Allow(old ? std::max(1.0, share_ * burst)
+    // Of a bucket that was short, the little that lets a host that is not heard go on. A host's
+    // part of a low limit is less than a token: a whole one each would be far over.
+    const double part = share_ * burst;
+    Allow(old ? (viewed_ns_ == 0 ? std::max(1.0, part) : part)
               : kOfLimit * terms_.rate() / static_cast<double>(hosts_));
     renew_ns_ = old ? UINT64_MAX : viewed_ns_ + kViewNs;
   }
