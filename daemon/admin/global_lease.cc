@@ -27,6 +27,8 @@ enum Field : uint8_t {
   kHosts0,
   kHosts1,
   kUnit,
+  kLost,
+  kLostTime,
   kFull,
   kFields
 };

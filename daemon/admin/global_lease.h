@@ -1,4 +1,4 @@
-// A strict bucket as lua/lease.lua keeps it, for people.
+// A bucket that is lent out as lua/lease.lua keeps it, for people.
 #pragma once
 
 #include <cstdint>

@@ -184,6 +184,9 @@ class Lease {
   double alone_tokens_ = 0;  // of a bucket of this host's own, beyond the allowance
   uint64_t alone_ns_ = 0;    // to when it is filled
   uint64_t alone_spent_ = 0;
+  uint64_t alone_begin_ns_ = 0;
+  uint64_t alone_over_ = 0;  // spent so before, not yet reported, and since when
+  uint64_t alone_since_ns_ = 0;
 
   // The pace
   bool in_flight_ = false;

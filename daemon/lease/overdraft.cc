@@ -47,16 +47,14 @@ void Lease::BeginAlone(uint64_t now_ns) {
   alone_ = true;
   alone_tokens_ = 0;
   alone_spent_ = 0;
-  alone_ns_ = now_ns;
+  alone_ns_ = alone_begin_ns_ = now_ns;
 }
 
-// Redis has refilled its bucket meanwhile, to the burst at most: so what was spent counts as far as
-// this host's part of that is missing here, and no further.
+// Whether Redis was away for all or this host alone was not heard, the script tells.
 void Lease::EndAlone() {
   if (!alone_) return;
-  const double left = alone_tokens_ + static_cast<double>(allowance_);
-  const auto missing = static_cast<uint64_t>(std::max(0.0, AloneMost() - left));
-  over_ += std::min(missing, alone_spent_);
+  if (alone_over_ == 0) alone_since_ns_ = alone_begin_ns_;
+  alone_over_ += alone_spent_;
   alone_ = false;
 }
 
@@ -86,8 +84,10 @@ uint64_t Lease::Allowance(uint64_t now_ns) {
   if (!in_flight_ && now_ns >= renew_ns_) {
     const bool old = viewed_ns_ == 0 || now_ns >= viewed_ns_ + kViewNs;
     const double burst = static_cast<double>(terms_.burst);
-    // Of a bucket that was short, the little that lets a host that is not heard go on.
-    Allow(old ? std::max(1.0, share_ * burst)
+    // Of a bucket that was short, the little that lets a host that is not heard go on. A host's
+    // part of a low limit is less than a token: a whole one each would be far over.
+    const double part = share_ * burst;
+    Allow(old ? (viewed_ns_ == 0 ? std::max(1.0, part) : part)
               : kOfLimit * terms_.rate() / static_cast<double>(hosts_));
     renew_ns_ = old ? UINT64_MAX : viewed_ns_ + kViewNs;
   }

@@ -24,7 +24,8 @@ void Append(const Asked& asked, size_t rule, std::vector<std::string>* args) {
                {asked.field, absl::StrCat(rule), absl::StrCat(a.fence_us), absl::StrCat(a.gen),
                 absl::StrCat(a.held), absl::StrCat(a.rem), absl::StrCat(a.ret),
                 absl::StrCat(a.said_milli), absl::StrCat(a.demand_milli), absl::StrCat(a.target),
-                absl::StrCat(a.waiting), absl::StrCat(a.need), absl::StrCat(a.over)});
+                absl::StrCat(a.waiting), absl::StrCat(a.need), absl::StrCat(a.over),
+                absl::StrCat(a.alone), absl::StrCat(a.alone_us)});
 }
 
 absl::StatusOr<Grant> ParseGrant(std::span<const redis::Reply> words) {
@@ -80,7 +81,7 @@ const Call& Session::Start(std::span<const Asked> asked, uint64_t time_us, uint6
       std::clamp(static_cast<uint64_t>(2 * rtt_.least_ns), kResendMinNs, kResendMaxNs);
   call.buckets = asked.size();
   std::vector<std::string>& args = call.args;
-  args.reserve(6 + 18 * asked.size());
+  args.reserve(6 + 20 * asked.size());
   args = {absl::StrFormat("%016x%016x", instance_[0], instance_[1]),
           absl::StrCat(call.seq),
           absl::StrCat(time_us),

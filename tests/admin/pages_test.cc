@@ -148,9 +148,9 @@ config::CompiledRule StrictRule() {
   return rule;
 }
 
-// Its fields: level t fence gen o0 o1 d0 d1 n0 n1 unit full. 10/s is 1 in 100,000 us.
+// Its fields: level t fence gen o0 o1 d0 d1 n0 n1 unit lost lost_us full. 10/s is 1 in 100,000 us.
 TEST(GlobalLeaseTest, CountsWhatIsOutInThisGenerationAndTheLast) {
-  const std::string field = "300000 50500000 1 50 4 6 2500 1500 2 1 100000 60000000";
+  const std::string field = "300000 50500000 1 50 4 6 2500 1500 2 1 100000 0 0 60000000";
   const auto at = [&](int64_t now_us) {
     nlohmann::ordered_json out;
     EXPECT_TRUE(AddLentState(StrictRule(), field, now_us, &out));
@@ -171,13 +171,13 @@ TEST(GlobalLeaseTest, CountsWhatIsOutInThisGenerationAndTheLast) {
 
 TEST(GlobalLeaseTest, ShowsNothingBelowZeroAndRefusesWhatIsNoBucket) {
   nlohmann::ordered_json out;
-  ASSERT_TRUE(AddLentState(StrictRule(), "-1000000 50500000 1 50 0 0 0 0 0 1 100000 60000000",
+  ASSERT_TRUE(AddLentState(StrictRule(), "-1000000 50500000 1 50 0 0 0 0 0 1 100000 0 0 60000000",
                            50'600'000, &out));
   EXPECT_EQ(out["remaining"], 0);
   EXPECT_TRUE(out["denying"]);
   nlohmann::ordered_json none;
-  for (const char* field : {"", "1 2 3", "a b c d e f g h i j k l", "1 2 3 4 5 6 7 8 9 10 0 12",
-                            "nan 2 3 4 5 6 7 8 9 10 nan 12"}) {
+  for (const char* field : {"", "1 2 3", "a b c d e f g h i j k l m n",
+                            "1 2 3 4 5 6 7 8 9 10 0 0 0 12", "nan 2 3 4 5 6 7 8 9 10 nan 0 0 12"}) {
     EXPECT_FALSE(AddLentState(StrictRule(), field, 50'600'000, &none)) << field;
   }
   EXPECT_TRUE(none.is_null());

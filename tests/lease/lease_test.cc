@@ -215,7 +215,7 @@ TEST(OverdraftTest, ABucketThatIsShortAllowsNothingBeyond) {
 }
 
 // Alone it allows its share of the limit, and none of the burst that it did not have.
-TEST(OverdraftTest, WithoutRepliesAHostGoesOnByItsShareAndReportsNoMoreThanItsPartOfTheBurst) {
+TEST(OverdraftTest, WithoutRepliesAHostGoesOnByItsShareAndReportsThat) {
   Lease lease({.terms = *MakeTerms(1'000, 1'000'000, 100, 0, 10'000), .hosts = 2});
   Grant grant = Of(0);
   grant.shortage = true;
@@ -231,7 +231,10 @@ TEST(OverdraftTest, WithoutRepliesAHostGoesOnByItsShareAndReportsNoMoreThanItsPa
   }
   EXPECT_NEAR(static_cast<double>(allowed), 1'000, 3);
   lease.OnGrant(grant, kStartNs, kStartNs + 2'150 * kMs, kRtt);
-  EXPECT_NEAR(static_cast<double>(lease.Freeze(kStartNs + 2'151 * kMs, kRtt, 0.5).over), 50, 1);
+  const Ask ask = lease.Freeze(kStartNs + 2'151 * kMs, kRtt, 0.5);
+  EXPECT_EQ(ask.over, 0u);
+  EXPECT_EQ(ask.alone, allowed);
+  EXPECT_EQ(ask.alone_us, 2'000'000u);
 }
 
 TEST(LeaseTest, RefusesTermsThatCannotBeCountedExactly) {

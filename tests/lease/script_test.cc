@@ -191,6 +191,23 @@ TEST_F(Script, WhatWasSpentBeyondTheLeaseIsTakenFromTheLevelDownToItsFloor) {
   EXPECT_EQ(Lend(1, 3, Want(50)).tokens, 10u);
 }
 
+TEST_F(Script, WhatAHostSpentAloneIsPaidByRefillThatWasLostWhileNobodyCame) {
+  terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
+  const Grant lent = Lend(1, 1, Want(100));
+  redis_.time_us += 4 * kSecondUs;  // of which refill lost what found the burst out, or full
+  Ask ask = Report(lent, 0, 0, 0);
+  ask.alone = 30;
+  ask.alone_us = 3 * kSecondUs;
+  (void)Lend(1, 2, ask);
+  EXPECT_EQ(Level(), 50) << "20 came in, 20 more found the burst out and pay";
+  ask = Want(1);
+  ask.alone = 15;
+  ask.alone_us = 3 * kSecondUs;
+  redis_.time_us += kSecondUs / 100;
+  (void)Lend(2, 1, ask);
+  EXPECT_EQ(Level(), 34) << "and nothing pays again";
+}
+
 TEST_F(Script, AStrictBucketPaysForNoOverdraft) {
   Ask ask = Want(10);
   ask.over = 30;

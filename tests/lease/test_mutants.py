@@ -57,13 +57,22 @@ MUTANTS = {
     "kept_though_no_longer_counted": (
         "DropsAllThatIsNoLongerCountedForIt", HOST,
         "    credits_ = pending_ = 0;\n    frozen_rem_ = 0;\n", ""),
+    "overdraft_not_paid": (
+        "Script.WhatWasSpentBeyondTheLeaseIsTakenFromTheLevelDownToItsFloor", SCRIPT,
+        "level - (over + alone) * unit + paid", "level - alone * unit + paid"),
+    "lost_refill_pays_twice": (
+        "Script.WhatAHostSpentAloneIsPaidByRefillThatWasLostWhileNobodyCame", SCRIPT,
+        "    lost = lost - paid\n", ""),
+    "unsettled_use_not_told": (
+        "OverdraftKeeperTest.WhatWasSpentBeforeTheDaemonLookedIsTold", KEEPER,
+        "b.lease->Observe(unsettled, 0, 1, now_ns);", "(void)unsettled;"),
     "ask_not_settled_by_the_word": (
         "KeeperTest.ClientsThatSpendWhileAReportIsMadeAreSeen", KEEPER,
         "lease.Settle(&ask, back, change.taken,", "lease.Settle(&ask, back, back + 0 * change.taken,"),
     "returned_and_left_in_the_word": (
         "KeeperTest.ClientsThatSpendWhileAReportIsMadeAreSeen", KEEPER,
-        "lease.Settle(&ask, back, change.taken, b.purse.credits() + outside);",
-        "lease.Settle(&ask, back, change.taken, b.purse.credits() + outside); "
+        "lease.Settle(&ask, back, change.taken, kept - std::min(kept, extra) + outside);",
+        "lease.Settle(&ask, back, change.taken, kept - std::min(kept, extra) + outside); "
         "(void)b.purse.Put(back, lease.expiry_ns());"),
     "kept_in_the_word_after_a_fence": (
         "KeeperTest.WhatIsNoLongerCountedIsTakenOutOfTheWord", KEEPER,

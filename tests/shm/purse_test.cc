@@ -219,7 +219,7 @@ TEST_F(PurseTest, NothingIsLostOrDoubledBetweenSpendersAndThePurse) {
     switch (i % 4) {
       case 0:
       case 2:
-        // Eight turns take longer than a step of the expiry.
+        // Seven turns take longer than a step of the expiry.
         change = purse_.Put(i % 50, kExpiryNs + i / 16 * credits::kStepNs);
         put += i % 50 - change.lost;
         break;
