@@ -135,7 +135,7 @@ MUTANTS = {
         "  m.second_first = paid;\n"),
     "turn_kept_over_a_report": (
         "P1", PURSE,
-        "credits::Turn(word_) + 1, left - taken);", "credits::Turn(word_), left - taken);"),
+        "credits::NextTurn(word_), left - taken);", "credits::Turn(word_), left - taken);"),
     "more_than_was_put_in_believed": (
         "P1", PURSE,
         "std::min(credits::Count(w), credits_ + told_) : 0;", "credits::Count(w) : credits_;"),
@@ -150,7 +150,7 @@ MUTANTS = {
     "expired_counted_without_a_look": (
         "P3", PURSE, "(!expired || left == 0)) return", "true) return"),
     "a_word_of_before_believed": (
-        "K4", PURSE, "credits::Turn(w) + 1, 0);", "credits::Turn(w), credits::Count(w));"),
+        "K4", PURSE, "credits::NextTurn(w), 0);", "credits::Turn(w), credits::Count(w));"),
     "moved_use_not_taken_back": (
         "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;", ""),
 }
