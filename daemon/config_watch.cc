@@ -21,7 +21,7 @@ absl::Status ConfigWatch::Start(const std::string& path) {
   if (inotify_add_watch(inotify_.get(), folder.c_str(), IN_CLOSE_WRITE | IN_MOVED_TO) < 0) {
     return absl::ErrnoToStatus(errno, folder);
   }
-  const absl::Status status = loop_->Add(inotify_.get(), EPOLLIN, [this](uint32_t) { OnEvents(); });
+  absl::Status status = loop_->Add(inotify_.get(), EPOLLIN, [this](uint32_t) { OnEvents(); });
   // What was written between its reading and now has made no event.
   if (status.ok()) LookSoon();
   return status;

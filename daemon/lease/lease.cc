@@ -333,8 +333,8 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   hosts_ = std::max<uint64_t>(1, grant.hosts);
   const double lead_ns = std::min(rtt.lead_ns(), kLeadPart * static_cast<double>(sync_ns_));
   const double lead = demand_.rate() * Seconds(lead_ns);
-  low_water_ = std::min(
-      std::max(static_cast<uint64_t>(lead + 1.5 * std::sqrt(lead) + 0.5), kLeastLow), target_ / 2);
+  const auto low = static_cast<uint64_t>(std::llround(lead + 1.5 * std::sqrt(lead)));
+  low_water_ = std::min(HasSpare() ? std::max(low, kLeastLow) : low, target_ / 2);
   starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
   // Who was denied meanwhile did not know of these credits; do they suffice?
   early_ = denied_ > 0 && credits_ <= low_water_ && !Blocked(now_ns);

@@ -25,7 +25,7 @@ std::string MirrorKey(const std::string& text, uint32_t shard) {
 
 }  // namespace
 
-BucketId Ledger::IdOf(std::string key, const std::string& text) {
+BucketId Ledger::IdOf(const std::string& key, const std::string& text) {
   const auto found = by_text_.find(key);
   if (found != by_text_.end()) return found->second;
   BucketId id;
@@ -38,7 +38,7 @@ BucketId Ledger::IdOf(std::string key, const std::string& text) {
   ++new_since_forget_;
   buckets_[id] = Bucket{};
   buckets_[id].text = text;
-  by_text_.emplace(std::move(key), id);
+  by_text_.emplace(key, id);
   return id;
 }
 

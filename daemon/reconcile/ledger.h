@@ -203,7 +203,7 @@ class Ledger {
   size_t pending_buckets() const;
 
  private:
-  BucketId IdOf(std::string key, const std::string& text);
+  BucketId IdOf(const std::string& key, const std::string& text);
 
   std::vector<Shard> shards_;
   Buckets buckets_;
