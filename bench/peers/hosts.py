@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 
+from harness.load import connected_hosts
 from harness.redis_cluster import RedisServer
-from harness.sluice import Daemon
 
 from peers.peers import Missing, Place
 
@@ -97,14 +97,9 @@ def sluice(place, folder, arrivals):
     """{rule: the instants that it allowed, in ns, and when the clients began}."""
     asker = os.path.join(ROOT, "scripts", "demo.d", "asker.py")
     library = os.path.join(place.build, "client", "libsluice.so.0")
-    with RedisServer() as redis, contextlib.ExitStack() as stack:
-        daemons = []
-        for n in range(len(arrivals)):
-            config = CONFIG.format(address=redis.address, host=f"host-{n}")
-            daemons.append(stack.enter_context(Daemon(config, name=f"host-{n}")))
-        for daemon in daemons:
-            daemon.wait_for(lambda d=daemon: d.metrics().sum("sluice_emergency") == 0
-                            and d.metrics().sum("sluice_redis_connected") >= 1, 30, "connected")
+    with RedisServer() as redis, connected_hosts(
+            CONFIG.format(address=redis.address, host=f"host-{n}")
+            for n in range(len(arrivals))) as daemons:
         said, start_ns = ask(folder, arrivals, lambda host, start, path: [
             sys.executable, "-B", asker, library, daemons[host].runtime_dir, start, path, KEY, *RULES])
     told = [json.loads(out) for out in said]

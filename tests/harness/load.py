@@ -1,13 +1,33 @@
 """Steady demand from real client processes, and what they were admitted."""
 
+import contextlib
 import json
 import os
 
 from harness.processes import Process
 from harness.redis_cluster import RedisCluster
-from harness.sluice import build_dir
+from harness.sluice import Daemon, build_dir
 
 TENTH_NS = 100_000_000
+
+
+def redis_words(redis):
+    """How a configuration names a cluster or one server: its `mode` and the text of `addresses`."""
+    if isinstance(redis, RedisCluster):
+        return {"mode": "cluster", "addresses": ", ".join(redis.addresses())}
+    return {"mode": "single", "addresses": redis.address}
+
+
+@contextlib.contextmanager
+def connected_hosts(configs):
+    """A daemon for each configuration, all of them once they reconcile with Redis."""
+    with contextlib.ExitStack() as stack:
+        daemons = [stack.enter_context(Daemon(config, name=f"host-{n}"))
+                   for n, config in enumerate(configs)]
+        for daemon in daemons:
+            daemon.wait_for(lambda d=daemon: d.metrics().sum("sluice_emergency") == 0
+                            and d.metrics().sum("sluice_redis_connected") >= 1, 30, "connected")
+        yield daemons
 
 
 class Load:

@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 
-from harness.load import Load, admitted
+from harness.load import Load, admitted, connected_hosts, redis_words
 from harness.redis_cluster import RedisCluster, RedisServer, shipped_acl
-from harness.sluice import Daemon, wait_until
+from harness.sluice import wait_until
 
 SECOND_NS = 1_000_000_000
 RATE = 1000
@@ -30,23 +30,11 @@ rules:
 REPORT = {"REPORT_MS": "5"}
 
 
-@contextlib.contextmanager
-def hosts(redis, count=2, rate=RATE, burst=BURST, degraded="closed",
-          wait=None):
-    cluster = isinstance(redis, RedisCluster)
-    addresses = redis.addresses() if cluster else [redis.address]
-    with contextlib.ExitStack() as stack:
-        daemons = []
-        for n in range(count):
-            config = CONFIG.format(mode="cluster" if cluster else "single", host=f"host-{n}",
-                                   addresses=", ".join(addresses), rate=rate, burst=burst,
-                                   degraded=degraded,
-                                   wait=f"\n    wait: {wait}" if wait else "")
-            daemons.append(stack.enter_context(Daemon(config, name=f"host-{n}")))
-        for daemon in daemons:
-            daemon.wait_for(lambda d=daemon: d.metrics().sum("sluice_emergency") == 0
-                            and d.metrics().sum("sluice_redis_connected") >= 1, 30, "connected")
-        yield daemons
+def hosts(redis, count=2, rate=RATE, burst=BURST, degraded="closed", wait=None):
+    return connected_hosts(
+        CONFIG.format(**redis_words(redis), host=f"host-{n}", rate=rate, burst=burst,
+                      degraded=degraded, wait=f"\n    wait: {wait}" if wait else "")
+        for n in range(count))
 
 
 @pytest.fixture

@@ -60,6 +60,16 @@ struct World {
   uint64_t primary = 1;
 };
 
+// The slot of the one key of these tests; where another stands in it, as after a client's claim.
+inline shm::Slot& ClaimedAt(shm::Slot& slot, uint64_t now_ns) {
+  constexpr uint64_t kFp = 0x5eed;
+  const uint64_t k = slot.key.load();
+  if (shm::key::Fp(k) == kFp) return slot;
+  slot.key.store(shm::key::Make(kFp, shm::Kind::kLease, shm::key::Gen(k) + 1));
+  slot.word.store(shm::credits::Make(now_ns, 0, 0));
+  return slot;
+}
+
 class KeeperHost : public Link {
  public:
   KeeperHost(World* world, const config::CompiledRule* rule)
@@ -153,14 +163,7 @@ class KeeperHost : public Link {
   }
 
  private:
-  shm::Slot& Claimed() {
-    shm::Slot& slot = buckets_.buckets().slots()[slot_];
-    const uint64_t k = slot.key.load();
-    if (shm::key::Fp(k) == kFp) return slot;
-    slot.key.store(shm::key::Make(kFp, shm::Kind::kLease, shm::key::Gen(k) + 1));
-    slot.word.store(shm::credits::Make(LocalNs(), 0, 0));
-    return slot;
-  }
+  shm::Slot& Claimed() { return ClaimedAt(buckets_.buckets().slots()[slot_], LocalNs()); }
 
   bool MayLend(uint32_t, uint64_t) override { return true; }
   uint32_t ShownShard(const config::CompiledRule&, const std::string&, uint32_t shard) override {
@@ -192,8 +195,6 @@ class KeeperHost : public Link {
       if (!keeper_->OnReply(shard, seq, reply, LocalNs()).ok()) abort();
     });
   }
-
-  static constexpr uint64_t kFp = 0x5eed;
 
   World* const world_;
   const config::CompiledRule* const rule_;

@@ -143,14 +143,7 @@ class RegionHost : public Link, public HomesLink {
   }
 
  private:
-  shm::Slot& Claimed() {
-    shm::Slot& slot = buckets_.buckets().slots()[kSlot];
-    const uint64_t k = slot.key.load();
-    if (shm::key::Fp(k) == kFp) return slot;
-    slot.key.store(shm::key::Make(kFp, shm::Kind::kLease, shm::key::Gen(k) + 1));
-    slot.word.store(shm::credits::Make(LocalNs(), 0, 0));
-    return slot;
-  }
+  shm::Slot& Claimed() { return ClaimedAt(buckets_.buckets().slots()[kSlot], LocalNs()); }
 
   bool MayLend(uint32_t, uint64_t) override { return true; }
   uint32_t ShownShard(const config::CompiledRule&, const std::string&, uint32_t shard) override {
@@ -205,7 +198,6 @@ class RegionHost : public Link, public HomesLink {
     world_->events.At(world_->events.now_ns + takes_ns, std::move(run));
   }
 
-  static constexpr uint64_t kFp = 0x5eed;
   static constexpr uint32_t kSlot = 5;
 
   RegionWorld* const world_;

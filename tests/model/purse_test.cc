@@ -27,16 +27,6 @@ constexpr uint64_t kNow = kEnd - kSecond / 2;
 constexpr uint64_t kPut = 10;
 constexpr int kKeeper = 1;  // its process
 
-// Each process has read the time at its own moment, and reads the same again.
-struct ClockOfEach {
-  static inline uint64_t now_ns[3] = {};
-  static uint64_t PreciseNs() {
-    const Explorer* const explorer = Explorer::Current();
-    return now_ns[explorer != nullptr ? explorer->process() : 2];
-  }
-  static uint64_t CoarseNs() { return PreciseNs(); }
-};
-
 // One slot of a table whose others are taken for long, and the purse that stands in it.
 class World {
  public:

@@ -24,16 +24,6 @@ constexpr uint64_t kKeyB = 0xbbbb'0000'0000'0000;
 constexpr uint64_t kEnd = window::kStepNs * 100'000;
 constexpr uint64_t kLate = kEnd + 10 * kSecond;
 
-// Each process has read the time at its own moment, and reads the same again.
-struct ClockOfEach {
-  static inline uint64_t now_ns[3] = {};
-  static uint64_t PreciseNs() {
-    const Explorer* const explorer = Explorer::Current();
-    return now_ns[explorer != nullptr ? explorer->process() : 2];
-  }
-  static uint64_t CoarseNs() { return PreciseNs(); }
-};
-
 // One slot of a table whose others are taken for long.
 class World {
  public:
