@@ -44,6 +44,9 @@ struct KeySpec {
 // All keys, each section before what it holds, in the order of the reference.
 absl::Span<const KeySpec> AllKeys();
 
+// Those of the section `redis` among them.
+absl::Span<const KeySpec> RedisKeys();
+
 // nullptr when there is no such key. `path` in the form of KeySpec::path.
 const KeySpec* FindKey(std::string_view path);
 
