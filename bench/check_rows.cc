@@ -105,6 +105,30 @@ Contenders CheckWindow(const char* descriptor) {
   return {row, HandleCheck("beside_ns", "precise")};
 }
 
+Contenders CheckPriorityKeyed() {
+  const Contender row = KeyedCheck("ns", "classed:sheddable");
+  row.run(1);
+  return {row, KeyedCheck("beside_ns", "hot")};
+}
+
+// A request whose class is one of its descriptors, beside one with as many and no priority.
+Contenders CheckPriorityList() {
+  const auto list = [](const char* name, std::string_view key) {
+    return Contender{name, [client = Stage::Get().client(), key](uint64_t n) {
+                       const sluice_descriptor_t descriptors[] = {
+                           {key.data(), key.size(), kKey, kKeyBytes}, {"class", 5, "sheddable", 9}};
+                       int allowed = 0;
+                       for (uint64_t i = 0; i < n; ++i) {
+                         allowed += sluice_check(client, descriptors, 2, 1, nullptr);
+                       }
+                       benchmark::DoNotOptimize(allowed);
+                     }};
+  };
+  Contenders rows = {list("ns", "classed"), list("beside_ns", "classless")};
+  for (const Contender& row : rows) row.run(1);
+  return rows;
+}
+
 // The request of the row and of its floor.
 struct ThreeRules {
   static constexpr char kTenant[] = "acme";
@@ -254,6 +278,8 @@ constexpr CheckRow kRows[] = {
     {"check_strict_handle", kHotUnits, 1, CheckStrictHandle},
     {"check_strict_keyed", kHotUnits, 1, CheckStrictKeyed},
     {"check_fixed_window", kHotUnits, 1, [] { return CheckWindow("fixed"); }},
+    {"check_priority_keyed", kHotUnits, 1, CheckPriorityKeyed},
+    {"check_priority_list", kHotUnits, 1, CheckPriorityList},
     {"check_sliding_window", kHotUnits, 1, [] { return CheckWindow("sliding"); }},
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},
     {"check_cold_1m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Get()); }},

@@ -31,6 +31,9 @@ rules:
   - {name: precise, key: [precise], limit: 1000000000/s, burst: 1000}
   - {name: fixed, key: [fixed], limit: 1000000000 per 1s, algorithm: fixed_window}
   - {name: sliding, key: [sliding], limit: 1000000000 per 1s, algorithm: sliding_window}
+  - {name: classed, key: [classed], limit: 1000000000/s,
+     priority: {classes: {critical: 1, sheddable: 0.5}}}
+  - {name: classless, key: [classless], limit: 1000000000/s}
   - {name: strict, key: [lent], limit: 1000000/s, consistency: strict}
 )";
 constexpr uint64_t kLentForNs = 60'000'000'000;

@@ -19,7 +19,7 @@ size_t PlainKeyBytes(const RuleKey& key) {
 // Where only numbers changed since `old`. False where more did.
 bool FollowNumbers(const Attachment& a, const RuleBlock& old, RuleBlock* block) {
   const NumbersReader reader(a, old.key.structure);
-  block->rule = reader.Read(old.rule.id);
+  block->rule = reader.Read(old.rule);
   block->key = old.key;
   block->key.policy = reader.policy();
   return reader.IsWhole();
@@ -228,15 +228,14 @@ namespace {
 using sluice::client::Attachment;
 using sluice::client::CheckRuleLong;
 using sluice::client::RuleBlock;
-namespace shm = sluice::shm;
 
 extern "C" {
 
 int sluice_rule_bind(sluice_t* client, const char* label, sluice_rule_t** rule) {
   if (client == nullptr || label == nullptr || rule == nullptr) return SLUICE_E_ARGUMENT;
   *rule = nullptr;
-  const size_t n = strnlen(label, shm::kMaxLabelBytes + 1);
-  if (n == 0 || n > shm::kMaxLabelBytes) return SLUICE_E_NO_RULE;
+  const size_t n = strnlen(label, sluice::client::kMaxBoundBytes + 1);
+  if (n == 0 || n > sluice::client::kMaxBoundBytes) return SLUICE_E_NO_RULE;
   const Attachment* const a = sluice::client::AttachmentOf(client);
   if (a != nullptr) {  // a wrong label is told at once where it can be
     sluice::client::Rule facts;

@@ -7,8 +7,11 @@
 
 #include "client/blocks.h"
 #include "client/check.h"
+#include "client/priority.h"
 
 namespace sluice::client {
+
+inline constexpr size_t kMaxBoundBytes = shm::kMaxLabelBytes + 1 + kMaxClassBytes;
 
 struct RuleBlock {
   // What the usual check reads.
@@ -31,7 +34,7 @@ struct RuleBlock {
 struct sluice_rule {
   sluice_t* client = nullptr;
   size_t label_bytes = 0;
-  char label[sluice::shm::kMaxLabelBytes];
+  char label[sluice::client::kMaxBoundBytes];  // with a class, if any
   sluice::client::Blocks<sluice::client::RuleBlock> blocks;
 };
 

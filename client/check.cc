@@ -291,7 +291,7 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.flags =
       static_cast<uint16_t>((spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) |
                             KindFlags(rule.kind, rule.limit.limit));
-  spend.reserved = 0;
+  spend.floor_q16 = rule.floor_q16;
 }
 
 int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_t policy,

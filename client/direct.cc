@@ -19,7 +19,7 @@ struct DirectRequest {
   uint32_t tokens(size_t i) const { return shape.direct[i].tokens; }
 
   bool may_lease() const { return !IsAnyShardDegraded(a); }
-  LeaseName lease_name(size_t i) const { return NameOfListed(client, shape.policy, hashes[i]); }
+  LeaseName lease_name(size_t i) const { return NameOfListed(client, shape.policy, hashes[i], 0); }
   Leasable leasable(size_t i, shm::Slot& slot) const {
     return {client,        a,    *shape.candidates[i].rule,
             lease_name(i), slot, shm::FingerprintOf(hashes[i])};

@@ -97,7 +97,7 @@ bool FollowNumbers(const Attachment& a, uint64_t coarse_step_ns, const HandleBlo
   NumbersReader reader(a, old.structure);
   block->coarse_serves = true;
   for (size_t i = 0; i < old.count; ++i) {
-    block->rules[i] = reader.Read(old.rules[i].id);
+    block->rules[i] = reader.Read(old.rules[i]);
     block->coarse_serves =
         block->coarse_serves && shm::CoarseServes(block->rules[i], coarse_step_ns);
   }

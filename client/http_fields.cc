@@ -98,9 +98,10 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
           ? limit.interval_ns
           : std::max<uint64_t>(spend.cost_ns / spend.tokens, limit.interval_ns);
   const uint64_t now_ns = decision.now_ns + std::min<uint64_t>(decision.lag_ns, per_token - 1);
-  entry->remaining = shm::Remaining(spend.new_ns, now_ns, per_token, limit.tau_ns);
+  const uint64_t tau_ns = shm::Floored(rule.numbers, spend.floor_q16).limit.tau_ns;
+  entry->remaining = shm::Remaining(spend.new_ns, now_ns, per_token, tau_ns);
   const uint64_t ahead = shm::ResetAfterNs(spend.new_ns, now_ns);
-  const uint64_t over = ahead > limit.tau_ns ? ahead - limit.tau_ns : 0;
+  const uint64_t over = ahead > tau_ns ? ahead - tau_ns : 0;
   // A full bucket gains nothing; else the next token comes when this one's time is up.
   entry->more_s =
       ahead == 0 ? 0 : CeilSeconds(over + (over != 0 ? per_token : (ahead - 1) % per_token + 1));

@@ -25,15 +25,17 @@ inline constexpr uint64_t kContentionNs = 10'000'000;
 
 // Names what a lease covers. `owner`: the rule of a handle or bound rule, or the client of lists of
 // descriptors; null: none. `id`: the key's hash, where the owner has many; of a list's bucket with
-// the policy mixed in, since its rule has no address that lasts.
+// the policy mixed in, since its rule has no address that lasts, and the class's floor: what one
+// class may lease is not another's.
 struct LeaseName {
   const void* owner;
   uint64_t id;
   bool operator==(const LeaseName&) const = default;
 };
 
-inline LeaseName NameOfListed(const sluice_t& client, uint64_t policy, uint64_t hash) {
-  return {&client, hash ^ policy * 0x9e3779b97f4a7c15};
+inline LeaseName NameOfListed(const sluice_t& client, uint64_t policy, uint64_t hash,
+                              uint16_t floor_q16) {
+  return {&client, hash ^ (policy + (uint64_t{floor_q16} << 48)) * 0x9e3779b97f4a7c15};
 }
 
 struct Lease {

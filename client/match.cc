@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "client/conditions.h"
 #include "client/plan.h"
+#include "client/priority.h"
 #include "client/shape.h"
 #include "shm/bucket_name.h"
 #include "shm/clock.h"
@@ -16,7 +18,6 @@ using shm::ConditionView;
 using shm::GroupView;
 using shm::KeyForm;
 using shm::KeyPartView;
-using shm::MatchOp;
 using shm::PolicyView;
 using shm::RuleView;
 
@@ -32,48 +33,6 @@ struct Request {
     return has(name) ? ValueAt(descriptors, present.at[name]).view() : std::string_view();
   }
 };
-
-// '*' any run, '?' any byte. Iterative with one point of return: linear in the common case, and
-// bounded by pattern * text.
-bool GlobMatches(std::string_view pattern, std::string_view text) {
-  size_t p = 0;
-  size_t t = 0;
-  size_t star = std::string_view::npos;
-  size_t resume = 0;
-  while (t < text.size()) {
-    if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == text[t]) && pattern[p] != '*') {
-      ++p;
-      ++t;
-    } else if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      resume = t;
-    } else if (star != std::string_view::npos) {
-      p = star + 1;
-      t = ++resume;
-    } else {
-      return false;
-    }
-  }
-  while (p < pattern.size() && pattern[p] == '*') ++p;
-  return p == pattern.size();
-}
-
-bool Matches(const PolicyView& view, const ConditionView& condition, std::string_view value) {
-  switch (condition.op) {
-    case MatchOp::kExact:
-      return value == view.text(condition.value);
-    case MatchOp::kPrefix:
-      return value.starts_with(view.text(condition.value));
-    case MatchOp::kGlob:
-      return GlobMatches(view.text(condition.value), value);
-    case MatchOp::kOneOf:
-      for (uint32_t i = 0; i < condition.count && i < shm::kMaxOneOf; ++i) {
-        if (value == view.one_of(condition, i)) return true;
-      }
-      return false;
-  }
-  return false;
-}
 
 bool ConditionsHold(const PolicyView& view, const GroupView& group, const Request& request) {
   for (uint32_t i = 0; i < group.condition_count && i < shm::kMaxConditions; ++i) {
@@ -93,12 +52,17 @@ uint16_t TierOf(const PolicyView& view, const GroupView& group, const Request& r
   return shm::kNoRule;
 }
 
-// Where the values have a say in which rule it is. Sets *tier; false: the rule does not apply.
+// Where the values have a say in which rule it is, or how much of it. Sets *tier and *floor_q16;
+// false: the rule does not apply.
 [[gnu::noinline]] bool Applies(const PolicyView& view, const Candidate& candidate,
-                               const Request& request, uint16_t* tier) {
+                               const Request& request, uint16_t* tier, uint16_t* floor_q16) {
   const GroupView& group = view.group(candidate.group);
   if (!ConditionsHold(view, group, request)) return false;
   *tier = TierOf(view, group, request);
+  if (group.class_count != 0) {
+    bool is_listed;
+    *floor_q16 = FloorOf(view, group, request.value(view.class_of(group, 0).name), &is_listed);
+  }
   return *tier != shm::kNoRule || candidate.rule != nullptr;
 }
 
@@ -112,8 +76,8 @@ void MakeCandidate(const PolicyView& view, uint32_t index, const Present& presen
                    uint64_t coarse_step_ns, Rule* storage, Candidate* candidate) {
   const GroupView& group = view.group(index);
   candidate->group = static_cast<uint16_t>(index);
-  candidate->asks_values =
-      group.condition_count != 0 || group.tier_count != 0 || group.base_rule == shm::kNoRule;
+  candidate->asks_values = group.condition_count != 0 || group.tier_count != 0 ||
+                           group.class_count != 0 || group.base_rule == shm::kNoRule;
   candidate->key_count = static_cast<uint8_t>(std::min<size_t>(group.key_count, shm::kMaxKeyParts));
   for (uint32_t i = 0; i < candidate->key_count; ++i) {
     const KeyPartView part = view.key_part(group, i);
@@ -157,7 +121,8 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
   uint32_t label_bytes = candidate.label_bytes;
   bool coarse_serves = candidate.coarse_serves;
   uint16_t tier = shm::kNoRule;
-  if (candidate.asks_values && !Applies(view, candidate, request, &tier)) return 0;
+  uint16_t floor_q16 = 0;
+  if (candidate.asks_values && !Applies(view, candidate, request, &tier, &floor_q16)) return 0;
   if (plan->count == kMaxItems || plan->value_count + candidate.key_count > kMaxPlanValues) {
     return SLUICE_E_RULES;
   }
@@ -168,6 +133,10 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
     hash_seed = r.hash_seed;
     label_bytes = r.label.length;
     coarse_serves = shm::CoarseServes(*rule, coarse_step_ns);
+  }
+  if (floor_q16 != 0) {
+    plan->rules[plan->count] = shm::Floored(*rule, floor_q16);
+    rule = &plan->rules[plan->count];
   }
   Item& item = plan->items[plan->count];
   item.rule = rule;
@@ -438,6 +407,10 @@ void HashItem(const Attachment& attachment, uint64_t rule_seed, size_t label_byt
 }
 
 int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, RuleKey* key) {
+  const size_t mark = std::min(label.find(kClassMark), label.size());
+  const std::string_view of_class = label.substr(std::min(mark + 1, label.size()));
+  const bool has_class = mark != label.size();
+  label = label.substr(0, mark);
   for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
     // Here and at the end: pairs with the daemon's release store, see BuildLong.
     key->policy = attachment.control->policy.load(std::memory_order_acquire);
@@ -449,8 +422,14 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
       const RuleView& candidate = view.rule(id);
       if (view.text(candidate.label) != label) continue;
       const GroupView& group = view.group(candidate.numbers.group);
-      if (group.key_count > 1) break;
+      if (group.key_count > 1 || (has_class && group.class_count == 0)) break;
       *rule = candidate.numbers;
+      if (group.class_count != 0) {
+        bool is_listed;
+        const uint16_t floor_q16 = FloorOf(view, group, of_class, &is_listed);
+        if (has_class && !is_listed) break;
+        *rule = shm::Floored(*rule, floor_q16);
+      }
       key->hash_seed = candidate.hash_seed;
       key->label_bytes = label.size();
       key->value_count = group.key_count;

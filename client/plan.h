@@ -75,7 +75,8 @@ struct RuleKey {
   uint32_t value_count;  // 0 or 1
   shm::KeyPartView part;
 };
-// Returns 0, or SLUICE_E_NO_RULE: not in the policy, or a key of several values.
+// `label` may end with a class, see kClassMark. Returns 0, or SLUICE_E_NO_RULE: not in the policy,
+// no such class, or a key of several values.
 int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, RuleKey* key);
 
 // `value` in the form that names a bucket: canonical where the key part says ip (written to `ip`,
@@ -118,7 +119,10 @@ class NumbersReader {
         view_(ViewOf(a, policy_)),
         is_same_(policy_ != 0 && view_.header().structure_hash == structure) {}
 
-  const Rule& Read(uint16_t id) const { return view_.rule(id).numbers; }
+  // As those of `old`: of the same rule and class.
+  Rule Read(const Rule& old) const {
+    return shm::Floored(view_.rule(old.id).numbers, old.floor_q16);
+  }
   // After the last Read: true where the structure is the same, and all that was read belonged
   // together.
   bool IsWhole() const {

@@ -24,7 +24,9 @@ struct PlannedRequest {
   uint64_t tau_ns(size_t i) const { return items[i].rule->limit.tau_ns; }
   uint32_t tokens(size_t i) const { return cost * items[i].rule->cost; }
   bool may_lease() const { return is_plain && !IsAnyShardDegraded(*ctx.attachment); }
-  LeaseName lease_name(size_t i) const { return NameOfListed(*ctx.client, policy, hash(i)); }
+  LeaseName lease_name(size_t i) const {
+    return NameOfListed(*ctx.client, policy, hash(i), items[i].rule->floor_q16);
+  }
   Leasable leasable(size_t i, shm::Slot& slot) const {
     return {*ctx.client,    *ctx.attachment,
             *items[i].rule, lease_name(i),

@@ -263,7 +263,7 @@ const char* sluice_strerror(int code) {
     case SLUICE_E_RULES:
       return "more rules match this request than SLUICE_MAX_RULES_PER_REQUEST";
     case SLUICE_E_NO_RULE:
-      return "no rule of that label, or its key is not a single value";
+      return "no rule of that label, or not of that class, or its key is not a single value";
     case SLUICE_E_MEMORY:
       return "out of memory";
     case SLUICE_E_BUFFER:

@@ -51,6 +51,14 @@ std::string DegradedText(const json& degraded) {
   return text;
 }
 
+std::string PriorityText(const json& priority) {
+  std::string text = absl::StrCat("priority by ", SafeText(priority.at("by").get<std::string>()));
+  for (const auto& [name, part] : priority.at("classes").items()) {
+    absl::StrAppend(&text, " ", SafeText(name), "=", part.get<double>());
+  }
+  return absl::StrCat(text, " ");
+}
+
 absl::Status RunRules(const Globals& globals) {
   const absl::StatusOr<json> rules = AdminGetJson(globals, "/rules");
   if (!rules.ok()) return rules.status();
@@ -69,6 +77,7 @@ absl::Status RunRules(const Globals& globals) {
       key += (key.empty() ? "" : " + ") + SafeText(part.get<std::string>());
     }
     std::string notes;
+    if (rule.at("priority").is_object()) notes += PriorityText(rule.at("priority"));
     if (rule.at("shadow").get<bool>()) notes += "shadow ";
     const auto consistency = rule.at("consistency").get<std::string>();
     if (consistency != "approximate") notes += consistency + " ";

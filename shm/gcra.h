@@ -53,6 +53,19 @@ inline Limit MakeLimit(uint64_t limit, uint64_t period_ns, uint64_t burst,
   return l;
 }
 
+// The limit for requests of a class: the bucket is the same, but its lowest part, `floor_q16` of
+// the whole with 16 fraction bits, is not for them. In terms of GCRA their tolerance ends earlier:
+// a smaller tau, and nothing else. What healing takes for wild stays where it was, since other
+// classes' words reach further.
+inline Limit Floored(const Limit& limit, uint16_t floor_q16) {
+  Limit floored = limit;
+  const auto kept_ns =
+      static_cast<uint64_t>(static_cast<unsigned __int128>(limit.tau_ns) * floor_q16 >> 16);
+  floored.tau_ns -= kept_ns;
+  floored.debt_max_ns += kept_ns;
+  return floored;
+}
+
 struct Verdict {
   bool allowed;
   uint64_t base_ns;  // max(TAT, now)

@@ -9,7 +9,7 @@
 // the limits change ten times a second.
 //
 //   buffer:  PolicyHeader | GroupView[group_count] | RuleView[rule_count] | ConditionView[] |
-//            KeyPartView[] | StringRef[] (one-of lists) | string bytes
+//            KeyPartView[] | ClassView[] | StringRef[] (one-of lists) | string bytes
 //
 // A *group* is one rule of the configuration: its conditions and key. A *rule* is a group at one
 // tier: a limit. The group without tiers has one rule, its base. Rule ids index RuleView[] and are
@@ -37,6 +37,7 @@ inline constexpr uint32_t kNameSlots = 128;         // open-addressed index of n
 inline constexpr uint32_t kMaxConditions = 16;      // of one group
 inline constexpr uint32_t kMaxKeyParts = 8;         // of one group
 inline constexpr uint32_t kMaxOneOf = 256;          // values of one one-of condition
+inline constexpr uint32_t kMaxClasses = 16;         // of one group's priority
 inline constexpr uint32_t kMaxLabelBytes = 64;      // "name@tier"
 inline constexpr uint32_t kMaxPatternBytes = 1024;  // one match value
 inline constexpr uint16_t kNoRule = 0xffff;
@@ -87,6 +88,16 @@ struct KeyPartView {
 };
 static_assert(sizeof(KeyPartView) == 4);
 
+// One class of a group's priority. The first is of requests of no class that is listed: its value
+// is empty, and never compared.
+struct ClassView {
+  StringRef value;     // of the descriptor
+  uint16_t floor_q16;  // of the whole bucket, with 16 fraction bits: the class leaves so much in it
+  uint8_t name;        // id of the descriptor, the same in all classes of a group
+  uint8_t reserved[5];
+};
+static_assert(sizeof(ClassView) == 16);
+
 struct GroupView {
   uint64_t needed;  // bit per name id that must be present (conditions and key)
   uint32_t conditions_offset;
@@ -95,10 +106,10 @@ struct GroupView {
   uint16_t key_count;
   uint16_t first_rule;  // tiers: rules [first_rule, first_rule + tier_count), matched by `tier`
   uint16_t tier_count;
-  uint16_t base_rule;  // no tier matched, or no tiers; kNoRule: then the group does not apply
-  uint8_t tier_name;   // name id of the descriptor that selects the tier; kNoName: none
-  uint8_t flags;
-  uint32_t reserved;
+  uint16_t base_rule;   // no tier matched, or no tiers; kNoRule: then the group does not apply
+  uint8_t tier_name;    // name id of the descriptor that selects the tier; kNoName: none
+  uint8_t class_count;  // 0: the group has no priority; else 2..kMaxClasses
+  uint32_t classes_offset;
 };
 static_assert(sizeof(GroupView) == 32);
 
@@ -127,16 +138,29 @@ struct RuleNumbers {
   uint16_t wait_ms;  // kLease: how long callers that may wait do, 0..1,000; 0: not said
   uint16_t group;
   uint64_t max_delay_ns;  // of a leaky bucket, part of limit.tau_ns; 0: a token bucket
+  uint16_t floor_q16;     // of the class of a request, see Floored(); in a policy 0
+  uint8_t reserved[6];
 };
-static_assert(sizeof(RuleNumbers) == 96);
+static_assert(sizeof(RuleNumbers) == 104);
+
+// The numbers of a rule for requests of a class. A leaky bucket's place to wait is what is above
+// the floor.
+inline RuleNumbers Floored(const RuleNumbers& rule, uint16_t floor_q16) {
+  RuleNumbers floored = rule;
+  floored.floor_q16 = floor_q16;
+  floored.limit = Floored(rule.limit, floor_q16);
+  floored.max_delay_ns -= std::min(rule.max_delay_ns, rule.limit.tau_ns - floored.limit.tau_ns);
+  return floored;
+}
 
 // Whether the coarse clock serves a rule, see clock.h. A leaky bucket's answer is an instant, told
 // by the precise one; so is the end of a window or a strict lease. One that is not strict has no
-// end.
+// end. What the lag admits is a part of the whole bucket, whatever the class.
 inline bool CoarseServes(const RuleNumbers& rule, uint64_t step_ns) {
   const bool loose = rule.kind == Kind::kLease && rule.strict == 0;
+  const uint64_t parts = (1u << 16) - rule.floor_q16;
   return (rule.kind == Kind::kTokenBucket || loose) && rule.max_delay_ns == 0 &&
-         CoarseServes(rule.limit.tau_ns, step_ns);
+         CoarseServes((rule.limit.tau_ns / parts) << 16, step_ns);
 }
 
 struct RuleView {
@@ -145,7 +169,7 @@ struct RuleView {
   StringRef label;     // "name" or "name@tier"
   StringRef tier;      // the tier's value
 };
-static_assert(sizeof(RuleView) == 120);
+static_assert(sizeof(RuleView) == 128);
 
 // Cheap index of descriptor names; not a defence, names come from the configuration.
 inline uint32_t NameSlot(std::string_view name) {
@@ -185,6 +209,9 @@ class PolicyView {
   }
   const KeyPartView& key_part(const GroupView& g, uint32_t i) const {
     return *At<KeyPartView>(g.key_offset, i);
+  }
+  const ClassView& class_of(const GroupView& g, uint32_t i) const {
+    return *At<ClassView>(g.classes_offset, i % kMaxClasses);
   }
   std::string_view one_of(const ConditionView& c, uint32_t i) const {
     return text(*At<StringRef>(c.value.offset, i));

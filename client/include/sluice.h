@@ -78,7 +78,7 @@ typedef struct sluice_spend {
   uint16_t gen;
   uint16_t rule;
   uint16_t flags;
-  uint16_t reserved;
+  uint16_t floor_q16; /* the part of the bucket that is not for the request's class */
 } sluice_spend_t;
 
 typedef struct sluice_decision {
@@ -157,7 +157,8 @@ SLUICE_API int sluice_handle_check(sluice_handle_t* handle, uint32_t cost,
 SLUICE_API void sluice_handle_free(sluice_handle_t* handle);
 
 /* Binds one rule by its label ("name", or "name@tier") whose key is at most one value, for checks
- * with a changing key and no matching. */
+ * with a changing key and no matching. Where the rule has a priority, a class may stand behind it
+ * ("name:class", "name@tier:class"); without one the checks are of the rule's `otherwise`. */
 SLUICE_API int sluice_rule_bind(sluice_t* client, const char* label, sluice_rule_t** rule);
 SLUICE_API int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len,
                                  uint32_t cost, sluice_decision_t* decision);

@@ -172,6 +172,15 @@ std::string KeyPart(const config::KeyConfig& key) {
   return absl::StrFormat("%s/%d (IPv6: /%d)", key.descriptor, key.v4_bits, key.v6_bits);
 }
 
+ordered_json PriorityJson(const config::RuleConfig& rule) {
+  if (!rule.priority) return nullptr;
+  ordered_json classes = ordered_json::object();
+  for (const config::PriorityConfig::Class& c : rule.priority->classes) classes[c.value] = c.part;
+  return {{"by", rule.priority->descriptor},
+          {"classes", classes},
+          {"otherwise", rule.priority->otherwise}};
+}
+
 ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig& from,
                       const RuleCounts& counts) {
   ordered_json match = ordered_json::array();
@@ -203,6 +212,7 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
                           : rule.kind == shm::Kind::kLease ? "overdraft"
                                                            : "approximate"},
           {"wait_ns", rule.wait_ns},
+          {"priority", PriorityJson(from)},
           {"shadow", rule.shadow},
           {"when_degraded", degraded},
           {"allowed", counts.allowed},

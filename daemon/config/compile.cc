@@ -13,6 +13,7 @@
 namespace sluice::config {
 namespace {
 
+using shm::ClassView;
 using shm::ConditionView;
 using shm::GroupView;
 using shm::KeyPartView;
@@ -37,6 +38,7 @@ class Builder {
   StringRef Text(const std::string& text);
   void AddConditions(const RuleConfig& rule, GroupView* group);
   void AddKey(const RuleConfig& rule, GroupView* group);
+  void AddPriority(const PriorityConfig& priority, GroupView* group);
   void AddRule(const RuleConfig& rule, const TierConfig* tier);
   void AddNameIndex(PolicyHeader* header) const;
 
@@ -48,6 +50,7 @@ class Builder {
   std::vector<std::string> labels_;  // of rules_
   std::vector<ConditionView> conditions_;
   std::vector<KeyPartView> key_parts_;
+  std::vector<ClassView> classes_;
   std::vector<StringRef> refs_;
   std::string strings_;
   absl::flat_hash_map<std::string, StringRef> interned_;
@@ -102,6 +105,21 @@ void Builder::AddKey(const RuleConfig& rule, GroupView* group) {
   }
 }
 
+// Rounded down, so that a class never has less than what is written.
+uint16_t FloorQ16(double part) { return static_cast<uint16_t>((1 - part) * 65536); }
+
+void Builder::AddPriority(const PriorityConfig& priority, GroupView* group) {
+  const uint8_t name = NameId(priority.descriptor);
+  group->classes_offset = static_cast<uint32_t>(classes_.size());
+  group->class_count = static_cast<uint8_t>(priority.classes.size() + 1);
+  classes_.push_back(
+      {.value = Text(""), .floor_q16 = FloorQ16(priority.otherwise), .name = name, .reserved = {}});
+  for (const PriorityConfig::Class& c : priority.classes) {
+    classes_.push_back(
+        {.value = Text(c.value), .floor_q16 = FloorQ16(c.part), .name = name, .reserved = {}});
+  }
+}
+
 void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   const LimitConfig& limit = tier == nullptr ? *rule.limit : tier->limit;
   const DegradedConfig& degraded = tier == nullptr ? rule.degraded : tier->degraded;
@@ -150,6 +168,7 @@ absl::Status Builder::Add(const RuleConfig& rule) {
   group.base_rule = shm::kNoRule;
   AddConditions(rule, &group);
   AddKey(rule, &group);
+  if (rule.priority) AddPriority(*rule.priority, &group);
   group.first_rule = static_cast<uint16_t>(rules_.size());
   group.tier_count = static_cast<uint16_t>(rule.tiers.size());
   for (const TierConfig& tier : rule.tiers) AddRule(rule, &tier);
@@ -195,7 +214,8 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   const uint64_t rules_at = groups_at + groups_.size() * sizeof(GroupView);
   const uint64_t conditions_at = rules_at + rules_.size() * sizeof(RuleView);
   const uint64_t key_parts_at = conditions_at + conditions_.size() * sizeof(ConditionView);
-  const uint64_t refs_at = key_parts_at + key_parts_.size() * sizeof(KeyPartView);
+  const uint64_t classes_at = key_parts_at + key_parts_.size() * sizeof(KeyPartView);
+  const uint64_t refs_at = classes_at + classes_.size() * sizeof(ClassView);
   const uint64_t strings_at = refs_at + refs_.size() * sizeof(StringRef);
   const uint64_t total = strings_at + strings_.size();
   if (total > shm::kMaxPolicyBytes) {
@@ -222,11 +242,14 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
     group.conditions_offset =
         static_cast<uint32_t>(conditions_at + group.conditions_offset * sizeof(ConditionView));
     group.key_offset = static_cast<uint32_t>(key_parts_at + group.key_offset * sizeof(KeyPartView));
+    group.classes_offset =
+        static_cast<uint32_t>(classes_at + group.classes_offset * sizeof(ClassView));
   }
   for (RuleView& rule : rules_) {
     move_text(&rule.label);
     move_text(&rule.tier);
   }
+  for (ClassView& c : classes_) move_text(&c.value);
   for (ConditionView& condition : conditions_) {
     if (condition.op == shm::MatchOp::kOneOf) {
       condition.value.offset =
@@ -243,6 +266,7 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
     Append(rules_, &bytes);
     Append(conditions_, &bytes);
     Append(key_parts_, &bytes);
+    Append(classes_, &bytes);
     Append(refs_, &bytes);
     return bytes + strings_;
   };

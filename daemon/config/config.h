@@ -134,6 +134,17 @@ struct DegradedConfig {
   bool alert = false;
 };
 
+// Who may use how much of a rule's buckets, by the value of a descriptor.
+struct PriorityConfig {
+  std::string descriptor = "class";
+  struct Class {
+    std::string value;  // 1..31 bytes, unique
+    double part = 1;    // of the burst that requests of the class may use; above 0, up to 1
+  };
+  std::vector<Class> classes;  // 1..kMaxClasses - 1, in the order of the file
+  double otherwise = 1;        // the part of requests of no class, or of one that is not listed
+};
+
 struct TierConfig {
   std::string tier;  // [A-Za-z0-9_.-]{1,31}
   LimitConfig limit;
@@ -154,6 +165,7 @@ struct RuleConfig {
   bool strict = false;
   bool overdraft = false;
   uint64_t wait_ns = 0;  // strict only: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
+  std::optional<PriorityConfig> priority;  // of token and leaky buckets that are not lent
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
 };

@@ -24,6 +24,7 @@ enum class KeyType : uint8_t {
   kRate,      // "100/s", "1 per 10s"
   kMatch,     // a mapping of descriptor names to patterns
   kKey,       // a list of descriptor names
+  kParts,     // a mapping of free names to parts of a whole
   kHome,      // "rendezvous", or a mapping of a descriptor's values to regions
 };
 

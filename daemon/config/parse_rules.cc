@@ -361,6 +361,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
     section.Warning("tier_by", "has no effect without `tiers`", "write `tiers`, or remove it");
   }
   ParseTiers(&section, of_rule, config, &rule, findings);
+  ParsePriority(&section, &rule, findings);
   if (!section.Has("limit") && !section.Has("tiers")) {
     section.Problem("limit", "is missing",
                     "write for example `limit: 100/s`, or limits by `tiers`");

@@ -14,6 +14,8 @@ void ParseMatch(Section* rule, std::vector<MatchConfig>* match, Findings* findin
 void ParseKey(Section* rule, std::vector<KeyConfig>* key, Findings* findings);
 // Reads `consistency` into out->strict and out->home; out->key stands already.
 void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Findings* findings);
+// Reads `priority` into out->priority; the rule's limits and tiers stand already.
+void ParsePriority(Section* rule, RuleConfig* out, Findings* findings);
 
 // Whether `name` can name a descriptor: a letter or '_', then letters, digits, '_', '.', '-'; at
 // most 64 bytes. Says why not.
@@ -21,5 +23,6 @@ bool CheckDescriptorName(std::string_view name, const YAML::Mark& mark, std::str
                          Findings* findings);
 
 inline constexpr size_t kMaxDescriptorNameBytes = 64;
+inline constexpr size_t kMaxClassBytes = 31;
 
 }  // namespace sluice::config

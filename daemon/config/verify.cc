@@ -12,6 +12,7 @@
 namespace sluice::config {
 namespace {
 
+using shm::ClassView;
 using shm::ConditionView;
 using shm::GroupView;
 using shm::KeyPartView;
@@ -44,6 +45,7 @@ class Verifier {
   }
   bool IsName(uint8_t id) const { return id < view_.name_count(); }
   bool ConditionFits(const ConditionView& condition) const;
+  bool PriorityFits(const GroupView& group) const;
   absl::Status Group(const GroupView& group) const;
   absl::Status Rule(const RuleView& rule, uint32_t id) const;
 
@@ -95,6 +97,22 @@ bool Verifier::ConditionFits(const ConditionView& condition) const {
   return true;
 }
 
+bool Verifier::PriorityFits(const GroupView& group) const {
+  if (group.class_count == 0) return true;
+  if (group.class_count < 2 || group.class_count > shm::kMaxClasses ||
+      !ArrayFits<ClassView>(group.classes_offset, group.class_count)) {
+    return false;
+  }
+  for (uint32_t i = 0; i < group.class_count; ++i) {
+    const ClassView& c = view_.class_of(group, i);
+    if (!IsName(c.name) || c.name != view_.class_of(group, 0).name ||
+        !TextFits(c.value, i == 0 ? 0 : 1, shm::kMaxPatternBytes)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 absl::Status Verifier::Group(const GroupView& group) const {
   if (group.condition_count > shm::kMaxConditions || group.key_count > shm::kMaxKeyParts ||
       !ArrayFits<ConditionView>(group.conditions_offset, group.condition_count) ||
@@ -115,6 +133,7 @@ absl::Status Verifier::Group(const GroupView& group) const {
     }
     needed |= 1ull << part.name;
   }
+  if (!PriorityFits(group)) return Bad("a priority is broken");
   const bool has_base = group.base_rule != shm::kNoRule;
   if (uint32_t{group.first_rule} + group.tier_count > view_.rule_count() ||
       (has_base && group.base_rule >= view_.rule_count()) || (!has_base && group.tier_count == 0) ||
@@ -161,6 +180,9 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   }
   if (n.wait_ms > kMaxWaitNs / 1'000'000 || (n.wait_ms != 0 && n.kind != shm::Kind::kLease)) {
     return Bad("a wait is out of range");
+  }
+  if (n.floor_q16 != 0 || (group.class_count != 0 && n.kind != shm::Kind::kTokenBucket)) {
+    return Bad("a limit has a priority that it cannot have");
   }
   const bool is_window = shm::IsWindow(n.kind);
   if (is_window && (limit.period_ns < shm::window::kMinPeriodNs || n.max_delay_ns != 0)) {

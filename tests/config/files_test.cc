@@ -243,6 +243,10 @@ std::string TextWith(const KeySpec& spec) {
                              : key == "wait"      ? "\n    consistency: strict"
                                                   : "";
     text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
+  } else if (section == "rules[].priority") {
+    const std::string classes =
+        key == "classes" ? "" : "classes: {critical: 1, normal: 0.8, sheddable: 0.5}, ";
+    text = named + "limit: 10/s\n    priority: {" + classes + pair + "}";
   } else if (section == "rules[].tiers.*") {
     text = named + (key == "max_delay" ? "algorithm: leaky_bucket\n    " : "") + "tiers: {t: {" +
            (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";

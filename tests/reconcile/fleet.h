@@ -102,11 +102,12 @@ class Host : public reconcile::Transport {
     if (reconciler_ != nullptr) reconciler_->SetRules(rules_, VirtualClock::now_ns);
   }
 
-  // One check of `label` with key `value`, as a client makes it; in an emergency only where
-  // `degraded` says so.
+  // One check of `label` with key `value`, as a client makes it for a class with that floor; in an
+  // emergency only where `degraded` says so.
   bool Check(const std::string& label, const std::string& value, uint32_t tokens = 1,
-             bool degraded = false) {
+             bool degraded = false, uint16_t floor_q16 = 0) {
     const config::CompiledRule& rule = *rules_->Find(label);
+    const shm::Limit limit = shm::Floored(rule.limit, floor_q16);
     const std::string_view values[] = {value};
     const shm::HashKey& key = control_.info().hash_key;
     const uint64_t hash =
@@ -114,8 +115,8 @@ class Host : public reconcile::Transport {
     const shm::MappedBuckets& b = buckets_.buckets();
     shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
     const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
-                             .tau_ns = rule.limit.tau_ns,
-                             .debt_max_ns = rule.limit.debt_max_ns,
+                             .tau_ns = limit.tau_ns,
+                             .debt_max_ns = limit.debt_max_ns,
                              .tokens = tokens,
                              .dearer_q16 = degraded ? rule.factor_q16 : 0,
                              .commit = true,

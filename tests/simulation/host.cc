@@ -257,9 +257,12 @@ void Host::Check() {
       shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1), rule.kind);
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+  // Each fourth is of a class that leaves three eighths of the bucket; other words have no floor.
+  const bool is_floored = checks_ % 4 == 0 && rule.kind == shm::Kind::kTokenBucket;
+  const shm::Limit floored = shm::Floored(rule.limit, is_floored ? 0x6000 : 0);
   const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
-                           .tau_ns = rule.limit.tau_ns,
-                           .debt_max_ns = rule.limit.debt_max_ns,
+                           .tau_ns = floored.tau_ns,
+                           .debt_max_ns = floored.debt_max_ns,
                            .tokens = tokens,
                            .dearer_q16 = 0,
                            .admit_always = false,

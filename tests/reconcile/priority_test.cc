@@ -1,0 +1,88 @@
+// Priority under overload, on one host and over ten that share a limit: whoever matters most is
+// served, and what others may use is not left lying.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdint>
+#include <random>
+
+#include "tests/config/parsed.h"
+#include "tests/reconcile/fleet.h"
+
+namespace sluice::test {
+namespace {
+
+constexpr uint64_t kLimit = 1'000;  // tokens/s, and the burst
+constexpr char kRules[] = R"(
+redis: {addresses: "h:1", mode: single}
+rules:
+  - name: api
+    key: [tenant]
+    limit: 1000/s
+    priority: {classes: {critical: 1, normal: 0.8, sheddable: 0.5}}
+)";
+
+struct Class {
+  double of_all;  // of the requests
+  uint16_t floor_q16;
+  uint64_t asked = 0;
+  uint64_t admitted = 0;
+  double part() const { return static_cast<double>(admitted) / static_cast<double>(asked); }
+};
+
+struct Outcome {
+  std::array<Class, 3> classes = {Class{0.3, 0}, Class{0.4, 13107}, Class{0.3, 32768}};
+  double used = 0;  // of burst and limit
+};
+
+// `load` times the limit comes in, by chance, evenly over the hosts.
+Outcome Overload(int hosts, double load, bool with_floors, uint64_t seed) {
+  constexpr uint64_t kFor = 30;
+  Fleet fleet(hosts, config::Good(kRules));
+  std::mt19937_64 random(seed);
+  std::poisson_distribution<int> arrivals(load * kLimit / 1000);
+  Outcome outcome;
+  std::discrete_distribution<size_t> which{0.3, 0.4, 0.3};
+  fleet.Run(kFor * kSecond, [&] {
+    for (int i = arrivals(random); i > 0; --i) {
+      Class& c = outcome.classes[which(random)];
+      Host& host = fleet.host(random() % static_cast<uint64_t>(hosts));
+      const uint16_t floor_q16 = with_floors ? c.floor_q16 : uint16_t{0};
+      ++c.asked;
+      c.admitted += host.Check("api", "t", 1, /*degraded=*/false, floor_q16) ? 1 : 0;
+    }
+  });
+  outcome.used = static_cast<double>(fleet.Admitted()) / static_cast<double>(kLimit * (kFor + 1));
+  return outcome;
+}
+
+void ExpectServed(int hosts) {
+  for (const uint64_t seed : {1u, 2u, 3u}) {
+    const Outcome o = Overload(hosts, 2, /*with_floors=*/true, seed);
+    printf("%d hosts, seed %d: critical %.5f, normal %.3f, sheddable %.3f, used %.4f\n", hosts,
+           static_cast<int>(seed), o.classes[0].part(), o.classes[1].part(), o.classes[2].part(),
+           o.used);
+    EXPECT_GE(o.classes[0].part(), 0.999) << hosts << " hosts, seed " << seed;
+    EXPECT_GE(o.used, 0.97) << hosts << " hosts, seed " << seed;
+    // What is left is the normal ones': the sheddable ones get what is beyond them, which is none.
+    EXPECT_GT(o.classes[1].part(), 0.4) << hosts << " hosts, seed " << seed;
+    EXPECT_LT(o.classes[2].part(), 0.2) << hosts << " hosts, seed " << seed;
+  }
+}
+
+TEST(PriorityFleetTest, OneHostServesAllThatIsCriticalAtTwiceTheLimit) { ExpectServed(1); }
+
+TEST(PriorityFleetTest, TenHostsServeAllThatIsCriticalAtTwiceTheLimit) { ExpectServed(10); }
+
+TEST(PriorityFleetTest, WithoutFloorsItIsServedNoBetterThanTheRest) {
+  const Outcome o = Overload(10, 2, /*with_floors=*/false, 1);
+  EXPECT_LT(o.classes[0].part(), 0.7);
+}
+
+TEST(PriorityFleetTest, BelowTheLimitNobodyIsShed) {
+  const Outcome o = Overload(10, 0.7, /*with_floors=*/true, 1);
+  for (const Class& c : o.classes) EXPECT_GE(c.part(), 0.999);
+}
+
+}  // namespace
+}  // namespace sluice::test
