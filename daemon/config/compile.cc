@@ -348,7 +348,9 @@ void CompiledRules::AddRegions(const Config& config) {
   if (!config.redis || config.redis->regions.empty()) return;
   const std::vector<std::string> names = RegionNames(*config.redis);
   for (CompiledRule& rule : rules_) {
-    rule.exchanged = rule.kind == shm::Kind::kTokenBucket;
+    rule.exchanged =
+        rule.kind == shm::Kind::kTokenBucket ||
+        (shm::IsWindow(rule.kind) && IsWindowExchanged(*config.redis, rule.limit.period_ns));
     if (rule.kind != shm::Kind::kLease) continue;
     const std::string name = RuleName(rule.label);
     for (const RuleConfig& written : config.rules) {

@@ -86,6 +86,12 @@ inline constexpr size_t kMaxRegions = 8;
 // index of a region everywhere in a daemon.
 std::vector<std::string> RegionNames(const RedisConfig& redis);
 
+// Whether what is used in windows so long is told to other regions. Shorter ones would be over
+// before it is heard, and nobody could say in which of theirs it was.
+inline bool IsWindowExchanged(const RedisConfig& redis, uint64_t period_ns) {
+  return period_ns >= 4 * redis.exchange_ns;
+}
+
 enum class HomeBy : uint8_t { kNone, kRendezvous, kMap };
 
 // In which region a strict rule's buckets are at home.

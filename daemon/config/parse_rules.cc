@@ -311,6 +311,17 @@ void ReadWait(Section* rule, bool is_strict, uint64_t* wait_ns) {
                 "write `consistency: strict` beside it, or remove the line");
 }
 
+void WarnOfShortWindows(Section* section, const RedisConfig& redis, const RuleConfig& rule) {
+  bool is_short = rule.limit && !IsWindowExchanged(redis, rule.limit->period_ns);
+  for (const TierConfig& tier : rule.tiers) {
+    is_short = is_short || !IsWindowExchanged(redis, tier.limit.period_ns);
+  }
+  if (!is_short) return;
+  section->Warning("algorithm",
+                   "each region counts windows so short by itself, and hears of no other",
+                   "write a period of at least four times `redis.exchange` for one limit over all");
+}
+
 void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleConfig>& others) {
   if (!section->Read("name", &rule->name)) return;
   if (!IsRuleName(rule->name)) {
@@ -342,10 +353,6 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_lent = rule.strict || rule.overdraft};
   rule.kind = KindOf(of_rule.algorithm);
   const bool has_regions = config.redis && !config.redis->regions.empty();
-  if (of_rule.is_window() && has_regions) {
-    section.Warning("algorithm", "each region counts a window by itself, and hears of no other",
-                    "write `algorithm: token_bucket` for one limit over all regions");
-  }
   if (rule.overdraft && has_regions) {
     section.Warning("consistency", "each region lends by itself, and hears of no other",
                     "write `consistency: strict` for one limit over all regions");
@@ -362,6 +369,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   }
   ParseTiers(&section, of_rule, config, &rule, findings);
   ParsePriority(&section, &rule, findings);
+  if (of_rule.is_window() && has_regions) WarnOfShortWindows(&section, *config.redis, rule);
   if (!section.Has("limit") && !section.Has("tiers")) {
     section.Problem("limit", "is missing",
                     "write for example `limit: 100/s`, or limits by `tiers`");

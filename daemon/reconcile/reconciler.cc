@@ -170,9 +170,13 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
   }
   const uint64_t since_ns = last_harvest_ns_ != 0 ? last_harvest_ns_ : now_ns_;
   ledger_.AddUse(bucket, tokens, denied, since_ns, now_ns_);
-  if (tokens != 0 && shm::IsWindow(b.kind)) NoteWindowUse(b, tokens, *buckets_);
+  WindowSeen seen;
+  if (tokens != 0 && shm::IsWindow(b.kind)) {
+    seen = LookAtWindow(b, *buckets_);
+    NoteWindowUse(b, tokens, seen);
+  }
   if (IsJump(b, now_ns_)) ledger_.shard(b.shard).urgent = true;
-  if (options_.region_count > 1) Exchange(b, tokens, denied, since_ns);
+  if (options_.region_count > 1) Exchange(b, tokens, denied, since_ns, seen);
 }
 
 void Reconciler::OnOverflow(uint16_t rule, int64_t tokens) {

@@ -22,6 +22,7 @@
 #include "daemon/reconcile/breaker.h"
 #include "daemon/reconcile/ledger.h"
 #include "daemon/reconcile/transport.h"
+#include "daemon/reconcile/windows.h"
 #include "daemon/redis/reply.h"
 #include "shm/segment.h"
 
@@ -175,7 +176,8 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   }
 
   // regions.cc
-  void Exchange(const Bucket& b, int64_t tokens, uint64_t denied, uint64_t since_ns);
+  void Exchange(const Bucket& b, int64_t tokens, uint64_t denied, uint64_t since_ns,
+                const WindowSeen& seen);
   uint64_t IntervalOf(uint32_t shard) const;
   bool IsDue(uint32_t shard, uint64_t now_ns) const;
 

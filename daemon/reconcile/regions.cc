@@ -7,12 +7,14 @@
 
 namespace sluice::reconcile {
 
-void Reconciler::Exchange(const Bucket& b, int64_t tokens, uint64_t denied, uint64_t since_ns) {
+void Reconciler::Exchange(const Bucket& b, int64_t tokens, uint64_t denied, uint64_t since_ns,
+                          const WindowSeen& seen) {
   if (b.rule == nullptr || !b.rule->exchanged) return;
   for (uint32_t region = 1; region < options_.region_count; ++region) {
     const uint32_t shard = region * options_.shard_count + b.shard;
     const BucketId id = ledger_.InternMirror(b, shard, now_ns_);
     ledger_.AddUse(id, tokens, denied, since_ns, now_ns_);
+    if (tokens != 0 && shm::IsWindow(b.kind)) NoteWindowUse(ledger_.bucket(id), tokens, seen);
     // A flash crowd does not wait for the beat.
     if (IsJump(ledger_.bucket(id), now_ns_)) ledger_.shard(shard).urgent = true;
   }

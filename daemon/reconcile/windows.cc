@@ -16,32 +16,36 @@ shm::window::Terms TermsOf(const Bucket& b) {
 
 // The word, the key and the second word are hints here, which order nothing: one that has changed
 // belongs to a window or a tenancy that has just begun.
-void NoteWindowUse(Bucket& b, int64_t tokens, const shm::MappedBuckets& buckets) {
+WindowSeen LookAtWindow(const Bucket& b, const shm::MappedBuckets& buckets) {
   const bool slides = b.kind == shm::Kind::kSlidingWindow;
-  const shm::window::Terms terms = TermsOf(b);
   const shm::Slot& slot = buckets.slots()[b.place.slot];
   const uint64_t w = slot.word.load(std::memory_order_acquire);
-  const bool is_ours =
-      !shm::word::IsDead(w) && slot.key.load(std::memory_order_acquire) == b.place.key;
-  const uint64_t end_ns = is_ours ? shm::window::EndNs(terms, w, slides) : b.window_end_ns;
+  if (shm::word::IsDead(w) || slot.key.load(std::memory_order_acquire) != b.place.key) return {};
+  const int scale = shm::window::ScaleOf(b.limit.limit);
+  const uint64_t second = buckets.second()[b.place.slot].load(std::memory_order_acquire);
+  const bool is_closed = slides && shm::window::second::Gen(second) == shm::key::Gen(b.place.key);
+  const uint64_t closed = is_closed ? shm::window::second::Closed(second) : 0;
+  return {.is_ours = true,
+          .end_ns = shm::window::EndNs(TermsOf(b), w, slides),
+          .most = static_cast<int64_t>(shm::window::TokensOf(shm::window::Count(w), scale)),
+          .most_closed = static_cast<int64_t>(shm::window::TokensOf(closed, scale))};
+}
+
+void NoteWindowUse(Bucket& b, int64_t tokens, const WindowSeen& seen) {
+  const bool slides = b.kind == shm::Kind::kSlidingWindow;
+  const uint64_t length_ns = TermsOf(b).length_ns;
+  const uint64_t end_ns = seen.is_ours ? seen.end_ns : b.window_end_ns;
   if (end_ns > b.window_end_ns + b.limit.period_ns / 2) {
     // The next has begun; of what went before only the window right before it matters.
-    const bool follows = end_ns - b.window_end_ns < terms.length_ns + terms.length_ns / 2;
+    const bool follows = end_ns - b.window_end_ns < length_ns + length_ns / 2;
     b.in_closed = slides && follows ? b.in_window : 0;
     b.in_window = 0;
   }
   b.window_end_ns = end_ns;
   b.in_window += tokens;
-  if (!is_ours) return;
-  const int scale = shm::window::ScaleOf(b.limit.limit);
-  const auto most = static_cast<int64_t>(shm::window::TokensOf(shm::window::Count(w), scale));
-  if (b.in_window <= most) return;
-  const uint64_t second = buckets.second()[b.place.slot].load(std::memory_order_acquire);
-  const bool is_closed = slides && shm::window::second::Gen(second) == shm::key::Gen(b.place.key);
-  const uint64_t closed = is_closed ? shm::window::second::Closed(second) : 0;
-  b.in_closed = std::min(b.in_closed + (b.in_window - most),
-                         static_cast<int64_t>(shm::window::TokensOf(closed, scale)));
-  b.in_window = most;
+  if (!seen.is_ours || b.in_window <= seen.most) return;
+  b.in_closed = std::min(b.in_closed + (b.in_window - seen.most), seen.most_closed);
+  b.in_window = seen.most;
 }
 
 // At first what they ask for, or used at most at once in the window before; then what they used in

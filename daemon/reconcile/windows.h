@@ -10,11 +10,20 @@
 
 namespace sluice::reconcile {
 
-// Tokens (less than 0: refunds) were taken from the bucket's slot, where the word says which window
-// is open and how much of them it can have counted. More was used in the one before, where windows
-// slide at most what that counted, or earlier: before a window's end that this harvest is the first
-// to come after, or while no daemon ran.
-void NoteWindowUse(Bucket& b, int64_t tokens, const shm::MappedBuckets& buckets);
+// What a slot's words say of its window, in which use was harvested from it just now.
+struct WindowSeen {
+  bool is_ours = false;  // false: the slot has passed on, and the rest says nothing
+  uint64_t end_ns = 0;
+  int64_t most = 0;         // tokens that it can have counted
+  int64_t most_closed = 0;  // the one before, where windows slide
+};
+WindowSeen LookAtWindow(const Bucket& b, const shm::MappedBuckets& buckets);
+
+// Tokens (less than 0: refunds) were taken from the slot of which `seen` tells: the bucket's, or
+// that of the one whose use it tells another region. More than the window can have counted was used
+// in the one before, where windows slide at most what that counted, or earlier: before a window's
+// end that this harvest is the first to come after, or while no daemon ran.
+void NoteWindowUse(Bucket& b, int64_t tokens, const WindowSeen& seen);
 
 // Takes in what Redis told when the batch with `item` was answered. Returns how many tokens other
 // hosts may have used and not reported, at most, where each reports once an interval.

@@ -191,4 +191,20 @@ int64_t ClusterClient::NextDeadlineNs() const { return impl_->NextDeadlineNs(); 
 std::vector<PrimaryStats> ClusterClient::Stats() const { return impl_->Stats(); }
 ClientCounters ClusterClient::Counters() const { return impl_->Counters(); }
 
+ClientCounters& ClientCounters::operator+=(const ClientCounters& other) {
+  calls += other.calls;
+  replies += other.replies;
+  failures += other.failures;
+  script_errors += other.script_errors;
+  moved += other.moved;
+  asked += other.asked;
+  noscript += other.noscript;
+  timeouts += other.timeouts;
+  connects += other.connects;
+  disconnects += other.disconnects;
+  refreshes += other.refreshes;
+  refresh_failures += other.refresh_failures;
+  return *this;
+}
+
 }  // namespace sluice::redis

@@ -198,6 +198,8 @@ struct ClientCounters {
   uint64_t disconnects = 0;
   uint64_t refreshes = 0;         // maps taken over
   uint64_t refresh_failures = 0;  // attempts that gave none
+
+  ClientCounters& operator+=(const ClientCounters& other);
 };
 
 // Single-threaded (the ring's thread), but for Stats and Counters, which any thread may call.

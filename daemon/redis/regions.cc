@@ -77,21 +77,7 @@ std::vector<PrimaryStats> RegionClients::Stats() const {
 
 ClientCounters RegionClients::Counters() const {
   ClientCounters sum;
-  for (const auto& client : clients_) {
-    const ClientCounters one = client->Counters();
-    sum.calls += one.calls;
-    sum.replies += one.replies;
-    sum.failures += one.failures;
-    sum.script_errors += one.script_errors;
-    sum.moved += one.moved;
-    sum.asked += one.asked;
-    sum.noscript += one.noscript;
-    sum.timeouts += one.timeouts;
-    sum.connects += one.connects;
-    sum.disconnects += one.disconnects;
-    sum.refreshes += one.refreshes;
-    sum.refresh_failures += one.refresh_failures;
-  }
+  for (const auto& client : clients_) sum += client->Counters();
   return sum;
 }
 

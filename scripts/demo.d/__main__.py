@@ -20,7 +20,8 @@ from children import Child, DemoError
 from clients import Client, Totals
 from cluster import SLOTS, Cluster, call
 from limits import HOSTS, SHARDS, Plan, is_plain, shard_of
-from scenarios import SCENARIOS
+from regions import Regions
+from scenarios import Algorithms, Strict
 from watcher import HEALTHY, Watcher
 
 CLIENTS_PER_HOST = 3
@@ -33,6 +34,7 @@ RECOVERY_S = 25.0
 CALM_S = 3.0  # normal running after the recovery
 MIN_SECONDS, DEFAULT_SECONDS, MAX_SECONDS = 10, 30, 3600
 SOCKET_PATH_MAX = 100
+SCENARIOS = {"algorithms": Algorithms, "strict": Strict, "regions": Regions}
 
 
 class Stopped(Exception):
@@ -53,8 +55,9 @@ def parse_arguments():
         "could not run, 130 stopped by Ctrl-C.")
     parser.add_argument("--scenario", choices=("failover", *SCENARIOS), default="failover",
                         help="failover (default): as above. algorithms: one limit by each of them, "
-                        "under the same arrivals. strict: a strict limit over two hosts beside an "
-                        "approximate one")
+                        "under the same arrivals. strict: one limit over two hosts by each consistency. "
+                        "regions: three clusters far apart, a home that moves, a region that is "
+                        "cut off")
     parser.add_argument("--log", metavar="FILE",
                         help="replay this Apache or nginx access log (default: generated traffic)")
     parser.add_argument("--seconds", type=int, metavar="N",

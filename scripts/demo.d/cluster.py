@@ -73,9 +73,10 @@ def _fields(text):
 
 
 class Node:
-    """One redis-server."""
+    """One redis-server; `more`: settings beside the usual ones."""
 
-    def __init__(self, folder, taken):
+    def __init__(self, folder, taken, more=None):
+        self._more = more or {}
         for attempt in range(START_TRIES):
             self.port = _free_port(taken)
             taken.add(self.port)
@@ -102,6 +103,7 @@ class Node:
             "cluster-node-timeout": NODE_TIMEOUT_MS,
             # Primaries that live go on while another is away: only its shards are cut off.
             "cluster-require-full-coverage": "no",
+            **self._more,
         }
         path = os.path.join(folder, f"redis-{self.port}.conf")
         with open(path, "w", encoding="utf-8") as file:

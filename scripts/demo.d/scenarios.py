@@ -53,25 +53,29 @@ class Scenario:
         self.folder = folder
         self.sluiced = os.path.join(arguments.build, "daemon", "sluiced")
         self.library = os.path.join(arguments.build, "client", "libsluice.so.0")
+        self.cluster = None
         self.daemons = []
+        self.told_by = []  # (host, {label: as by _ask()}) of each client, at the end
 
     def timetables(self):
-        """{host: [instants of one of its clients]}."""
+        """[(host, [instants of one of its clients])]."""
         raise NotImplementedError
+
+    def events(self):
+        """[(second, what is said then, a call)] of what happens meanwhile, in order."""
+        return []
 
     def judge(self, told):
         """Prints the table; returns (problems, panels of the plot)."""
         raise NotImplementedError
 
     def run(self):
-        cluster = None
         if self.hosts > 1:
-            report.say("starting a Redis Cluster: 3 primaries, 3 replicas")
-            cluster = Cluster(self.folder)
+            self.start_redis()
         report.say(f"starting {self.hosts} daemon{'s' if self.hosts > 1 else ''}")
-        for host in range(1, self.hosts + 1):
-            self.daemons.append(self._start(f"host-{host}", cluster))
-        self._wait_ready(cluster is not None)
+        for host in range(self.hosts):
+            self.daemons.append(self._start(host))
+        self._wait_ready(self.hosts > 1)
         report.say(f"{self.title}; {self.seconds:.0f} s")
         for _, lines in self.rules:
             print("\n".join(f"    {line}" for line in lines), flush=True)
@@ -84,21 +88,39 @@ class Scenario:
             print("every limit held", flush=True)
         return 1 if problems else 0
 
-    def _start(self, name, cluster):
-        runtime_dir = os.path.join(self.folder, name)
-        os.mkdir(runtime_dir, 0o755)
+    def start_redis(self):
+        report.say("starting a Redis Cluster: 3 primaries, 3 replicas")
+        self.cluster = Cluster(self.folder)
+
+    def redis_lines(self, host):
+        """What stands under `redis:` in the file of one host."""
+        if self.cluster is None:
+            return []
+        addresses = ", ".join(f'"{address}"' for address in self.cluster.addresses())
+        return [f"addresses: [{addresses}]", f"host_name: host-{host + 1}"]
+
+    def write_config(self, host, rules):
+        """Returns the path. The daemon takes over by itself what is written anew."""
+        runtime_dir = os.path.join(self.folder, f"host-{host + 1}")
         lines = ["daemon:", f'  runtime_dir: "{runtime_dir}"']
-        if cluster is not None:
-            addresses = ", ".join(f'"{address}"' for address in cluster.addresses())
-            lines += ["redis:", f"  addresses: [{addresses}]", f"  host_name: {name}"]
+        redis = self.redis_lines(host)
+        if redis:
+            lines += ["redis:", *(f"  {line}" for line in redis)]
         lines.append("rules:")
-        for label, rule in self.rules:
+        for label, rule in rules:
             lines += [f"  - name: {label}", *(f"    {line}" for line in rule)]
-        config = os.path.join(self.folder, f"{name}.yaml")
-        with open(config, "w", encoding="utf-8") as file:
+        path = f"{runtime_dir}.yaml"
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
-        child = Child(f"sluiced ({name})", [self.sluiced, "--config", config],
-                      os.path.join(self.folder, f"{name}.log"))
+        os.replace(f"{path}.new", path)
+        return path
+
+    def _start(self, host):
+        runtime_dir = os.path.join(self.folder, f"host-{host + 1}")
+        os.mkdir(runtime_dir, 0o755)
+        child = Child(f"sluiced (host-{host + 1})",
+                      [self.sluiced, "--config", self.write_config(host, self.rules)],
+                      f"{runtime_dir}.log")
         return runtime_dir, child
 
     def _wait_ready(self, has_redis, seconds=40.0):
@@ -130,23 +152,32 @@ class Scenario:
             with open(timetable, "w", encoding="ascii") as file:
                 file.writelines(f"{at:.6f}\n" for at in instants)
             asked += instants
-            clients.append(Child(
-                f"client {number + 1}", [sys.executable, "-B", asker, self.library,
-                                         self.daemons[host][0], str(start_ns), timetable, KEY,
-                                         *labels],
-                os.path.join(self.folder, f"client-{number}.log"), piped=True))
+            argv = [sys.executable, "-B", asker, self.library, self.daemons[host][0],
+                    str(start_ns), timetable, KEY, *labels]
+            clients.append((host, Child(f"client {number + 1}", argv,
+                                        os.path.join(self.folder, f"client-{number}.log"),
+                                        piped=True)))
+        self._let_happen(start_ns)
         allowed = {label: [] for label in labels}
-        for client in clients:
+        for host, client in clients:
             output, _ = client.popen.communicate(timeout=START_AFTER_S + self.seconds + END_S)
             if client.popen.returncode != 0:
                 raise DemoError(f"{client.name} ended with {client.popen.returncode}:\n"
                                 f"{client.log_tail()}")
-            for label, told in json.loads(output).items():
-                allowed[label] += [((at - start_ns) / 1e9, delay / 1e9)
-                                   for at, delay in told["allowed"]]
+            pairs = {label: [((at - start_ns) / 1e9, delay / 1e9) for at, delay in told["allowed"]]
+                     for label, told in json.loads(output).items()}
+            self.told_by.append((host, pairs))
+            for label, of_client in pairs.items():
+                allowed[label] += of_client
         for _, daemon in self.daemons:
             daemon.require_running()
         return sorted(asked), {label: sorted(pairs) for label, pairs in allowed.items()}
+
+    def _let_happen(self, start_ns):
+        for at_s, said, happen in self.events():
+            time.sleep(max(0.0, at_s + (start_ns - time.monotonic_ns()) / 1e9))
+            report.event(at_s, said)
+            happen()
 
     def _write_plot(self, panels):
         text = draw(self.title, panels, self.seconds)
@@ -196,14 +227,14 @@ class Algorithms(Scenario):
 
 
 class Strict(Scenario):
-    """The same limit, strict and approximate, where all of a crowd comes to two hosts at once."""
+    """The same limit by each consistency, where all of a crowd comes to two hosts at once."""
 
     hosts = 2
     rate, burst = 500, 100
     seconds = 16.0
-    title = "500/s with a burst of 100 over two hosts: strict beside approximate"
+    title = "500/s with a burst of 100 over two hosts, by each consistency"
     rules = tuple((name, (f"consistency: {name}", "key: [tenant]", "limit: 500/s", "burst: 100"))
-                  for name in ("strict", "approximate"))
+                  for name in ("strict", "overdraft", "approximate"))
 
     def timetables(self):
         crowd = (2.0, 5.0, 1200)
@@ -223,10 +254,9 @@ class Strict(Scenario):
             excess = measure.over(instants, self.rate, self.burst)
             print(f"{label:<14} {len(asked):>7} {len(instants):>8} "
                   f"{100 * len(instants) / best:>24.1f} % {excess:>12.1f} tokens", flush=True)
-            if label == "strict" and excess > 1e-3:
-                problems.append(f"strict let {excess:.1f} tokens too many through")
+            # What overdraws stays within an allowance of each host, and is paid back.
+            permitted = {"strict": 0, "overdraft": self.hosts * self.burst}.get(label)
+            if permitted is not None and excess > permitted + 1e-3:
+                problems.append(f"{label} let {excess:.1f} tokens too many through")
             panels.append((label, instants, self.rate))
         return problems, panels
-
-
-SCENARIOS = {"algorithms": Algorithms, "strict": Strict}

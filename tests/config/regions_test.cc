@@ -125,10 +125,12 @@ TEST(RegionsTest, AnotherMapHasAnotherMark) {
 }
 
 TEST(RegionsTest, CompiledRulesKnowTheirHomes) {
-  const Config config = Good(HEAD RULE
-                             "{mode: strict, home: {tenant: {acme: eu}, default: us}}\n"
-                             "  - {name: near, key: [], limit: 1/s}\n"
-                             "  - {name: win, key: [], limit: 1/s, algorithm: fixed_window}\n");
+  const Config config =
+      Good(HEAD RULE
+           "{mode: strict, home: {tenant: {acme: eu}, default: us}}\n"
+           "  - {name: near, key: [], limit: 1/s}\n"
+           "  - {name: brief, key: [], limit: 1 per 3s, algorithm: fixed_window}\n"
+           "  - {name: win, key: [], limit: 1 per 4s, algorithm: fixed_window}\n");
   const auto bytes = Compile(config, shm::HashKey{}, 1);
   ASSERT_TRUE(bytes.ok());
   auto rules = CompiledRules::Load(*bytes);
@@ -140,14 +142,22 @@ TEST(RegionsTest, CompiledRulesKnowTheirHomes) {
   EXPECT_EQ(rules->Find("near")->home, nullptr);
   EXPECT_TRUE(rules->Find("near")->exchanged);
   EXPECT_FALSE(rules->Find("rr")->exchanged);
-  EXPECT_FALSE(rules->Find("win")->exchanged);
+  EXPECT_FALSE(rules->Find("brief")->exchanged);
+  EXPECT_TRUE(rules->Find("win")->exchanged);
 }
 
-TEST(RegionsTest, AWindowOfEachRegionIsAWarning) {
-  const ParseResult result = ParseConfig(
-      HEAD "rules: [{name: rr, key: [], limit: 9/s, algorithm: sliding_window}]", "t.yaml");
-  EXPECT_TRUE(result.ok());
-  EXPECT_NE(Text(result.warnings).find("hears of no other"), std::string::npos);
+TEST(RegionsTest, AWindowThatIsOverBeforeOtherRegionsHearOfItIsAWarning) {
+  const auto warnings = [](const std::string& limits) {
+    const ParseResult result = ParseConfig(
+        HEAD "rules: [{name: rr, key: [], algorithm: sliding_window, " + limits + "}]", "t.yaml");
+    EXPECT_TRUE(result.ok());
+    return Text(result.warnings);
+  };
+  EXPECT_NE(warnings("limit: 9/s").find("hears of no other"), std::string::npos);
+  EXPECT_NE(warnings("limit: 9/m, tiers: {a: {limit: 9 per 3s}}").find("hears of no other"),
+            std::string::npos);
+  EXPECT_EQ(warnings("limit: 9/m, tiers: {a: {limit: 9 per 4s}}").find("hears of no other"),
+            std::string::npos);
 }
 
 class BadRegionsTest : public testing::TestWithParam<BadFile> {};

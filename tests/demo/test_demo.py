@@ -13,8 +13,9 @@ import pytest
 from harness.processes import Process, wait_until
 from harness.sluice import ROOT, build_dir
 
-# What scripts/test waits for this file: two whole runs with failovers, and two that are stopped.
-SUITE_TIMEOUT_S = 600
+# What scripts/test waits for this file: two whole runs with failovers, three scenarios, and two that
+# are stopped.
+SUITE_TIMEOUT_S = 700
 
 DEMO = os.path.join(ROOT, "scripts", "demo")
 SAMPLE_LINE = '{ip} - - [17/May/2015:10:{minute:02d}:03 +0000] "GET {path} HTTP/1.1" 200 1 "-" "{agent}"\n'
@@ -121,7 +122,8 @@ def test_the_demo_replays_a_log_with_odd_lines(folder):
 @pytest.mark.timeout_s(200)
 @pytest.mark.parametrize("scenario, rows", [
     ("algorithms", ["token-bucket", "leaky-bucket", "fixed-window", "sliding-window"]),
-    ("strict", ["strict", "approximate"]),
+    ("strict", ["strict", "overdraft", "approximate"]),
+    ("regions", ["moved", "closed", "open", "local"]),
 ])
 def test_a_scenario_shows_its_limits_side_by_side(folder, scenario, rows):
     with Run(folder, "--scenario", scenario) as run:

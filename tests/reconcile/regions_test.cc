@@ -19,11 +19,12 @@ constexpr uint32_t kRegions = 3;
 constexpr size_t kHostsEach = 2;
 constexpr uint64_t kLimit = 1000;
 
-config::Config LocalRule() {
+config::Config LocalRule(const std::string& limit) {
   const config::ParseResult parsed = config::ParseConfig(
       "redis: {region: r0, regions: {r0: {addresses: \"h:1\"}, r1: {addresses: \"h:2\"}, r2: "
       "{addresses: \"h:3\"}}}\n"
-      "rules: [{name: local, key: [user], limit: 1000/s}]\n",
+      "rules: [{name: local, key: [user], " +
+          limit + "}]\n",
       "t.yaml");
   if (!parsed.ok()) abort();
   return parsed.config;
@@ -31,9 +32,9 @@ config::Config LocalRule() {
 
 class RegionsFleet {
  public:
-  explicit RegionsFleet(uint64_t beat_ns) {
+  explicit RegionsFleet(uint64_t beat_ns, const std::string& limit = "limit: 1000/s") {
     VirtualClock::now_ns = 1000 * kSecond;
-    const config::Config config = LocalRule();
+    const config::Config config = LocalRule(limit);
     for (auto& network : far) {
       network.one_way_ns = 40 * kMs;
       network.timeout_ns = 250 * kMs;
@@ -151,6 +152,52 @@ TEST_P(BeatTest, WhatIsLostIsToldAgainAndCountedOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ms, BeatTest, testing::Values(250, 500, 1000, 2000));
+
+// Windows have no later to pay in: what regions admit before they hear of each other is over for
+// good, at most what comes in a beat and the way, window by window.
+class WindowsTest : public testing::TestWithParam<const char*> {
+ protected:
+  static constexpr uint64_t kTokens = 5000;  // in 5 s
+  static constexpr uint64_t kBeatNs = 500 * kMs;
+  RegionsFleet fleet_{kBeatNs, std::string("limit: 5000 per 5s, algorithm: ") + GetParam()};
+
+  void ExpectBooksClosed() {
+    fleet_.Run(20 * kSecond, Nowhere);
+    for (uint32_t r = 0; r < kRegions; ++r) {
+      EXPECT_EQ(fleet_.Counted(r), static_cast<int64_t>(fleet_.admitted)) << r;
+    }
+  }
+};
+
+TEST_P(WindowsTest, AreSharedByRegionsThatAllAskForTheWholeLimit) {
+  fleet_.Run(60 * kSecond, [](size_t) { return 1000.0; });
+  RecordProperty("admitted", static_cast<int>(fleet_.admitted));
+  // By themselves they would admit three times as much. The bound, per window, is 2 regions that
+  // use 2,000/s for a beat and the way: 2,160.
+  EXPECT_LE(fleet_.admitted, 12 * kTokens * 120 / 100);
+  EXPECT_GE(fleet_.admitted, 12 * kTokens * 85 / 100);
+  ExpectBooksClosed();
+}
+
+TEST_P(WindowsTest, HearOfARegionThatUsesAllBeforeTheyAreAskedThemselves) {
+  fleet_.Run(2 * kSecond, [](size_t i) { return i < kHostsEach ? 4000.0 : 0.0; });
+  const uint64_t first = fleet_.admitted;
+  EXPECT_GE(first, kTokens * 95 / 100);
+  // A host that meets the key hears of it with its first reply; four of them ask.
+  fleet_.Run(kSecond, [](size_t i) { return i < kHostsEach ? 0.0 : 1000.0; });
+  RecordProperty("later", static_cast<int>(fleet_.admitted - first));
+  EXPECT_LE(fleet_.admitted, kTokens * 112 / 100);
+  ExpectBooksClosed();
+}
+
+TEST_P(WindowsTest, WhatIsLostIsToldAgainAndCountedOnce) {
+  for (Network& network : fleet_.far) network.lose_request = network.lose_reply = 0.1;
+  fleet_.Run(20 * kSecond, [](size_t) { return 1000.0; });
+  for (Network& network : fleet_.far) network.lose_request = network.lose_reply = 0;
+  ExpectBooksClosed();
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, WindowsTest, testing::Values("fixed_window", "sliding_window"));
 
 }  // namespace
 }  // namespace sluice::test

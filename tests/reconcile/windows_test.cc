@@ -197,7 +197,7 @@ TEST_P(WindowsTest, UseOfManyWindowsAtOnceIsCountedByWhatTheWordsSay) {
       shm::window::Make(end + (slides ? terms.length_ns : 0), shm::window::RefundUnits(30, 8));
   owner.buckets().second()[7] =
       shm::window::second::Make(3, end - terms.length_ns, shm::window::RefundUnits(80, 8), 0);
-  reconcile::NoteWindowUse(b, 1000, owner.buckets());
+  reconcile::NoteWindowUse(b, 1000, reconcile::LookAtWindow(b, owner.buckets()));
   EXPECT_EQ(b.window_end_ns, end);
   EXPECT_EQ(b.in_window, 30);
   EXPECT_EQ(b.in_closed, slides ? 80 : 0);
