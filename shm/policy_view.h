@@ -137,11 +137,11 @@ struct RuleNumbers {
   Kind kind;
   uint16_t wait_ms;  // kLease: how long callers that may wait do, 0..1,000; 0: not said
   uint16_t group;
-  uint64_t max_delay_ns;  // of a leaky bucket, part of limit.tau_ns; 0: a token bucket
-  uint16_t floor_q16;     // of the class of a request, see Floored(); in a policy 0
-  uint8_t reserved[6];
+  // Together 64 bits, so that a policy holds as many rules as it can.
+  uint64_t max_delay_ns : 48;  // of a leaky bucket, part of limit.tau_ns; 0: a token bucket
+  uint64_t floor_q16 : 16;     // of the class of a request, see Floored(); in a policy 0
 };
-static_assert(sizeof(RuleNumbers) == 104);
+static_assert(sizeof(RuleNumbers) == 96);
 
 // The numbers of a rule for requests of a class. A leaky bucket's place to wait is what is above
 // the floor.
@@ -149,7 +149,8 @@ inline RuleNumbers Floored(const RuleNumbers& rule, uint16_t floor_q16) {
   RuleNumbers floored = rule;
   floored.floor_q16 = floor_q16;
   floored.limit = Floored(rule.limit, floor_q16);
-  floored.max_delay_ns -= std::min(rule.max_delay_ns, rule.limit.tau_ns - floored.limit.tau_ns);
+  floored.max_delay_ns -=
+      std::min<uint64_t>(rule.max_delay_ns, rule.limit.tau_ns - floored.limit.tau_ns);
   return floored;
 }
 
@@ -169,7 +170,7 @@ struct RuleView {
   StringRef label;     // "name" or "name@tier"
   StringRef tier;      // the tier's value
 };
-static_assert(sizeof(RuleView) == 128);
+static_assert(sizeof(RuleView) == 120);
 
 // Cheap index of descriptor names; not a defence, names come from the configuration.
 inline uint32_t NameSlot(std::string_view name) {
