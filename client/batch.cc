@@ -97,6 +97,14 @@ int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint32_t c
     }
     return allowed;
   }
+  if (cost == 0) {  // only a look
+    for (size_t i = 0; i < count; ++i) {
+      results[i] = CheckRuleLong(r, {keys[i].key, keys[i].len}, 0,
+                                 decisions != nullptr ? &decisions[i] : nullptr);
+      allowed += results[i] > 0 ? 1 : 0;
+    }
+    return allowed;
+  }
   Context ctx(r.client, a, block->coarse_serves);
   const uint64_t now_ns = ctx.time.now_ns();
   const uint64_t until_ns = UsualUntil(*a, now_ns);

@@ -83,6 +83,11 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
   if (block == nullptr) return AnswerDefault(r.client, SLUICE_E_NO_RULE, decision);
   KeyItem item;
   item.Set(*a, *block, key);
+  if (cost == 0) {
+    Absent absent;
+    Context looking(r.client, a, block->coarse_serves, &absent);
+    return CheckKey(looking, *block, item.item, cost, decision);
+  }
   Context ctx(r.client, a, block->coarse_serves);
   // Orders nothing: no other field of the block changes with it.
   const bool is_bucket = block->rule.kind == shm::Kind::kTokenBucket;
@@ -213,7 +218,7 @@ namespace {
 [[gnu::noinline]] int CheckKeyFull(sluice_rule& r, const RuleBlock& block, Text key, uint32_t cost,
                                    sluice_decision_t* decision) {
   const uint64_t now_ns = Clock::Now(block.coarse_serves);
-  if (cost > SLUICE_MAX_COST) return CheckRuleLong(r, key, cost, decision);
+  if (cost - 1 >= SLUICE_MAX_COST) return CheckRuleLong(r, key, cost, decision);
   if (!IsUsual(block, now_ns)) return CheckKeyUnusual(r, block, key, now_ns, cost, decision);
   const uint64_t hash = HashPlain(block, key);
   const KeyPath path = {r, block, key, hash};

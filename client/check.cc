@@ -57,13 +57,29 @@ void UseOverflow(Context& ctx, const Item& item, Attempt* attempt) {
   ctx.table.Count(shm::Counter::kOverflows);
 }
 
+// Full, and nobody's but the check's. Without a second word, as an overflow bucket.
+void UseAbsent(Context& ctx, const Item& item, uint64_t policy, Attempt* attempt) {
+  Name name;
+  const uint32_t shard = MakeName(*ctx.attachment, item, policy, &name)
+                             ? ShardOfName(name, ctx.attachment->shard_count)
+                             : 0;
+  shm::Slot& slot = ctx.absent->slots[ctx.absent->count++ % kMaxItems];
+  // Orders nothing: no other thread sees it.
+  slot.word.store(shm::FreshWord(item.rule->kind, ctx.time.now_ns()), std::memory_order_relaxed);
+  slot.key.store(shm::key::Make(attempt->fp, item.rule->kind, 0), std::memory_order_relaxed);
+  slot.aux.store(shm::aux::Make(0, shard, item.rule->id), std::memory_order_relaxed);
+  attempt->slot = &slot;
+  attempt->index = 0;
+  attempt->overflow = attempt->absent = true;
+}
+
 }  // namespace
 
 void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Attempt* attempt) {
   const Attachment& a = *ctx.attachment;
   const uint64_t hash = shm::HashOfKind(item.hash, item.rule->kind);
   attempt->fp = shm::FingerprintOf(hash);
-  attempt->overflow = false;
+  attempt->overflow = attempt->absent = false;
   uint32_t index = hint;
   uint64_t dead = 0;
   if (index == shm::kNoSlot) index = ctx.table.Find(hash);
@@ -76,6 +92,10 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
       return;
     }
     dead = w;
+  }
+  if (ctx.is_looking()) {
+    UseAbsent(ctx, item, policy, attempt);
+    return;
   }
   ctx.time.ReadPrecise();  // a new tenancy's word must not start in the past of the old one
   // Relaxed, but behind the load of the policy word, whose acquire pairs with the daemon's release:
@@ -235,6 +255,7 @@ void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, 
                    sluice_decision_t* decision) {
   if (!allowed && time->lag_ns() != 0) time->ReadPrecise();
   decision->shadow = 0;
+  decision->level = SLUICE_LEVEL_OK;
   decision->now_ns = time->now_ns();
   decision->policy = policy;
   decision->generation = attachment.generation;
@@ -249,9 +270,9 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
   const shm::Seen& seen = attempt.seen;
   const uint64_t tat = allowed ? seen.verdict.new_ns : seen.verdict.base_ns;
   decision->allowed = allowed ? 1 : 0;
-  decision->source = attempt.overflow    ? SLUICE_SOURCE_OVERFLOW
-                     : attempt.emergency ? SLUICE_SOURCE_EMERGENCY
-                                         : SLUICE_SOURCE_RULES;
+  decision->source = attempt.overflow && !attempt.absent ? SLUICE_SOURCE_OVERFLOW
+                     : attempt.emergency                 ? SLUICE_SOURCE_EMERGENCY
+                                                         : SLUICE_SOURCE_RULES;
   decision->limit = rule.limit.limit;
   decision->period_ns = rule.limit.period_ns;
   decision->burst = rule.limit.burst;
@@ -277,8 +298,30 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
   decision->delay_ns = allowed ? DelayOf(rule, seen, now_ns) : 0;
 }
 
+void RaiseLevel(const Time& time, const Rule& rule, const Attempt& attempt,
+                sluice_decision_t* decision) {
+  uint8_t level = SLUICE_LEVEL_HARD;
+  if (attempt.outcome == Outcome::kAllowed) {
+    // Of what the bucket holds at most, in time or in tokens; neither overflows. A token that has
+    // come back in part is used, as in `remaining`.
+    uint64_t most = rule.limit.tau_ns;
+    uint64_t used = shm::ResetAfterNs(attempt.seen.verdict.new_ns, time.now_ns() + time.lag_ns());
+    if (used != 0) used += rule.limit.interval_ns - 1;
+    if (rule.kind != shm::Kind::kTokenBucket) {
+      most = rule.limit.burst;
+      used = most - std::min(attempt.seen.remaining, most);
+    }
+    const auto is_from = [&](uint64_t percent) { return used * 100 >= most * percent; };
+    level = rule.soft_percent != 0 && is_from(rule.soft_percent) ? SLUICE_LEVEL_SOFT
+            : is_from(rule.near_percent)                         ? SLUICE_LEVEL_NEAR
+                                                                 : SLUICE_LEVEL_OK;
+  }
+  decision->level = std::max(decision->level, level);
+}
+
 void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
                  sluice_decision_t* decision) {
+  const bool denied = attempt.outcome != Outcome::kAllowed && !rule.shadow;
   if (decision->spend_count >= kMaxItems) return;
   sluice_spend_t& spend = decision->spends[decision->spend_count++];
   spend.new_ns = spent ? attempt.seen.verdict.new_ns : attempt.seen.verdict.base_ns;
@@ -290,7 +333,7 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.rule = rule.id;
   spend.flags =
       static_cast<uint16_t>((spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) |
-                            KindFlags(rule.kind, rule.limit.limit));
+                            (denied ? kDeniedBy : 0) | KindFlags(rule.kind, rule.limit.limit));
   spend.floor_q16 = rule.floor_q16;
 }
 
@@ -300,6 +343,7 @@ int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_
   BeginDecision(attachment, policy, allowed, &time, decision);
   FillDecision(time, rule, attempt, decision);
   RecordSpend(rule, attempt, allowed && attempt.charge.commit, decision);
+  RaiseLevel(time, rule, attempt, decision);
   if (!allowed && rule.shadow) {
     decision->shadow = 1;
     decision->allowed = 1;

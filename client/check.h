@@ -30,6 +30,7 @@ inline constexpr uint64_t kClosedRetryNs = 1'000'000'000;
 // Bits of sluice_spend_t.flags.
 inline constexpr uint16_t kSpent = 1;
 inline constexpr uint16_t kOverflowSlot = 2;
+inline constexpr uint16_t kDeniedBy = 4;
 // The kind of word, and a window's scale (in eights, from -1): what a refund must know.
 inline uint16_t KindFlags(shm::Kind kind, uint64_t limit) {
   const int scale = shm::IsWindow(kind) ? shm::window::ScaleOf(limit) / 8 + 1 : 0;
@@ -38,24 +39,38 @@ inline uint16_t KindFlags(shm::Kind kind, uint64_t limit) {
 inline int ScaleOfFlags(uint16_t flags) { return ((flags >> 12 & 3) - 1) * 8; }
 inline shm::Kind KindOfFlags(uint16_t flags) { return static_cast<shm::Kind>((flags >> 8) & 7); }
 
+// Buckets that are not there, for checks that only look.
+struct Absent {
+  shm::Slot slots[kMaxItems];
+  size_t count = 0;
+};
+
 struct Context {
   sluice_t* client;
   const Attachment* attachment;
   Table table;
   Time time;
+  // Not null: the check only looks. What it looks for and does not find is one of these.
+  Absent* absent;
 
-  Context(sluice_t* c, const Attachment* a, bool coarse_serves)
-      : client(c), attachment(a), table(TableOf(*a)), time(coarse_serves, c->coarse_step_ns) {
+  Context(sluice_t* c, const Attachment* a, bool coarse_serves, Absent* looking = nullptr)
+      : client(c),
+        attachment(a),
+        table(TableOf(*a)),
+        time(coarse_serves, c->coarse_step_ns),
+        absent(looking) {
     c->attacher.Step(time.now_ns());
   }
+  bool is_looking() const { return absent != nullptr; }
 };
 
 // The state of one item's check.
 struct Attempt {
   shm::Slot* slot;
   uint32_t index;  // of the slot, or of the overflow bucket
-  bool overflow;
+  bool overflow;   // nobody reconciles it: the rule's overflow bucket, or an absent one
   bool emergency;
+  bool absent;  // the check only looks, and the bucket is not there
   shm::Outcome outcome;
   shm::Charge charge;
   shm::Seen seen;
@@ -117,7 +132,8 @@ inline Degraded DegradedNow(const Attachment& a, uint64_t aux, uint64_t now_ns) 
   return {true, shm::shard_state::SinceNs(state)};
 }
 
-// Finds or claims the item's slot, or the rule's overflow bucket where the neighbourhood is full.
+// Finds or claims the item's slot, or the rule's overflow bucket where the neighbourhood is full. A
+// check that only looks claims none.
 // `hint`: a slot to look at first, or kNoSlot.
 void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Attempt* attempt);
 
@@ -193,7 +209,8 @@ inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t ge
 // aux here is for the shard only: its load orders nothing.
 inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
                 Attempt* attempt) {
-  attempt->charge = ChargeOf(*item.rule, cost, CostNs(*item.rule, cost), commit);
+  attempt->charge =
+      ChargeOf(*item.rule, cost, CostNs(*item.rule, cost), commit && !ctx.is_looking());
   if (IsLoose(*item.rule)) {
     attempt->charge.trusted =
         shm::credits::TrustedOf(item.rule->limit.burst, HostsOf(*ctx.attachment));
@@ -245,6 +262,10 @@ inline uint64_t DelayOf(const Rule& rule, const shm::Seen& seen, uint64_t now_ns
              : shm::DelayNs(seen.verdict.new_ns, now_ns, rule.limit.tau_ns, rule.max_delay_ns);
 }
 
+// How near an item came to its limit, and whether that is above what the decision says already.
+void RaiseLevel(const Time& time, const Rule& rule, const Attempt& attempt,
+                sluice_decision_t* decision);
+
 // The parts of a decision: what heads it, the deciding rule's numbers, one line per rule.
 void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, Time* time,
                    sluice_decision_t* decision);
@@ -266,7 +287,7 @@ inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t c
   const bool allowed = attempt->outcome == shm::Outcome::kAllowed;
   if (allowed) {
     if (attempt->charge.commit) Account(ctx, item, policy, *attempt);
-  } else if (!attempt->overflow) {
+  } else if (!attempt->overflow && !ctx.is_looking()) {
     NoteRefusal(ctx, item, policy, *attempt);
   }
   if (decision == nullptr) return allowed || item.rule->shadow ? 1 : 0;
@@ -354,6 +375,7 @@ template <bool kPlain, bool kUntallied, class Path>
                            .index = IndexOf(path.attachment(), slot),
                            .overflow = false,
                            .emergency = false,
+                           .absent = false,
                            .outcome = outcome,
                            .charge = ChargeOf(rule, cost, cost_ns, /*commit=*/true),
                            .seen = seen,

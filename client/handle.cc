@@ -154,6 +154,7 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
 [[gnu::noinline]] int CheckHandleLong(sluice_handle& h, uint32_t cost,
                                       sluice_decision_t* decision) {
   if (cost > SLUICE_MAX_COST) return AnswerDefault(h.client, SLUICE_E_ARGUMENT, decision);
+  if (cost == 0) return sluice_peek(h.client, h.descriptors.get(), h.count, 0, decision);
   const Attachment* const a = AttachmentOf(h.client);
   if (a == nullptr) return AnswerDefault(h.client, 0, decision);
   HandleBlock* block = h.blocks.current();
@@ -301,7 +302,7 @@ bool IsOther(const HandleBlock& block, uint64_t now_ns) {
 [[gnu::noinline]] int CheckHandleFull(sluice_handle& h, uint32_t cost,
                                       sluice_decision_t* decision) {
   const HandleBlock* const block = h.blocks.current();
-  if (block == nullptr || cost > SLUICE_MAX_COST) return CheckHandleLong(h, cost, decision);
+  if (block == nullptr || cost - 1 >= SLUICE_MAX_COST) return CheckHandleLong(h, cost, decision);
   const uint64_t now_ns = Clock::Now(block->coarse_serves);
   if (!IsUsual(*block, now_ns)) return CheckHandleUnusual(*block, now_ns, cost, decision);
   shm::Slot& slot = SlotOf(*block);

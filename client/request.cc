@@ -75,7 +75,7 @@ class RequestCheck {
       // aux is for the answer: orders nothing.
       attempt.slot = look.slot;
       attempt.index = IndexOf(*ctx_.attachment, *look.slot);
-      attempt.overflow = attempt.emergency = false;
+      attempt.overflow = attempt.emergency = attempt.absent = false;
       attempt.outcome = Outcome::kAllowed;
       attempt.charge = ChargeOf(*items_[i].rule, cost_, look.cost_ns(now_ns), /*commit=*/true);
       attempt.seen = {.word_ns = look.word_ns,
@@ -92,7 +92,7 @@ class RequestCheck {
     for (int restart = 0; restart < kRequestRestarts; ++restart) {
       Peek();
       size_t decided = Strictest();
-      if (denied_ == 0 && cost_ != 0) decided = Commit(decided);
+      if (denied_ == 0 && cost_ != 0 && !ctx_.is_looking()) decided = Commit(decided);
       if (decided != kAgain) return Answer(decided, decision);
     }
     ctx_.table.Count(shm::Counter::kGaveUp);
@@ -182,7 +182,7 @@ class RequestCheck {
 
   int Answer(size_t decided, sluice_decision_t* decision) {
     // Each rule that says no counts the attempt: operators see who blocks, shares see the demand.
-    for (size_t i = 0; i < count_ && denied_ + shadow_ != 0; ++i) {
+    for (size_t i = 0; i < count_ && denied_ + shadow_ != 0 && !ctx_.is_looking(); ++i) {
       const Attempt& attempt = attempts_[i];
       if (attempt.outcome != Outcome::kDenied || attempt.overflow) continue;
       NoteRefusal(ctx_, items_[i], policy_, attempt);
@@ -195,6 +195,7 @@ class RequestCheck {
       decision->shadow = shadow_ != 0 ? 1 : 0;
       for (size_t i = 0; i < count_; ++i) {
         RecordSpend(*items_[i].rule, attempts_[i], spent_[i], decision);
+        RaiseLevel(ctx_.time, *items_[i].rule, attempts_[i], decision);
         // A request of several queues goes on when the last of them lets it.
         if (denied_ != 0 || attempts_[i].outcome != Outcome::kAllowed) continue;
         decision->delay_ns = std::max(
@@ -233,7 +234,7 @@ int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, u
                sluice_decision_t* decision) {
   const bool is_plain = cost == 1 && decision == nullptr;
   Look looks[kMaxItems];
-  if (cost != 0 && (count > 1 || is_plain) &&
+  if (!ctx.is_looking() && (count > 1 || is_plain) &&
       AdmitPlanned({ctx, items, policy, cost, is_plain}, count, looks)) {
     return decision == nullptr ? 1
                                : AnswerAdmitted(ctx, items, count, policy, cost, looks, decision);

@@ -22,6 +22,7 @@ int AnswerDefault(const sluice_t* client, int code, sluice_decision_t* decision)
     std::memset(decision, 0, offsetof(sluice_decision_t, spends));
     decision->allowed = client->default_allowed;
     decision->source = SLUICE_SOURCE_DEFAULT;
+    decision->level = client->default_allowed != 0 ? SLUICE_LEVEL_OK : SLUICE_LEVEL_HARD;
     decision->rule = shm::kNoRule;
   }
   return code != 0 ? code : client->default_allowed;
@@ -130,6 +131,7 @@ int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_
   if (cost > SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {
     return AnswerDefault(client, SLUICE_E_ARGUMENT, decision);
   }
+  if (cost == 0) return sluice_peek(client, descriptors, count, 0, decision);
   const Attachment* const a = sluice::client::AttachmentOf(client);
   if (a != nullptr && cost == 1 && decision == nullptr &&
       sluice::client::AdmitShaped(*client, *a, descriptors, count)) [[likely]] {
@@ -150,6 +152,24 @@ int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_
     return sluice::client::AnswerNoMatch(decision);
   }
   Context ctx(client, a, plan.coarse_serves);
+  return CheckItems(ctx, plan.items, plan.count, plan.policy, cost, decision);
+}
+
+int sluice_peek(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
+                uint32_t cost, sluice_decision_t* decision) {
+  if (client == nullptr) return SLUICE_E_ARGUMENT;
+  if (cost > SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {
+    return AnswerDefault(client, SLUICE_E_ARGUMENT, decision);
+  }
+  const Attachment* const a = sluice::client::AttachmentOf(client);
+  if (a == nullptr) return AnswerDefault(client, 0, decision);
+  Plan plan;
+  const int built =
+      BuildPlan(*a, client->coarse_step_ns, descriptors, count, &client->shapes, &plan);
+  if (built != 0) return AnswerDefault(client, built, decision);
+  if (plan.count == 0) return sluice::client::AnswerNoMatch(decision);
+  sluice::client::Absent absent;
+  Context ctx(client, a, plan.coarse_serves, &absent);
   return CheckItems(ctx, plan.items, plan.count, plan.policy, cost, decision);
 }
 
@@ -180,6 +200,9 @@ int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t
         result = AnswerDefault(client, a == nullptr ? 0 : built[i], decision);
       } else if (plans[i].count == 0) {
         result = sluice::client::AnswerNoMatch(decision);
+      } else if (requests[begin + i].cost == 0) {
+        const sluice_request_t& r = requests[begin + i];
+        result = sluice_peek(client, r.descriptors, r.count, 0, decision);
       } else {
         Context ctx(client, a, plans[i].coarse_serves);
         result = CheckItems(ctx, plans[i].items, plans[i].count, plans[i].policy,

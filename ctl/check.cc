@@ -3,6 +3,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,7 @@ constexpr size_t kFieldsBytes = 4096;  // SLUICE_MAX_RULES_PER_REQUEST policies 
 
 struct CheckOptions {
   std::vector<std::string> descriptors;
-  uint32_t cost = 1;
+  std::optional<uint32_t> cost;  // 1 where nothing is said, 0 for a look
   uint32_t count = 1;
   bool is_peek = false;
 };
@@ -39,6 +40,19 @@ const char* SourceText(uint16_t source) {
       return "overflow: the rule's shared bucket";
     default:
       return "unknown";
+  }
+}
+
+const char* LevelText(uint8_t level) {
+  switch (level) {
+    case SLUICE_LEVEL_OK:
+      return "ok";
+    case SLUICE_LEVEL_NEAR:
+      return "near";
+    case SLUICE_LEVEL_SOFT:
+      return "soft";
+    default:
+      return "hard";
   }
 }
 
@@ -71,9 +85,8 @@ std::vector<std::pair<std::string, std::string>> Fields(sluice_t* client,
 nlohmann::json ToJson(sluice_t* client, const sluice_decision_t& d, int result,
                       uint64_t allowed_count, uint64_t count) {
   nlohmann::json json = {
-      {"allowed", d.allowed != 0},
-      {"source", SourceText(d.source)},
-      {"checks", count},
+      {"allowed", d.allowed != 0},       {"level", LevelText(d.level)},
+      {"source", SourceText(d.source)},  {"checks", count},
       {"checks_allowed", allowed_count},
   };
   if (result < 0) json["error"] = sluice_strerror(result);
@@ -108,7 +121,8 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
   if (d.limit != 0) {
     std::cout << "  decided by   " << Rule(client, d, d.rule) << ": "
               << FormatLimit(d.limit, d.period_ns) << ", burst " << d.burst << "\n"
-              << "  remaining    " << d.remaining << "\n";
+              << "  remaining    " << d.remaining << "\n"
+              << "  level        " << LevelText(d.level) << "\n";
     if (d.delay_ns != 0) {
       std::cout << "  goes on in   " << FormatDuration(d.delay_ns) << "\n";
     }
@@ -149,9 +163,11 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   sluice_decision_t decision{};
   int result = 0;
   uint64_t allowed_count = 0;
+  // A look without a cost shows what is left, not what a check would leave.
+  const uint32_t cost = options.cost.value_or(options.is_peek ? 0 : 1);
   for (uint32_t i = 0; i < options.count; ++i) {
-    result = sluice_check(client->get(), descriptors.data(), descriptors.size(),
-                          options.is_peek ? 0 : options.cost, &decision);
+    const auto ask = options.is_peek ? sluice_peek : sluice_check;
+    result = ask(client->get(), descriptors.data(), descriptors.size(), cost, &decision);
     if (result < 0) break;
     allowed_count += decision.allowed != 0 ? 1 : 0;
   }
@@ -177,14 +193,13 @@ void AddCheck(CLI::App* root, Globals* globals) {
       "  sluicectl check tenant=acme user=42 ip=203.0.113.7 route=/v1/generate tier=paid\n"
       "  sluicectl check tenant=acme --cost 50      one request that costs 50\n"
       "  sluicectl check tenant=acme --count 100    how many of 100 in a row are let through\n"
-      "  sluicectl check tenant=acme --peek         look without spending\n"
+      "  sluicectl check tenant=acme --peek         what it would answer; nothing is spent\n"
       "  sluicectl check tenant=acme --json | jq .retry_after_ns\n\n"
       "Exit code: 0 allowed, 1 denied (of several: the last), 2 wrong arguments, 3 no daemon.");
   auto options = std::make_shared<CheckOptions>();
   verb->add_option("DESCRIPTORS", options->descriptors, "NAME=VALUE ...")->required();
-  verb->add_option("--cost", options->cost, "tokens that the request costs")
-      ->check(CLI::Range(0u, SLUICE_MAX_COST))
-      ->capture_default_str();
+  verb->add_option("--cost", options->cost, "tokens that the request costs [1]")
+      ->check(CLI::Range(0u, SLUICE_MAX_COST));
   verb->add_option("--count", options->count, "check so many times in a row")
       ->check(CLI::Range(1u, kMaxCount))
       ->capture_default_str();

@@ -38,6 +38,7 @@ inline constexpr uint32_t kMaxConditions = 16;      // of one group
 inline constexpr uint32_t kMaxKeyParts = 8;         // of one group
 inline constexpr uint32_t kMaxOneOf = 256;          // values of one one-of condition
 inline constexpr uint32_t kMaxClasses = 16;         // of one group's priority
+inline constexpr uint32_t kMaxMetadata = 8;         // pairs of one group
 inline constexpr uint32_t kMaxLabelBytes = 64;      // "name@tier"
 inline constexpr uint32_t kMaxPatternBytes = 1024;  // one match value
 inline constexpr uint16_t kNoRule = 0xffff;
@@ -110,8 +111,11 @@ struct GroupView {
   uint8_t tier_name;    // name id of the descriptor that selects the tier; kNoName: none
   uint8_t class_count;  // 0: the group has no priority; else 2..kMaxClasses
   uint32_t classes_offset;
+  uint32_t metadata_offset;  // StringRefs: a name, its value, the next name...
+  uint8_t metadata_count;    // pairs, 0..kMaxMetadata
+  uint8_t reserved[3];
 };
-static_assert(sizeof(GroupView) == 32);
+static_assert(sizeof(GroupView) == 40);
 
 enum class DegradedMode : uint8_t {
   kOpen = 0,     // admit all, go on counting
@@ -131,9 +135,11 @@ struct RuleNumbers {
   uint16_t id;  // its place among the rules
   DegradedMode mode;
   DegradedMode then_mode;
-  uint8_t strict;  // consistency: strict; a lease without it may overdraw
-  uint8_t alert;   // raise an alert when this rule degrades
-  uint8_t shadow;  // count, never deny
+  uint8_t strict : 1;    // consistency: strict; a lease without it may overdraw
+  uint8_t alert : 1;     // raise an alert when this rule degrades
+  uint8_t shadow : 1;    // count, never deny
+  uint8_t near_percent;  // of what may be used, from which on an answer says `near`, 1..100
+  uint8_t soft_percent;  // likewise, `soft`; 0: the rule has no such level
   Kind kind;
   uint16_t wait_ms;  // kLease: how long callers that may wait do, 0..1,000; 0: not said
   uint16_t group;
@@ -213,6 +219,10 @@ class PolicyView {
   }
   const ClassView& class_of(const GroupView& g, uint32_t i) const {
     return *At<ClassView>(g.classes_offset, i % kMaxClasses);
+  }
+  // The i-th text of the pairs of metadata.
+  std::string_view metadata(const GroupView& g, uint32_t i) const {
+    return text(*At<StringRef>(g.metadata_offset, i % (2 * kMaxMetadata)));
   }
   std::string_view one_of(const ConditionView& c, uint32_t i) const {
     return text(*At<StringRef>(c.value.offset, i));

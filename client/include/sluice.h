@@ -57,6 +57,13 @@ enum sluice_source {
   SLUICE_SOURCE_OVERFLOW = 4   /* no slot was free near the key: the rule's overflow bucket */
 };
 
+/* How near a request came to its limits: of all rules that matched, the highest. */
+enum sluice_level {
+  SLUICE_LEVEL_OK = 0,
+  SLUICE_LEVEL_NEAR = 1, /* allowed; a rule's `near` part of what may be used is used */
+  SLUICE_LEVEL_SOFT = 2, /* allowed; its `soft` part is */
+  SLUICE_LEVEL_HARD = 3  /* denied, or it would be but for a shadow rule */
+};
 typedef struct sluice_client sluice_t;
 typedef struct sluice_handle sluice_handle_t;
 typedef struct sluice_rule sluice_rule_t;
@@ -84,7 +91,8 @@ typedef struct sluice_spend {
 typedef struct sluice_decision {
   int32_t allowed; /* 1 or 0; the same as the function's result unless that is negative */
   uint16_t source; /* enum sluice_source */
-  uint16_t shadow; /* 1: a shadow rule would have denied; `allowed` is not changed by it */
+  uint8_t shadow;  /* 1: a shadow rule would have denied; `allowed` is not changed by it */
+  uint8_t level;   /* enum sluice_level; OK where no rule decided */
   uint64_t limit;  /* of the deciding rule: tokens per period; 0 when no rule decided */
   uint64_t period_ns;
   uint64_t burst;
@@ -134,16 +142,22 @@ SLUICE_API int sluice_wait(sluice_t* client, uint32_t timeout_ms);
 
 /* Checks one request: all rules that match apply, the strictest decides, and a rejected request
  * spends nothing anywhere. Returns 1 allowed, 0 denied, or a negative error (then *decision holds
- * the client's default). `cost` 0 only looks: it is allowed when the bucket is not in debt beyond
- * its burst, and writes nothing. `decision` may be NULL. */
+ * the client's default). `cost` 0 only looks, as sluice_peek: it is allowed when the bucket is not
+ * in debt beyond its burst. `decision` may be NULL. */
 SLUICE_API int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
                             uint32_t cost, sluice_decision_t* decision);
 
-/* The same for a caller that may wait. Where nothing but a strict rule denies, because too little
- * is lent to this host, it sleeps until more is, for at most `max_wait_ns`: 20 ms is enough for a
- * host that held nothing, where the bucket has tokens. Never longer than the rule's `wait`, where
- * it has one; SLUICE_WAIT_BY_RULE: for that, and not at all without. Ends early with the denial
- * when a signal comes, or nothing is expected in time. Everything else is answered at once. */
+/* What sluice_check would answer now, and changes no byte of what is shared: nothing is spent, no
+ * denial is counted, no bucket begins. For pages that show what is left, and for asking before work
+ * that is spent for later. */
+SLUICE_API int sluice_peek(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
+                           uint32_t cost, sluice_decision_t* decision);
+/* The same as sluice_check for a caller that may wait. Where nothing but a strict rule denies,
+ * because too little is lent to this host, it sleeps until more is, for at most `max_wait_ns`: 20
+ * ms is enough for a host that held nothing, where the bucket has tokens. Never longer than the
+ * rule's `wait`, where it has one; SLUICE_WAIT_BY_RULE: for that, and not at all without. Ends
+ * early with the denial when a signal comes, or nothing is expected in time. Everything else is
+ * answered at once. */
 SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors,
                                  size_t count, uint32_t cost, uint64_t max_wait_ns,
                                  sluice_decision_t* decision);
@@ -198,6 +212,19 @@ SLUICE_API int sluice_refund(sluice_t* client, sluice_decision_t* decision);
 SLUICE_API int sluice_decision_rule(sluice_t* client, const sluice_decision_t* decision,
                                     char* buffer, size_t size);
 
+/* The text of that name in the deciding rule's `metadata`, NUL-terminated. Returns its length, 0
+ * when there is none or the rules have changed since, or SLUICE_E_BUFFER (256 bytes suffice). */
+SLUICE_API int sluice_decision_metadata(sluice_t* client, const sluice_decision_t* decision,
+                                        const char* name, char* buffer, size_t size);
+/* The HTTP status for a decision: 200, 429, or 503 where it was denied because Redis or the daemon
+ * is away, not because the limit is used up. 0 for NULL. */
+SLUICE_API int sluice_http_status(const sluice_decision_t* decision);
+/* The body for a denial, NUL-terminated: application/problem+json of RFC 9457 with the types of the
+ * draft below, the status and the labels of the rules that denied (`violated-policies`). Returns
+ * the bytes written without the NUL, 0 for a decision that allows, or SLUICE_E_BUFFER (2 KiB
+ * suffice). */
+SLUICE_API int sluice_problem_json(sluice_t* client, const sluice_decision_t* decision,
+                                   char* buffer, size_t size);
 /* HTTP fields for a decision, each line ended by CRLF, the whole NUL-terminated:
  *   Retry-After (when denied and it can ever fit), RateLimit-Policy and RateLimit
  * (draft-ietf-httpapi-ratelimit-headers-10, structured fields of RFC 9651).

@@ -23,6 +23,13 @@ struct Descriptor : sluice_descriptor_t {
                             descriptor_value.size()} {}
 };
 
+enum class Level : uint8_t {
+  kOk = SLUICE_LEVEL_OK,
+  kNear = SLUICE_LEVEL_NEAR,
+  kSoft = SLUICE_LEVEL_SOFT,
+  kHard = SLUICE_LEVEL_HARD
+};
+
 // The answer to one request. Converts to bool: go on or not.
 class Decision {
  public:
@@ -44,6 +51,10 @@ class Decision {
   bool wait_turn() const { return sluice_wait_turn(&raw_) > 0; }
   bool is_emergency() const { return raw_.source == SLUICE_SOURCE_EMERGENCY; }
   bool is_default() const { return raw_.source == SLUICE_SOURCE_DEFAULT; }
+  // How near the request came to its limits: of all rules, the highest.
+  Level level() const { return static_cast<Level>(raw_.level); }
+  // 200, 429, or 503 where Redis or the daemon is away and that is why.
+  int http_status() const { return sluice_http_status(&raw_); }
   bool shadow_denied() const { return raw_.shadow != 0; }
   // 0, or one of enum sluice_error: then the answer is the client's default.
   int error() const { return error_; }
@@ -170,6 +181,17 @@ class Client {
     return Rule(rule);
   }
 
+  // What check() would answer now; changes no byte of what is shared.
+  Decision peek(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+    Decision d;
+    d.raw().allowed = 0;
+    d.Take(sluice_peek(client_.get(), descriptors.data(), descriptors.size(), cost, &d.raw()));
+    return d;
+  }
+  Decision peek(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+    return peek(std::span(descriptors.begin(), descriptors.size()), cost);
+  }
+
   // How many rules got something back; negative: enum sluice_error.
   int refund(Decision& decision) { return sluice_refund(client_.get(), &decision.raw()); }
 
@@ -177,6 +199,19 @@ class Client {
   std::string http_fields(const Decision& decision) {
     char buffer[4096];
     const int n = sluice_http_fields(client_.get(), &decision.raw(), buffer, sizeof buffer);
+    return n > 0 ? std::string(buffer, static_cast<size_t>(n)) : std::string();
+  }
+  // The text of that name in the deciding rule's metadata; empty where there is none.
+  std::string metadata_of(const Decision& decision, const char* name) {
+    char buffer[256];
+    const int n =
+        sluice_decision_metadata(client_.get(), &decision.raw(), name, buffer, sizeof buffer);
+    return n > 0 ? std::string(buffer, static_cast<size_t>(n)) : std::string();
+  }
+  // The body for a denial, application/problem+json; empty for a decision that allows.
+  std::string problem_json(const Decision& decision) {
+    char buffer[4096];
+    const int n = sluice_problem_json(client_.get(), &decision.raw(), buffer, sizeof buffer);
     return n > 0 ? std::string(buffer, static_cast<size_t>(n)) : std::string();
   }
   // The deciding rule's label; empty when no rule decided.

@@ -148,6 +148,8 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.strict = rule.strict ? 1 : 0;
   numbers.alert = degraded.alert ? 1 : 0;
   numbers.shadow = rule.shadow ? 1 : 0;
+  numbers.near_percent = rule.near_percent;
+  numbers.soft_percent = rule.soft_percent;
   view.hash_seed = shm::HashValue(
       salt_key_, label, is_window ? shm::window::HashSeed(limit.limit, limit.period_ns) : 0);
   view.label = Text(label);
@@ -169,6 +171,13 @@ absl::Status Builder::Add(const RuleConfig& rule) {
   AddConditions(rule, &group);
   AddKey(rule, &group);
   if (rule.priority) AddPriority(*rule.priority, &group);
+  // Counts from the beginning of the references, as the lists of conditions.
+  group.metadata_offset = static_cast<uint32_t>(refs_.size());
+  group.metadata_count = static_cast<uint8_t>(rule.metadata.size());
+  for (const auto& [name, value] : rule.metadata) {
+    refs_.push_back(Text(name));
+    refs_.push_back(Text(value));
+  }
   group.first_rule = static_cast<uint16_t>(rules_.size());
   group.tier_count = static_cast<uint16_t>(rule.tiers.size());
   for (const TierConfig& tier : rule.tiers) AddRule(rule, &tier);
@@ -244,6 +253,8 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
     group.key_offset = static_cast<uint32_t>(key_parts_at + group.key_offset * sizeof(KeyPartView));
     group.classes_offset =
         static_cast<uint32_t>(classes_at + group.classes_offset * sizeof(ClassView));
+    group.metadata_offset =
+        static_cast<uint32_t>(refs_at + group.metadata_offset * sizeof(StringRef));
   }
   for (RuleView& rule : rules_) {
     move_text(&rule.label);

@@ -172,6 +172,9 @@ struct RuleConfig {
   bool overdraft = false;
   uint64_t wait_ns = 0;  // strict only: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
   std::optional<PriorityConfig> priority;  // of token and leaky buckets that are not lent
+  uint8_t near_percent = 80;  // of what may be used: from there on answers say `near`, 1..100
+  uint8_t soft_percent = 0;   // likewise, `soft`; 0: the rule has no such level
+  std::vector<std::pair<std::string, std::string>> metadata;  // 0..kMaxMetadata, names are unique
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
 };

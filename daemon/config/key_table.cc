@@ -276,6 +276,33 @@ constexpr KeySpec kRuleKeys[] = {
      .max = 31,
      .doc = "The class of requests that bring none, or one that is not listed.",
      .example = "normal"},
+    {.path = "rules[].near",
+     .type = KeyType::kNumber,
+     .fallback = "0.8 of soft.at, or of all",
+     .min = kMillion / 100,
+     .max = kMillion,
+     .doc =
+         "The part of what may be used from which on an answer's level is `near`, in hundredths; "
+         "see [levels](client.md#levels).",
+     .example = "0.75"},
+    {.path = "rules[].soft",
+     .type = KeyType::kSection,
+     .doc = "A level between `near` and a denial: the request is allowed, and its answer says "
+            "`soft`."},
+    {.path = "rules[].soft.at",
+     .type = KeyType::kNumber,
+     .required = true,
+     .min = kMillion / 100,
+     .max = kMillion,
+     .doc =
+         "The part of what may be used from which on an answer's level is `soft`, in hundredths.",
+     .example = "0.9"},
+    {.path = "rules[].metadata",
+     .type = KeyType::kTexts,
+     .max = shm::kMaxMetadata,
+     .doc = "Texts that answers of the rule carry to whoever asks for them by name: a plan, the "
+            "page that explains the limit. Names have at most 31 bytes, values at most 255.",
+     .example = "{plan: free, docs: /limits.html}"},
     {.path = "rules[].shadow",
      .type = KeyType::kBool,
      .fallback = "false",

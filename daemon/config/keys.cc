@@ -135,6 +135,8 @@ std::string DescribeType(const KeySpec& spec) {
       return Cat("a list of at most ", spec.max, " descriptor names");
     case KeyType::kParts:
       return Cat("a mapping of at most ", spec.max, " names to numbers from 0.0001 to 1");
+    case KeyType::kTexts:
+      return Cat("a mapping of at most ", spec.max, " names to texts");
     case KeyType::kHome:
       return "rendezvous, or regions by the values of a descriptor";
   }

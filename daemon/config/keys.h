@@ -25,6 +25,7 @@ enum class KeyType : uint8_t {
   kMatch,     // a mapping of descriptor names to patterns
   kKey,       // a list of descriptor names
   kParts,     // a mapping of free names to parts of a whole
+  kTexts,     // a mapping of free names to texts
   kHome,      // "rendezvous", or a mapping of a descriptor's values to regions
 };
 

@@ -369,6 +369,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   }
   ParseTiers(&section, of_rule, config, &rule, findings);
   ParsePriority(&section, &rule, findings);
+  ParseAnswers(&section, &rule, findings);
   if (of_rule.is_window() && has_regions) WarnOfShortWindows(&section, *config.redis, rule);
   if (!section.Has("limit") && !section.Has("tiers")) {
     section.Problem("limit", "is missing",

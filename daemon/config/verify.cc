@@ -45,6 +45,8 @@ class Verifier {
   }
   bool IsName(uint8_t id) const { return id < view_.name_count(); }
   bool ConditionFits(const ConditionView& condition) const;
+  bool TextsFit(uint32_t offset, uint32_t count) const;
+  bool MetadataFits(const GroupView& group) const;
   bool PriorityFits(const GroupView& group) const;
   absl::Status Group(const GroupView& group) const;
   absl::Status Rule(const RuleView& rule, uint32_t id) const;
@@ -84,17 +86,25 @@ bool Verifier::ConditionFits(const ConditionView& condition) const {
     default:
       return false;
   }
-  if (condition.count == 0 || condition.count > shm::kMaxOneOf ||
-      !ArrayFits<StringRef>(condition.value.offset, condition.count)) {
-    return false;
-  }
-  const char* const refs = reinterpret_cast<const char*>(&view_.header()) + condition.value.offset;
-  for (uint32_t i = 0; i < condition.count; ++i) {
+  return condition.count != 0 && condition.count <= shm::kMaxOneOf &&
+         TextsFit(condition.value.offset, condition.count);
+}
+
+// Whether `count` references stand there, and what they speak of.
+bool Verifier::TextsFit(uint32_t offset, uint32_t count) const {
+  if (!ArrayFits<StringRef>(offset, count)) return false;
+  const char* const refs = reinterpret_cast<const char*>(&view_.header()) + offset;
+  for (uint32_t i = 0; i < count; ++i) {
     StringRef ref;
     std::memcpy(&ref, refs + i * sizeof(ref), sizeof(ref));
     if (!TextFits(ref, 0, shm::kMaxPatternBytes)) return false;
   }
   return true;
+}
+
+bool Verifier::MetadataFits(const GroupView& group) const {
+  return group.metadata_count <= shm::kMaxMetadata &&
+         (group.metadata_count == 0 || TextsFit(group.metadata_offset, 2u * group.metadata_count));
 }
 
 bool Verifier::PriorityFits(const GroupView& group) const {
@@ -133,6 +143,7 @@ absl::Status Verifier::Group(const GroupView& group) const {
     }
     needed |= 1ull << part.name;
   }
+  if (!MetadataFits(group)) return Bad("a rule's metadata lie outside");
   if (!PriorityFits(group)) return Bad("a priority is broken");
   const bool has_base = group.base_rule != shm::kNoRule;
   if (uint32_t{group.first_rule} + group.tier_count > view_.rule_count() ||
@@ -200,8 +211,11 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   constexpr uint32_t kOne = 1u << 16;
   if (n.mode > shm::DegradedMode::kNormal || n.then_mode > shm::DegradedMode::kNormal ||
       n.factor_q16 < kOne || n.then_factor_q16 < kOne || n.for_ns > shm::kMaxSpanNs ||
-      n.strict > 1 || n.alert > 1 || n.shadow > 1 || n.kind > shm::Kind::kSlidingLog) {
-    return Bad("a rule's degraded mode or flags are broken");
+      n.kind > shm::Kind::kSlidingLog) {
+    return Bad("a rule's degraded mode or kind is broken");
+  }
+  if (n.near_percent == 0 || n.near_percent > 100 || n.soft_percent > 100) {
+    return Bad("a rule's levels are out of range");
   }
   return absl::OkStatus();
 }

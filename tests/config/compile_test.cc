@@ -348,7 +348,10 @@ TEST(VerifyPolicyTest, NamesWhatIsBrokenUnderAGoodChecksum) {
   refuses([&](char* p) { rule(p)->numbers.cost = 2001; }, "cost above burst");
   refuses([&](char* p) { rule(p)->numbers.factor_q16 = 0; }, "factor");
   refuses([&](char* p) { rule(p)->numbers.mode = static_cast<shm::DegradedMode>(4); }, "mode");
-  refuses([&](char* p) { rule(p)->numbers.shadow = 2; }, "flag");
+  refuses([&](char* p) { rule(p)->numbers.near_percent = 0; }, "levels");
+  refuses([&](char* p) { rule(p)->numbers.soft_percent = 101; }, "levels");
+  refuses([&](char* p) { group(p)->metadata_count = shm::kMaxMetadata + 1; }, "metadata");
+  refuses([&](char* p) { group(p)->class_count = 1; }, "priority");
   EXPECT_TRUE(VerifyPolicy(Resealed(bytes)).ok());
 }
 

@@ -243,6 +243,8 @@ std::string TextWith(const KeySpec& spec) {
                              : key == "wait"      ? "\n    consistency: strict"
                                                   : "";
     text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
+  } else if (section == "rules[].soft") {
+    text = named + "limit: 10/s\n    soft: {" + pair + "}";
   } else if (section == "rules[].priority") {
     const std::string classes =
         key == "classes" ? "" : "classes: {critical: 1, normal: 0.8, sheddable: 0.5}, ";
