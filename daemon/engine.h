@@ -47,7 +47,8 @@ struct RuleCounts {
   std::string label;  // "name" or "name@tier"
   uint64_t allowed = 0;
   uint64_t denied = 0;
-  uint64_t degraded = 0;  // decided while the rule's shard was in emergency
+  uint64_t degraded = 0;    // decided while the rule's shard was in emergency
+  uint64_t near_limit = 0;  // buckets that came near the limit, each once in a period
 };
 
 // Tokens on loan for strict rules, since start.

@@ -30,6 +30,11 @@ constexpr MetricSpec kMetrics[] = {
      "rule,result"},
     {"sluice_degraded_checks_total", kCounter,
      "Tokens decided by a rule's when_degraded while its shard was in emergency.", "rule"},
+    {"sluice_near_limit_total", kCounter,
+     "Buckets that came near their limit (the rule's `near` part of it used), each counted once in "
+     "a "
+     "period. Not of rules whose limit is lent.",
+     "rule"},
     {"sluice_unreconciled_age_seconds", kGauge,
      "Age of the oldest use that Redis does not know yet; 0 without Redis.", ""},
     {"sluice_shard_mode", kGauge, "Per virtual shard: 0 healthy, 1 stale, 2 emergency.", "shard"},
@@ -192,6 +197,10 @@ void AddRules(const EngineSnapshot& engine, Page* page) {
   page->Of("sluice_degraded_checks_total");
   for (const RuleCounts& rule : engine.rules) {
     page->Add({rule.label}, static_cast<double>(rule.degraded));
+  }
+  page->Of("sluice_near_limit_total");
+  for (const RuleCounts& rule : engine.rules) {
+    page->Add({rule.label}, static_cast<double>(rule.near_limit));
   }
 }
 

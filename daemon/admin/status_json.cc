@@ -217,7 +217,8 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"when_degraded", degraded},
           {"allowed", counts.allowed},
           {"denied", counts.denied},
-          {"degraded", counts.degraded}};
+          {"degraded", counts.degraded},
+          {"near_limit", counts.near_limit}};
 }
 
 }  // namespace

@@ -348,6 +348,7 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .strict = n.strict != 0,
                                .shadow = n.shadow != 0,
                                .alert = n.alert != 0,
+                               .near_percent = n.near_percent,
                                .key_count = view.group(n.group).key_count});
     compiled.by_label_.emplace(compiled.rules_.back().label, static_cast<uint16_t>(id));
     compiled.max_debt_ns_ = std::max(compiled.max_debt_ns_, n.limit.tau_ns + n.limit.debt_max_ns);

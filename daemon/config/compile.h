@@ -54,6 +54,7 @@ struct CompiledRule {
   bool strict = false;
   bool shadow = false;
   bool alert = false;
+  uint8_t near_percent = 80;
   uint32_t key_count = 0;  // values that a bucket name of this rule has
   // Where its buckets are at home. Null: in the host's own cluster.
   std::shared_ptr<const Home> home = nullptr;

@@ -163,6 +163,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
   if (b.rule != nullptr) {
     const bool is_emergency = ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency;
     Count(*b.rule, tokens, denied, options_.has_redis && (b.forced || is_emergency));
+    if (near_.IsNews(b, *buckets_, now_ns_)) ++totals_by_id_[b.rule->id]->near_limit;
   }
   if (!options_.has_redis) {
     b.touched_ns = now_ns_;

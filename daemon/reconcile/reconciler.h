@@ -21,6 +21,7 @@
 #include "daemon/reconcile/batch.h"
 #include "daemon/reconcile/breaker.h"
 #include "daemon/reconcile/ledger.h"
+#include "daemon/reconcile/near.h"
 #include "daemon/reconcile/transport.h"
 #include "daemon/reconcile/windows.h"
 #include "daemon/redis/reply.h"
@@ -77,6 +78,7 @@ struct RuleTotals {
   uint64_t allowed = 0;
   uint64_t denied = 0;
   uint64_t degraded = 0;
+  uint64_t near_limit = 0;  // see NearLimits
 };
 
 struct ReconcilerStats {
@@ -216,7 +218,8 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   uint64_t last_strict_ns_ = 0;            // of use under one of them
   std::vector<Primary> primaries_;
   absl::node_hash_map<std::string, RuleTotals> totals_;  // also of rules that are gone
-  std::vector<RuleTotals*> totals_by_id_;                // into totals_, by id of the rules now
+  NearLimits near_;
+  std::vector<RuleTotals*> totals_by_id_;  // into totals_, by id of the rules now
   ReconcilerStats stats_;
   uint64_t now_ns_ = 0;  // of the tick or event under way
   uint64_t started_ns_ = 0;

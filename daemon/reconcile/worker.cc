@@ -365,7 +365,7 @@ EngineSnapshot Worker::Snapshot() const {
   }
   for (const auto& [label, totals] : reconciler_->totals()) {
     if (rules_ == nullptr || rules_->Find(label) == nullptr) continue;
-    s.rules.push_back({label, totals.allowed, totals.denied, totals.degraded});
+    s.rules.push_back({label, totals.allowed, totals.denied, totals.degraded, totals.near_limit});
   }
   std::sort(s.rules.begin(), s.rules.end(),
             [](const RuleCounts& a, const RuleCounts& b) { return a.label < b.label; });
