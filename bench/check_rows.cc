@@ -129,6 +129,31 @@ Contenders CheckPriorityList() {
   return rows;
 }
 
+// An estimate that is reserved and settled, beside a check by the same list with its decision.
+Contenders ReserveAndSettle() {
+  static constexpr sluice_descriptor_t kRequest[] = {{"classless", 9, kKey, kKeyBytes}};
+  sluice_t* const client = Stage::Get().client();
+  const Contender row = {"ns", [=](uint64_t n) {
+                           int settled = 0;
+                           for (uint64_t i = 0; i < n; ++i) {
+                             sluice_reservation_t r;
+                             sluice_reserve(client, kRequest, 1, 10, 1'000'000, &r);
+                             settled += sluice_settle(client, &r, 5);
+                           }
+                           Require(settled > 0, "no reservation was settled");
+                         }};
+  const Contender beside = {"beside_ns", [=](uint64_t n) {
+                              sluice_decision_t decision;
+                              int allowed = 0;
+                              for (uint64_t i = 0; i < n; ++i) {
+                                allowed += sluice_check(client, kRequest, 1, 10, &decision);
+                              }
+                              benchmark::DoNotOptimize(allowed);
+                            }};
+  row.run(1);
+  return {row, beside};
+}
+
 // The request of the row and of its floor.
 struct ThreeRules {
   static constexpr char kTenant[] = "acme";
@@ -280,6 +305,7 @@ constexpr CheckRow kRows[] = {
     {"check_fixed_window", kHotUnits, 1, [] { return CheckWindow("fixed"); }},
     {"check_priority_keyed", kHotUnits, 1, CheckPriorityKeyed},
     {"check_priority_list", kHotUnits, 1, CheckPriorityList},
+    {"reserve_and_settle", kHotUnits, 1, ReserveAndSettle},
     {"check_sliding_window", kHotUnits, 1, [] { return CheckWindow("sliding"); }},
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},
     {"check_cold_1m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Get()); }},

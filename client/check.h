@@ -205,6 +205,28 @@ inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t ge
   return shm::credits::RefundLease(slot, fp, gen, new_ns, tokens, fresh_ns);
 }
 
+// The slot of a spend; null where there is none of that number.
+inline shm::Slot* SlotOf(const Attachment& a, const sluice_spend_t& spend) {
+  const bool overflow = (spend.flags & kOverflowSlot) != 0;
+  if (spend.slot >= (overflow ? shm::kMaxRules : a.capacity)) return nullptr;
+  return overflow ? &a.overflow[spend.slot] : &a.slots[spend.slot];
+}
+
+// Gives back `tokens` of a spend, which took `cost_ns` of its time. True where anything still
+// stood.
+inline bool GiveBack(const Attachment& a, const sluice_spend_t& spend, uint64_t cost_ns,
+                     uint32_t tokens, uint64_t fresh_ns) {
+  shm::Slot* const slot = SlotOf(a, spend);
+  if (slot == nullptr || !RefundKind(KindOfFlags(spend.flags), *slot, 0, spend.gen, spend.new_ns,
+                                     cost_ns, tokens, ScaleOfFlags(spend.flags), fresh_ns)) {
+    return false;
+  }
+  if ((spend.flags & kOverflowSlot) == 0) {
+    shm::TakeBackUse(*slot, a.dirty, spend.slot, spend.gen, tokens);
+  }
+  return true;
+}
+
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
 // aux here is for the shard only: its load orders nothing.
 inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,

@@ -53,11 +53,6 @@ bool AdmitShaped(sluice_t& client, const Attachment& a, const sluice_descriptor_
 
 std::atomic<uint64_t> next_client_id{1};
 
-bool RefundSpend(shm::Slot& slot, const sluice_spend_t& spend, uint64_t now_ns) {
-  return RefundKind(KindOfFlags(spend.flags), slot, 0, spend.gen, spend.new_ns, spend.cost_ns,
-                    spend.tokens, ScaleOfFlags(spend.flags), now_ns);
-}
-
 }  // namespace
 }  // namespace sluice::client
 
@@ -66,7 +61,6 @@ using sluice::client::Attachment;
 using sluice::client::Clock;
 using sluice::client::Context;
 using sluice::client::Plan;
-using sluice::client::RefundSpend;
 namespace shm = sluice::shm;
 
 extern "C" {
@@ -226,12 +220,7 @@ int sluice_refund(sluice_t* client, sluice_decision_t* decision) {
     sluice_spend_t& spend = decision->spends[i];
     if ((spend.flags & sluice::client::kSpent) == 0) continue;
     spend.flags = static_cast<uint16_t>(spend.flags & ~sluice::client::kSpent);
-    const bool overflow = (spend.flags & sluice::client::kOverflowSlot) != 0;
-    if (spend.slot >= (overflow ? shm::kMaxRules : a->capacity)) continue;
-    shm::Slot& slot = overflow ? a->overflow[spend.slot] : a->slots[spend.slot];
-    if (!RefundSpend(slot, spend, now_ns)) continue;
-    if (!overflow) shm::TakeBackUse(slot, a->dirty, spend.slot, spend.gen, spend.tokens);
-    ++refunded;
+    refunded += sluice::client::GiveBack(*a, spend, spend.cost_ns, spend.tokens, now_ns) ? 1 : 0;
   }
   return refunded;
 }
@@ -293,6 +282,8 @@ const char* sluice_strerror(int code) {
       return "the buffer is too small";
     case SLUICE_E_STALE:
       return "the decision belongs to an earlier generation of buckets";
+    case SLUICE_E_FULL:
+      return "no slot is free to hold a reservation; give the daemon more buckets";
     default:
       return "unknown code";
   }

@@ -17,6 +17,8 @@ namespace sluice::shm {
 
 inline constexpr uint64_t kNever = ~0ull;              // retry_after of a cost that can never fit
 inline constexpr uint64_t kMinDebtNs = 1'000'000'000;  // debt_max = max(tau, 1 s)
+// The longest that a reservation is held. A slot that says so is not wild.
+inline constexpr uint64_t kMaxHoldNs = 3'600'000'000'000;
 
 // Round-up multiplication n * period / limit in 128 bits; kNever when it leaves 62 bits.
 inline uint64_t CostNs(uint64_t n, uint64_t period_ns, uint64_t limit) {

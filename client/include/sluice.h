@@ -29,13 +29,14 @@ extern "C" {
 #define SLUICE_VERSION_MINOR 1
 
 /* Bounds. Beyond them a call answers an error code and the client's default; it never crashes. */
-#define SLUICE_MAX_DESCRIPTORS 64u       /* per request */
-#define SLUICE_MAX_NAME_BYTES 255u       /* a descriptor's name */
-#define SLUICE_MAX_VALUE_BYTES 65536u    /* a descriptor's value */
-#define SLUICE_MAX_RULES_PER_REQUEST 16u /* rules that match one request */
-#define SLUICE_MAX_COST 1000000000u      /* cost of one request */
-#define SLUICE_WAIT_BY_RULE INT64_MAX    /* max_wait_ns: for the rule's `wait`, if it has one */
-#define SLUICE_NEVER UINT64_MAX          /* retry_after_ns of a cost that can never fit */
+#define SLUICE_MAX_DESCRIPTORS 64u        /* per request */
+#define SLUICE_MAX_NAME_BYTES 255u        /* a descriptor's name */
+#define SLUICE_MAX_VALUE_BYTES 65536u     /* a descriptor's value */
+#define SLUICE_MAX_RULES_PER_REQUEST 16u  /* rules that match one request */
+#define SLUICE_MAX_COST 1000000000u       /* cost of one request */
+#define SLUICE_WAIT_BY_RULE INT64_MAX     /* max_wait_ns: for the rule's `wait`, if it has one */
+#define SLUICE_MAX_HOLD_NS 3600000000000u /* a reservation is held at most so long: an hour */
+#define SLUICE_NEVER UINT64_MAX           /* retry_after_ns of a cost that can never fit */
 
 /* Negative results. */
 enum sluice_error {
@@ -45,7 +46,8 @@ enum sluice_error {
   SLUICE_E_NO_RULE = -4,     /* no rule of that name, or its key is not a single value */
   SLUICE_E_MEMORY = -5,      /* out of memory (open and bind only) */
   SLUICE_E_BUFFER = -6,      /* the buffer is too small */
-  SLUICE_E_STALE = -7        /* the decision belongs to an earlier generation of buckets */
+  SLUICE_E_STALE = -7,       /* the decision belongs to an earlier generation of buckets */
+  SLUICE_E_FULL = -8         /* no slot is free to hold a reservation; nothing was spent */
 };
 
 /* Where an answer came from. */
@@ -207,6 +209,30 @@ SLUICE_API int sluice_wait_turn(const sluice_decision_t* decision);
  * something back, or SLUICE_E_STALE / SLUICE_E_ARGUMENT. */
 SLUICE_API int sluice_refund(sluice_t* client, sluice_decision_t* decision);
 
+/* What is reserved for a request whose cost is known only afterwards. Plain bytes: any process on
+ * the host that is attached to the same daemon may settle a copy. */
+typedef struct sluice_reservation {
+  uint64_t expires_ns; /* CLOCK_MONOTONIC; from then on the estimate stands. 0: nothing is held */
+  uint64_t key;        /* serves the functions below, as `slot` */
+  uint32_t slot;
+  uint32_t estimate; /* as charged: at most what the smallest of the buckets can hold */
+  sluice_decision_t decision;
+} sluice_reservation_t;
+/* Charges an estimate, and holds it for `hold_ns` (1 ms to SLUICE_MAX_HOLD_NS), within which it may
+ * be settled. An estimate above what a bucket can hold at most counts as that, so that no request
+ * is denied for its estimate alone. Returns as sluice_check, or SLUICE_E_FULL; `estimate` is at
+ * least 1. */
+SLUICE_API int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descriptors,
+                              size_t count, uint32_t estimate, uint64_t hold_ns,
+                              sluice_reservation_t* reservation);
+/* Tells what the request cost in truth: what was charged too much is given back as by
+ * sluice_refund, what was charged too little is charged now, even where that leaves the buckets in
+ * debt (as far as their rules' bound; of strict rules, what this host has been lent). `actual` 0
+ * cancels. Of all who settle one reservation, the first counts. Returns 1 when this call did, 0
+ * when it was settled before or its time is over and the estimate stands, or SLUICE_E_STALE /
+ * SLUICE_E_ARGUMENT. */
+SLUICE_API int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation,
+                             uint32_t actual);
 /* The label of the deciding rule, NUL-terminated. Returns its length, 0 when no rule decided or
  * the rules have changed since, or SLUICE_E_BUFFER. */
 SLUICE_API int sluice_decision_rule(sluice_t* client, const sluice_decision_t* decision,

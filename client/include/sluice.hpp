@@ -112,6 +112,28 @@ class Rule {
   std::unique_ptr<sluice_rule_t, Free> rule_;
 };
 
+// What is charged for a request whose cost is known only afterwards. Copies are of one reservation.
+class Reservation {
+ public:
+  explicit operator bool() const { return raw_.decision.allowed != 0; }
+  // As charged: at most what the smallest of the buckets can hold.
+  uint32_t estimate() const { return raw_.estimate; }
+  const sluice_reservation_t& raw() const { return raw_; }
+  // The answer to the request.
+  Decision decision() const {
+    Decision d;
+    d.raw() = raw_.decision;
+    return d;
+  }
+  // 0, or one of enum sluice_error.
+  int error() const { return error_; }
+
+ private:
+  friend class Client;
+  sluice_reservation_t raw_;
+  int error_ = 0;
+};
+
 struct Options {
   bool default_allowed = true;        // the answer while no daemon was ever there
   const char* runtime_dir = nullptr;  // $SLUICE_RUNTIME_DIR, else /run/sluice
@@ -190,6 +212,28 @@ class Client {
   }
   Decision peek(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
     return peek(std::span(descriptors.begin(), descriptors.size()), cost);
+  }
+
+  // Charges an estimate, to be settled within `hold` (1 ms to 1 h); see sluice_reserve.
+  Reservation reserve(std::span<const Descriptor> descriptors, uint32_t estimate,
+                      std::chrono::nanoseconds hold) {
+    Reservation r;
+    r.raw_.decision.allowed = 0;
+    const auto hold_ns =
+        static_cast<uint64_t>(hold.count() > 0 ? hold.count() : std::chrono::nanoseconds::rep{0});
+    const int result = sluice_reserve(client_.get(), descriptors.data(), descriptors.size(),
+                                      estimate, hold_ns, &r.raw_);
+    r.error_ = result < 0 ? result : 0;
+    return r;
+  }
+  Reservation reserve(std::initializer_list<Descriptor> descriptors, uint32_t estimate,
+                      std::chrono::nanoseconds hold) {
+    return reserve(std::span(descriptors.begin(), descriptors.size()), estimate, hold);
+  }
+  // What it cost in truth; 0 cancels. True when this call settled it, false when it was settled
+  // before or its time is over: then the estimate stands.
+  bool settle(const Reservation& reservation, uint32_t actual) {
+    return sluice_settle(client_.get(), &reservation.raw_, actual) > 0;
   }
 
   // How many rules got something back; negative: enum sluice_error.

@@ -363,10 +363,12 @@ TEST_F(ControlTest, RollsBackUnderAHigherSeq) {
 }
 
 TEST_F(ControlTest, NeverLowersTheLargestDebt) {
-  ASSERT_TRUE(writer_.PublishPolicy(PolicyOf(2, 50 * kSecondNs), kStartNs, nullptr).ok());
-  EXPECT_EQ(writer_.header().max_debt_ns.load(), 100 * kSecondNs);
-  ASSERT_TRUE(writer_.PublishPolicy(PolicyOf(3, 1), kStartNs, nullptr).ok());
-  EXPECT_EQ(writer_.header().max_debt_ns.load(), 100 * kSecondNs);
+  ASSERT_TRUE(writer_.PublishPolicy(PolicyOf(2, 1), kStartNs, nullptr).ok());
+  EXPECT_EQ(writer_.header().max_debt_ns.load(), 2 * kMaxHoldNs);
+  ASSERT_TRUE(writer_.PublishPolicy(PolicyOf(3, 2 * kMaxHoldNs), kStartNs, nullptr).ok());
+  EXPECT_EQ(writer_.header().max_debt_ns.load(), 4 * kMaxHoldNs);
+  ASSERT_TRUE(writer_.PublishPolicy(PolicyOf(2, 1), kStartNs, nullptr).ok());
+  EXPECT_EQ(writer_.header().max_debt_ns.load(), 4 * kMaxHoldNs);
 }
 
 TEST(BucketsTest, AreFreshAllocatedAndAligned) {

@@ -1,0 +1,216 @@
+// Reservations: an estimate is charged first, and settled when the cost is known.
+//
+// What makes a reservation settled once, whoever settles it from whatever process, is a slot of the
+// table under a random name, whose word is the time at which the reservation ends. Who moves that
+// word to the past by CAS has settled it. Left alone it expires like any bucket, and the estimate
+// stands: that is also what a process leaves behind that was killed. There is no other store.
+#include <algorithm>
+#include <cstring>
+
+#include "client/check.h"
+
+namespace sluice::client {
+namespace {
+
+constexpr uint64_t kMinHoldNs = 1'000'000;
+constexpr int kNames = 4;  // random names to try: one that is taken already is a chance of 2^-45
+static_assert(SLUICE_MAX_HOLD_NS == shm::kMaxHoldNs);
+
+// Threads and processes draw from sequences of their own; should two draw the same, the table shows
+// that the second did not claim it.
+uint64_t RandomName() {
+  static thread_local uint64_t state = 0;
+  if (state == 0) state = reinterpret_cast<uintptr_t>(&state) ^ Clock::PreciseNs();
+  return shm::SplitMix64(state) ^ Clock::PreciseNs() * 0x9e3779b97f4a7c15;
+}
+
+// The most units of a request's cost that every bucket of the plan can hold.
+uint32_t SmallestCapacity(const Plan& plan) {
+  uint64_t most = SLUICE_MAX_COST;
+  for (size_t i = 0; i < plan.count; ++i) {
+    const Rule& rule = *plan.items[i].rule;
+    if (rule.shadow) continue;
+    const uint64_t tokens = rule.kind == shm::Kind::kTokenBucket
+                                ? rule.limit.tau_ns / std::max<uint64_t>(rule.limit.interval_ns, 1)
+                                : rule.limit.burst;
+    most = std::min(most, tokens / std::max(rule.cost, 1u));
+  }
+  return static_cast<uint32_t>(std::max<uint64_t>(most, 1));
+}
+
+// Claims a slot that says until when the reservation is held. False where none is free.
+// Memory orders: the CAS pairs with the loads of who looks for a free slot, as every word's (I1).
+bool Hold(Context& ctx, uint64_t hold_ns, sluice_reservation_t* r) {
+  const Attachment& a = *ctx.attachment;
+  ctx.time.ReadPrecise();
+  // Relaxed as in Locate.
+  const Table::Env env{.now_ns = ctx.time.now_ns(),
+                       .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
+                       .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
+  for (int attempt = 0; attempt < kNames; ++attempt) {
+    const uint64_t name = RandomName();
+    bool claimed = false;
+    const uint32_t index = ctx.table.FindOrClaim(name, shm::Kind::kTokenBucket,
+                                                 shm::aux::Make(0, 0, 0), env, &claimed);
+    if (index == shm::kNoSlot || !claimed) continue;
+    shm::Slot& slot = a.slots[index];
+    uint64_t w = slot.word.load(std::memory_order_acquire);
+    const uint64_t key = slot.key.load(std::memory_order_acquire);
+    if (shm::word::IsDead(w) || shm::key::Fp(key) != shm::FingerprintOf(name)) continue;
+    const uint64_t expires_ns = std::max(w, ctx.time.now_ns()) + hold_ns;
+    if (!slot.word.compare_exchange_strong(w, expires_ns, std::memory_order_acq_rel)) continue;
+    r->expires_ns = expires_ns;
+    r->key = key;
+    r->slot = index;
+    return true;
+  }
+  return false;
+}
+
+// True for the one who ends the reservation, in time. Its CAS pairs with the loads here.
+bool TakeHold(const Attachment& a, const sluice_reservation_t& r, uint64_t now_ns) {
+  if (now_ns >= r.expires_ns || r.slot >= a.capacity) return false;
+  shm::Slot& slot = a.slots[r.slot];
+  uint64_t w = slot.word.load(std::memory_order_acquire);
+  if (w != r.expires_ns || slot.key.load(std::memory_order_acquire) != r.key) return false;
+  return slot.word.compare_exchange_strong(w, now_ns, std::memory_order_acq_rel);
+}
+
+uint64_t PartOf(uint64_t cost_ns, uint32_t part, uint32_t whole) {
+  const auto product = static_cast<unsigned __int128>(cost_ns) * part;
+  return static_cast<uint64_t>((product + whole - 1) / whole);
+}
+
+// Charges a bucket for more than was reserved in it, without asking.
+class Extra {
+ public:
+  Extra(Context& ctx, const sluice_reservation_t& r, uint32_t units)
+      : ctx_(ctx), r_(r), units_(units) {}
+
+  void Charge(const sluice_spend_t& spend) {
+    shm::Slot* const slot = SlotOf(*ctx_.attachment, spend);
+    if (slot == nullptr) return;
+    // After the word: I2. Both pair with the CASes of a new tenancy.
+    const uint64_t w = slot->word.load(std::memory_order_acquire);
+    const uint64_t key = slot->key.load(std::memory_order_acquire);
+    if (shm::word::IsDead(w) || shm::key::Gen(key) != spend.gen) return;  // it has expired: no debt
+    Rule rule;
+    if (!ReadRule(spend, &rule)) return;
+    uint32_t tokens = spend.tokens / r_.estimate * units_;
+    const uint64_t cost_ns =
+        rule.kind == shm::Kind::kTokenBucket ? PartOf(spend.cost_ns, units_, r_.estimate) : 0;
+    Attempt attempt;
+    attempt.slot = slot;
+    attempt.index = spend.slot;
+    attempt.overflow = (spend.flags & kOverflowSlot) != 0;
+    attempt.absent = attempt.emergency = false;
+    attempt.fp = shm::key::Fp(key);
+    for (int tries = 0; tries < 2; ++tries) {
+      attempt.charge = {.cost_ns = cost_ns,
+                        .tau_ns = rule.limit.tau_ns,
+                        .debt_max_ns = rule.limit.debt_max_ns,
+                        .tokens = tokens,
+                        .dearer_q16 = 0,
+                        .admit_always = rule.kind != shm::Kind::kLease,
+                        .commit = true,
+                        .kind = rule.kind,
+                        .limit = &rule.limit};
+      attempt.outcome = CheckAnyKind(ctx_, rule, &attempt);
+      if (attempt.outcome != shm::Outcome::kDenied || attempt.seen.remaining == 0) break;
+      tokens = static_cast<uint32_t>(std::min<uint64_t>(attempt.seen.remaining, tokens));
+    }
+    if (attempt.outcome != shm::Outcome::kAllowed) return;
+    if (attempt.overflow) return;
+    shm::AddUse(*slot, ctx_.attachment->dirty, spend.slot, tokens);
+  }
+
+ private:
+  // The numbers in force. Where the rules have changed since, and with them what the spend's number
+  // means, only a token bucket is charged: its time was written down with the spend.
+  bool ReadRule(const sluice_spend_t& spend, Rule* rule) const {
+    const Attachment& a = *ctx_.attachment;
+    *rule = ViewOf(a, r_.decision.policy).rule(spend.rule).numbers;
+    // Pairs with the daemon's release store of the word: what was read counts if it is the same.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (a.control->policy.load(std::memory_order_relaxed) == r_.decision.policy) return true;
+    if (KindOfFlags(spend.flags) != shm::Kind::kTokenBucket) return false;
+    *rule = {};
+    rule->kind = shm::Kind::kTokenBucket;
+    rule->limit.tau_ns = a.control->max_debt_ns.load(std::memory_order_relaxed);
+    return true;
+  }
+
+  Context& ctx_;
+  const sluice_reservation_t& r_;
+  const uint32_t units_;
+};
+
+int Reserve(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t estimate,
+            uint64_t hold_ns, sluice_reservation_t* r) {
+  r->estimate = std::min(estimate, SmallestCapacity(plan));
+  Context ctx(client, &a, plan.coarse_serves);
+  const int answer =
+      CheckItems(ctx, plan.items, plan.count, plan.policy, r->estimate, &r->decision);
+  if (answer <= 0 || Hold(ctx, hold_ns, r)) return answer;
+  sluice_refund(client, &r->decision);
+  return AnswerDefault(client, SLUICE_E_FULL, &r->decision);
+}
+
+}  // namespace
+}  // namespace sluice::client
+
+using sluice::client::AnswerDefault;
+using sluice::client::Attachment;
+using sluice::client::Clock;
+
+extern "C" {
+
+int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
+                   uint32_t estimate, uint64_t hold_ns, sluice_reservation_t* reservation) {
+  if (client == nullptr || reservation == nullptr) return SLUICE_E_ARGUMENT;
+  std::memset(reservation, 0, sizeof *reservation);
+  sluice_decision_t* const decision = &reservation->decision;
+  if (estimate - 1 >= SLUICE_MAX_COST || (descriptors == nullptr && count != 0) ||
+      hold_ns < sluice::client::kMinHoldNs || hold_ns > SLUICE_MAX_HOLD_NS) {
+    return AnswerDefault(client, SLUICE_E_ARGUMENT, decision);
+  }
+  reservation->estimate = estimate;
+  const Attachment* const a = sluice::client::AttachmentOf(client);
+  if (a == nullptr) return AnswerDefault(client, 0, decision);
+  sluice::client::Plan plan;
+  const int built =
+      BuildPlan(*a, client->coarse_step_ns, descriptors, count, &client->shapes, &plan);
+  if (built != 0) return AnswerDefault(client, built, decision);
+  // Nothing to hold where no rule matches: a check answers that.
+  if (plan.count == 0) return sluice_check(client, descriptors, count, estimate, decision);
+  return sluice::client::Reserve(client, *a, plan, estimate, hold_ns, reservation);
+}
+
+int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation, uint32_t actual) {
+  if (client == nullptr || reservation == nullptr || actual > SLUICE_MAX_COST) {
+    return SLUICE_E_ARGUMENT;
+  }
+  const sluice_reservation_t& r = *reservation;
+  if (r.expires_ns == 0 || r.estimate == 0) return 0;
+  const Attachment* const a = sluice::client::AttachmentOf(client);
+  if (a == nullptr || a->generation != r.decision.generation) return SLUICE_E_STALE;
+  const uint64_t now_ns = Clock::PreciseNs();
+  if (!sluice::client::TakeHold(*a, r, now_ns)) return 0;
+  sluice::client::Context ctx(client, a, /*coarse_serves=*/false);
+  sluice::client::Extra extra(ctx, r, actual > r.estimate ? actual - r.estimate : 0);
+  for (size_t i = 0; i < std::min<size_t>(r.decision.spend_count, sluice::client::kMaxItems); ++i) {
+    const sluice_spend_t& spend = r.decision.spends[i];
+    if ((spend.flags & sluice::client::kSpent) == 0) continue;
+    if (actual > r.estimate) {
+      extra.Charge(spend);
+    } else if (actual < r.estimate) {
+      const uint32_t units = r.estimate - actual;
+      const uint64_t kept_ns = sluice::client::PartOf(spend.cost_ns, actual, r.estimate);
+      sluice::client::GiveBack(*a, spend, spend.cost_ns - kept_ns,
+                               spend.tokens / r.estimate * units, now_ns);
+    }
+  }
+  return 1;
+}
+
+}  // extern "C"
