@@ -6,12 +6,14 @@
 --            h:<instance>  "seq time_us reply..."  the last call of that daemon, and what it was told
 --            f:            "primary fence_us"      who served this hash, and since when
 --            e:<label>     which map of homes is in force here; see home.lua
---          a bucket's field: "level t_us fence_us gen o0 o1 d0 d1 n0 n1 unit lost lost_us full_us"
+--          a bucket's field: "level t_us fence_us gen o0 o1 d0 d1 n0 n1 unit lost lost_us cut full_us"
 --            level         what nobody holds; `unit` of it are one token, `limit` come each us
 --            fence_us      the fence that it has passed; a lease of before it is not believed
 --            gen o0 o1     tokens out in this and the last generation; they end with the next but one
 --            d0 d1 n0 n1   demand (milli-tokens/s) and hosts of both
---            lost lost_us  refill that found it full while nobody came for long, and when that ended
+--            lost lost_us  refill that found it full while nobody came for long, and when that ended;
+--                          from then on, what is set aside for hosts that go on alone
+--            cut           their part of the limit (ppm); -1: none has said yet that it was alone
 --            full_us       when it is full again if nobody comes: then it may be forgotten
 -- ARGV     1 instance    128 random bits, made at each daemon start
 --          2 seq         of the call, rising by one for (instance, shard)
@@ -23,8 +25,8 @@
 --            spare_us    0: strict. Else what refill may bring beyond the burst, as time; the level
 --                        may fall below 0, and what a failover loses is not waited for
 --            home        "label epoch map" of a strict rule, '' where there are no regions
---          then for each bucket 15: field rule(1..R) fence_us gen held rem ret dprev d target waiting
---                        need over alone alone_us
+--          then for each bucket 16: field rule(1..R) fence_us gen held rem ret dprev d target waiting
+--                        need over alone alone_us part
 --            fence_us, gen of the lease that the host holds (-1: none); held: what is counted for it
 --            here; rem: what it keeps; ret: what it gives back; the rest of `held` is spent
 --            dprev, d    its demand as said then, and now
@@ -33,6 +35,7 @@
 --            over        spent beyond the lease since the last call; 0 under a strict rule
 --            alone       spent by its share since alone_us ago, when replies were overdue. If Redis
 --                        was away for all, `lost` pays: nobody else was served meanwhile
+--            part        of the limit (ppm) by which it did; 0: it was not alone
 -- Reply    outcome (1: done, or done before and told again; 0: older than the last), now_us, then for
 --          each bucket 11: live (or 2 x why its home is not here now: 1 not open yet, 2 a later map
 --          is in force, 3 another map of that epoch), granted, fence_us, gen, short, retry_us, share (ppm), demand of all,
@@ -48,6 +51,7 @@
 local GEN_US = 1000000           -- a lease ends before the end of the next generation
 local AWAY_US = 50000            -- the homes are being settled
 local LONG_SYNCS = 2             -- without any call: nobody could come
+local LATE_US = 2500000          -- by then hosts are back after an outage
 local SWEEP_EXTRA = 2            -- fields looked at beyond twice the number of new ones
 local KEEP_INSTANCE_US = 600e6   -- h: of a daemon that is gone; far beyond any resend
 local KEEP_MS = 604800000        -- of the whole hash: a hash that is missing stands behind a fence
@@ -63,11 +67,11 @@ local primary = ARGV[4]
 local sync = tonumber(ARGV[5])
 local rules = tonumber(ARGV[6])
 local first = 7 + 5 * rules
-local count = (#ARGV - first + 1) / 15
+local count = (#ARGV - first + 1) / 16
 
 local names = {instance, 'f:'}
 for i = 1, count do
-  names[i + 2] = ARGV[first + 15 * (i - 1)]
+  names[i + 2] = ARGV[first + 16 * (i - 1)]
 end
 local mark_at = {} -- by rule
 for r = 1, rules do
@@ -121,21 +125,21 @@ local created = 0
 local longest = 0
 
 for i = 1, count do
-  local a = first + 15 * (i - 1)
+  local a = first + 16 * (i - 1)
   local r = 2 + 5 * tonumber(ARGV[a + 1])
   local away, since = home(tonumber(ARGV[a + 1]))
   since = max(since, fence)
   local limit, unit, burst = tonumber(ARGV[r]), tonumber(ARGV[r + 1]), tonumber(ARGV[r + 2])
   local spare = limit * tonumber(ARGV[r + 3])
   local strict = spare == 0
-  local level, t, passed, gen, o0, o1, d0, d1, n0, n1, was, lost, lost_us
+  local level, t, passed, gen, o0, o1, d0, d1, n0, n1, was, lost, lost_us, cut
   if stored[i + 2] then
-    level, t, passed, gen, o0, o1, d0, d1, n0, n1, was, lost, lost_us = match(stored[i + 2],
-      '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) %S+$')
+    level, t, passed, gen, o0, o1, d0, d1, n0, n1, was, lost, lost_us, cut = match(stored[i + 2],
+      '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) %S+$')
     level, t, passed, gen = tonumber(level), tonumber(t), tonumber(passed), tonumber(gen)
     o0, o1, d0, d1 = tonumber(o0), tonumber(o1), tonumber(d0), tonumber(d1)
     n0, n1, was = tonumber(n0), tonumber(n1), tonumber(was)
-    lost, lost_us = tonumber(lost), tonumber(lost_us)
+    lost, lost_us, cut = tonumber(lost), tonumber(lost_us), tonumber(cut)
   end
   if not was then
     created = created + 1
@@ -150,7 +154,7 @@ for i = 1, count do
       level, t = burst * unit, now
     end
     passed, gen, o0, o1, d0, d1, n0, n1 = since, floor(t / GEN_US), 0, 0, 0, 0, 0, 0
-    lost, lost_us = 0, 0
+    lost, lost_us, cut = 0, 0, 0
   end
   level = min(level, burst * unit + spare)
 
@@ -158,10 +162,13 @@ for i = 1, count do
   -- before it must not have been refilled while it could be spent.
   local at = max(now, t) -- TIME may go back
   local before, came = level, t
+  -- After an outage hosts come back one by one. What the others spend meanwhile is set aside.
+  if at - lost_us > LATE_US then cut = min(cut, 0) end
+  local pace = limit - limit * max(0, cut) / 1e6
   for _ = 1, 2 do
     local ending = (gen + 1) * GEN_US
     if ending <= at then
-      level = max(level, min(level + limit * (ending - t), (burst - o0 - o1) * unit + spare))
+      level = max(level, min(level + pace * (ending - t), (burst - o0 - o1) * unit + spare))
       t, gen = ending, gen + 1
       o0, o1, d0, d1, n0, n1 = 0, o0, 0, d0, 0, n0
     end
@@ -169,10 +176,15 @@ for i = 1, count do
   if gen < floor(at / GEN_US) then
     gen, o1, d1, n1 = floor(at / GEN_US), 0, 0, 0
   end
-  level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit + spare))
+  level = max(level, min(level + pace * (at - t), (burst - o0 - o1) * unit + spare))
   t = at
-  if at - came >= LONG_SYNCS * sync then
-    lost, lost_us = limit * (at - came) - (level - before), at
+  local unused = limit * (at - came) - (level - before)
+  if cut > 0 then -- what stands aside, pauses of the few that are back among it
+    lost = lost + unused
+  elseif at - came >= LONG_SYNCS * sync then
+    -- Copies that were on their way when it began run first, long before their hosts are heard.
+    if came - lost_us > LATE_US then lost = 0 end
+    lost, lost_us, cut = lost + unused, at, -1
   end
 
   -- What the host held
@@ -194,8 +206,11 @@ for i = 1, count do
   end
   if not strict then
     local over, alone = max(0, tonumber(ARGV[a + 12])), max(0, tonumber(ARGV[a + 13]))
-    local paid = 0
-    if lost_us >= at - tonumber(ARGV[a + 14]) then paid = min(lost, alone * unit) end
+    local part, paid = tonumber(ARGV[a + 15]), 0
+    if part > 0 and lost_us >= at - tonumber(ARGV[a + 14]) then
+      cut = max(0, (cut < 0 and 1e6 or cut) - part)
+      paid = min(lost, alone * unit)
+    end
     lost = lost - paid
     level = max(level - (over + alone) * unit + paid,
       min(level, -max(burst * unit, limit * GEN_US)))
@@ -245,11 +260,12 @@ for i = 1, count do
   if away > 0 then short, retry = true, away == 1 and AWAY_US or GEN_US end
 
   local full_us = max(t, out > 0 and (gen + 2) * GEN_US or 0) + ceil((burst * unit - level) / limit)
+  if not strict and cut ~= 0 then full_us = max(full_us, lost_us + LATE_US) end -- `lost` is to pay
   longest = max(longest, full_us - now)
   fields[3 + 2 * i] = ARGV[a]
   fields[4 + 2 * i] = format(
-    '%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f',
-    level, t, passed, gen, o0, o1, d0, d1, n0, n1, unit, lost, lost_us, full_us)
+    '%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f',
+    level, t, passed, gen, o0, o1, d0, d1, n0, n1, unit, lost, lost_us, cut, full_us)
   local b = 2 + 11 * (i - 1)
   reply[b + 1] = live and 1 or 2 * away
   reply[b + 2], reply[b + 3], reply[b + 4] = g, passed, gen

@@ -29,6 +29,7 @@ enum Field : uint8_t {
   kUnit,
   kLost,
   kLostTime,
+  kCut,
   kFull,
   kFields
 };

@@ -334,9 +334,6 @@ void Keeper::Publish(Book& b, uint64_t now_ns) {
   std::atomic<uint64_t>& second = buckets_->second()[b.place.slot];
   const uint16_t gen = shm::key::Gen(b.place.key);
   const uint64_t told_ns = std::max(b.lease->retry_ns(), now_ns);
-  if (!b.terms.may_overdraw()) {
-    return second.store(shm::credits::second::Make(gen, told_ns), std::memory_order_relaxed);
-  }
   // In an emergency, which outlasts the first replies, clients count in it: never earlier then. One
   // that comes in between has the later word.
   uint64_t before = second.load(std::memory_order_relaxed);

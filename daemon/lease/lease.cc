@@ -131,7 +131,7 @@ void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now
 }
 
 bool Lease::IsIdle(uint64_t now_ns) const {
-  return held_ == 0 && credits_ == 0 && pending_ == 0 && over_ == 0 && alone_over_ == 0 &&
+  return held_ == 0 && credits_ == 0 && pending_ == 0 && over_ == 0 && alone_since_ns_ == 0 &&
          !in_flight_ && parked_.empty() && (!checked_ || now_ns >= last_check_ns_ + kRecentNs) &&
          (!terms_.may_overdraw() || renew_ns_ == UINT64_MAX);
 }
@@ -162,7 +162,8 @@ bool Lease::DueInTurn(uint64_t now_ns, uint64_t target) const {
   const double demand = demand_.rate();
   const bool recent = checked_ && now_ns < last_check_ns_ + kRecentNs;
   const bool blocked = Blocked(now_ns);
-  if (pending_ > 0 || over_ > 0 || alone_over_ > 0 || (!parked_.empty() && !blocked)) return true;
+  if (pending_ > 0 || over_ > 0 || alone_since_ns_ > 0 || (!parked_.empty() && !blocked))
+    return true;
   if (recent && credits_ <= low_water_ && credits_ < target && !blocked) return true;
   if (HasExcess(target)) return true;
   if (held_ > 0 && expiry_ns_ < now_ns + kGenerationNs * 2 / 5) return true;
@@ -250,8 +251,12 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   ask.waiting = Waiting();
   ask.need = need_;
   ask.over = std::exchange(over_, 0);
-  if (alone_over_ > 0) ask.alone_us = (now_ns - std::min(now_ns, alone_since_ns_)) / 1000;
+  if (alone_since_ns_ > 0) {
+    ask.alone_us = (now_ns - std::min(now_ns, alone_since_ns_)) / 1000;
+    ask.part_ppm = static_cast<uint64_t>(std::max(1.0, alone_share_ * 1e6));
+  }
   ask.alone = std::exchange(alone_over_, 0);
+  alone_since_ns_ = 0;
   dice_ = random * 1024 - std::floor(random * 1024);
   held_ -= ask.ret;
   pending_ = 0;

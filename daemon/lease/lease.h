@@ -185,8 +185,9 @@ class Lease {
   uint64_t alone_ns_ = 0;    // to when it is filled
   uint64_t alone_spent_ = 0;
   uint64_t alone_begin_ns_ = 0;
-  uint64_t alone_over_ = 0;  // spent so before, not yet reported, and since when
-  uint64_t alone_since_ns_ = 0;
+  uint64_t alone_over_ = 0;      // spent so before, not yet reported,
+  uint64_t alone_since_ns_ = 0;  // since when, and by which share; 0: it was not alone
+  double alone_share_ = 0;
 
   // The pace
   bool in_flight_ = false;

@@ -53,7 +53,10 @@ void Lease::BeginAlone(uint64_t now_ns) {
 // Whether Redis was away for all or this host alone was not heard, the script tells.
 void Lease::EndAlone() {
   if (!alone_) return;
-  if (alone_over_ == 0) alone_since_ns_ = alone_begin_ns_;
+  if (alone_since_ns_ == 0) {
+    alone_since_ns_ = alone_begin_ns_;
+    alone_share_ = lasting_share_;
+  }
   alone_over_ += alone_spent_;
   alone_ = false;
 }

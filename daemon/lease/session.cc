@@ -25,7 +25,7 @@ void Append(const Asked& asked, size_t rule, std::vector<std::string>* args) {
                 absl::StrCat(a.held), absl::StrCat(a.rem), absl::StrCat(a.ret),
                 absl::StrCat(a.said_milli), absl::StrCat(a.demand_milli), absl::StrCat(a.target),
                 absl::StrCat(a.waiting), absl::StrCat(a.need), absl::StrCat(a.over),
-                absl::StrCat(a.alone), absl::StrCat(a.alone_us)});
+                absl::StrCat(a.alone), absl::StrCat(a.alone_us), absl::StrCat(a.part_ppm)});
 }
 
 absl::StatusOr<Grant> ParseGrant(std::span<const redis::Reply> words) {

@@ -38,7 +38,8 @@ struct Ask {
   uint64_t need = 1;          // the largest cost that it could not serve
   uint64_t over = 0;          // spent beyond the lease since the last request
   uint64_t alone = 0;         // spent by its share while replies were overdue,
-  uint64_t alone_us = 0;      // and how long ago that began
+  uint64_t alone_us = 0;      // how long ago that began,
+  uint64_t part_ppm = 0;      // and its share then; 0: they were not
 };
 
 // Why a bucket's home is not where it was asked for (lua/lease.lua).

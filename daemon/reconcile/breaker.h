@@ -13,6 +13,11 @@ namespace sluice::reconcile {
 
 inline constexpr uint64_t kBackoffMinNs = 250'000'000;
 inline constexpr uint64_t kBackoffMaxNs = 10'000'000'000;
+// The longest back-off of a small fleet: until a host is back it goes on by its share, beside
+// others that have all of the limit again.
+inline constexpr uint64_t kBackoffFewNs = 1'000'000'000;
+// Of a larger one: so many trials a second, of all hosts together, are little to any Redis.
+inline constexpr uint64_t kTrialsPerSecond = 1'000;
 inline constexpr uint64_t kTrialNs = 2'000'000'000;  // a trial without a verdict is repeated
 inline constexpr uint64_t kBreakerWindowNs = 2'000'000'000;
 inline constexpr uint32_t kFailuresInARow = 3;
@@ -21,6 +26,11 @@ inline constexpr uint64_t kSlowNs = 100'000'000;       // a reply later than thi
 inline constexpr uint64_t kFarSlowNs = 1'000'000'000;  // of another region
 inline constexpr uint64_t kCalmNs = 2'000'000'000;     // emergency is left after so much of calm
 inline constexpr uint32_t kCalmSuccesses = 3;          // and so many successes
+
+inline constexpr uint64_t LongestBackoffNs(uint64_t hosts) {
+  return std::clamp(std::min<uint64_t>(hosts, 1 << 20) * (1'000'000'000 / kTrialsPerSecond),
+                    kBackoffFewNs, kBackoffMaxNs);
+}
 
 class Breaker {
  public:
@@ -68,6 +78,13 @@ class Breaker {
     }
   }
 
+  // The longest back-off from the next failure on; at least kBackoffMinNs.
+  void set_longest_ns(uint64_t longest_ns) { longest_ns_ = longest_ns; }
+  // The node was reached anew: that is no verdict, but worth a trial at once.
+  void OnReached(uint64_t now_ns) {
+    if (state_ == State::kOpen) reopen_ns_ = std::min(reopen_ns_, now_ns);
+  }
+
   // Closed, and calm for long enough that an emergency may end.
   bool IsCalm(uint64_t now_ns) const {
     return state_ == State::kClosed && successes_ >= kCalmSuccesses &&
@@ -78,7 +95,7 @@ class Breaker {
  private:
   void Open(uint64_t now_ns, double random) {
     if (state_ == State::kOpen && now_ns < reopen_ns_) return;
-    backoff_ns_ = std::clamp(backoff_ns_ * 2, kBackoffMinNs, kBackoffMaxNs);
+    backoff_ns_ = std::clamp(backoff_ns_ * 2, kBackoffMinNs, longest_ns_);
     // Full jitter: hosts that saw the same death must not return together.
     reopen_ns_ = now_ns + static_cast<uint64_t>(static_cast<double>(backoff_ns_) * random);
     state_ = State::kOpen;
@@ -100,6 +117,7 @@ class Breaker {
   uint32_t in_a_row_ = 0;
   uint32_t successes_ = 0;  // since the last failure
   uint64_t well_since_ns_ = 0;
+  uint64_t longest_ns_ = kBackoffMaxNs;
   uint64_t backoff_ns_ = 0;
   uint64_t reopen_ns_ = 0;
   uint64_t trial_ns_ = 0;

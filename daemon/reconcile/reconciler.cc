@@ -259,6 +259,10 @@ void Reconciler::Send(uint32_t index, uint64_t now_ns) {
 void Reconciler::Probe(uint64_t now_ns) {
   for (uint32_t i = 0; i < transport_->primary_count(); ++i) {
     Primary& p = PrimaryAt(i);
+    p.breaker.set_longest_ns(LongestBackoffNs(HostsSeen()));
+    const bool known = transport_->IsKnown(i);
+    if (known && !p.known) p.breaker.OnReached(now_ns);
+    p.known = known;
     if (p.pinging || now_ns < p.asked_ns + kProbeNs) continue;
     if (ShardsOf(i) == 0) continue;
     if (!p.breaker.Allow(now_ns)) continue;

@@ -149,6 +149,7 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
     Breaker breaker;
     uint64_t asked_ns = 0;  // last call or ping sent
     bool pinging = false;
+    bool known = false;  // as the transport said last
   };
 
   Primary& PrimaryAt(uint32_t index);

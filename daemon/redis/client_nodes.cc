@@ -12,7 +12,7 @@ namespace {
 // Reconnect pauses: short enough that a restarted server is found before routes degrade, long
 // enough that a dead one costs nothing.
 constexpr int64_t kFirstPauseNs = 100'000'000;
-constexpr int64_t kLongestPauseNs = 2'000'000'000;
+constexpr int64_t kLongestPauseNs = 1'000'000'000;
 // A node that owns no slots (it has left, or is being filled and known by ASK) is kept so long
 // after its last use.
 constexpr int64_t kUnownedIdleNs = 10'000'000'000;

@@ -45,6 +45,7 @@ Fleet::Fleet(const Scenario& scenario, Scheme scheme, uint64_t seed, std::string
   for (uint32_t i = 0; i < hosts_.size(); ++i) {
     hosts_[i].clock_rate = 1 + kClockErrorMax * (2 * random_.Unit() - 1);
     hosts_[i].clock_offset_ns = kOffsetMaxNs + random_.Below(kOffsetMaxNs);
+    if (scenario_.late_ns != 0) hosts_[i].late = random_.Unit();
     Boot(i);
   }
 }
@@ -204,12 +205,13 @@ void Fleet::Transmit(Kind kind, Way way, uint32_t host, std::unique_ptr<Message>
   if (at_ns) Push(*at_ns, kind, host, std::move(message));
 }
 
-// Now, or when Redis is back.
-uint64_t Fleet::RedisBackNs() const {
+// Now, or when the host reaches Redis again.
+uint64_t Fleet::RedisBackNs(const Host& host) const {
   uint64_t back_ns = std::max(now_ns_, down_until_ns_);
   if (!scenario_.pause) return back_ns;
+  const auto late_ns = static_cast<uint64_t>(host.late * static_cast<double>(scenario_.late_ns));
   for (const auto& pause : kPausesNs) {
-    if (back_ns >= pause[0] && back_ns < pause[1]) back_ns = pause[1];
+    if (back_ns >= pause[0] && back_ns < pause[1] + late_ns) back_ns = pause[1] + late_ns;
   }
   return back_ns;
 }
@@ -268,7 +270,7 @@ void Fleet::Happen(Event& event) {
       if (!host.dead || scenario_.adopt) Poll(event.host);
       return;
     case Kind::kRequest:
-      if (const uint64_t back_ns = RedisBackNs(); back_ns > now_ns_) {
+      if (const uint64_t back_ns = RedisBackNs(host); back_ns > now_ns_) {
         Push(back_ns, Kind::kRequest, event.host, std::move(event.message));
         return;
       }

@@ -51,6 +51,7 @@ class Fleet : private Wire {
     double clock_rate = 1;
     uint64_t clock_offset_ns = 0;
     uint32_t incarnation = 0;
+    double late = 0;                // of Scenario::late_ns
     bool dead = false;              // the whole host: nobody asks
     uint64_t wake_ns = UINT64_MAX;  // true time
     std::unique_ptr<Member> member;
@@ -96,7 +97,7 @@ class Fleet : private Wire {
   void Transmit(Kind kind, Way way, uint32_t host, std::unique_ptr<Message> message);
   void Execute(uint32_t index, std::unique_ptr<Message> message);
   void StartFull();
-  uint64_t RedisBackNs() const;
+  uint64_t RedisBackNs(const Host& host) const;
   void FailOver();
   void Crash();
   void JumpClock();

@@ -28,6 +28,9 @@ constexpr double kRampLeast = 0.2;
 constexpr double kRampMost = 3;
 constexpr double kRampNs = 20.0 * kSecondNs;
 
+// A daemon that was cut off tries again each second, from a connection that is to be made anew.
+constexpr uint64_t kLateNs = 1'500 * kMilliNs;
+
 bool IsZipf(Pattern p) { return p == Pattern::kZipf || p == Pattern::kMove || p == Pattern::kRamp; }
 
 const char* NameOf(Pattern p) {
@@ -142,6 +145,9 @@ std::vector<Scenario> Scenarios() {
     all.push_back(s);
     s = Make(kUni, 100, load, "pause");
     s.pause = true;
+    all.push_back(s);
+    s.late_ns = kLateNs;
+    s.name += "-late";
     all.push_back(s);
     s = Make(kUni, 100, load, "failover");
     s.failover = true;

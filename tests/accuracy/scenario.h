@@ -43,6 +43,7 @@ struct Scenario {
   double loss = 0;  // of messages each way; as many are late
   bool crash = false;
   bool pause = false;
+  uint64_t late_ns = 0;  // hosts reach Redis again so long after a pause at most
   bool failover = false;
   bool adopt = false;       // what dies is the daemon alone, and the next one adopts its segments
   double stall = 0;         // of messages: the connection waits until they are sent again

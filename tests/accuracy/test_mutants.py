@@ -18,7 +18,7 @@ HOST = "daemon/lease/lease.cc"
 SCRIPT = "lua/lease.lua"
 SCENARIO = "trap-3-x20"
 SEEDS = 12
-REFILL = "level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit + spare))"
+REFILL = "level = max(level, min(level + pace * (at - t), (burst - o0 - o1) * unit + spare))"
 
 # name: (file, the code as it stands, the bug)
 MUTANTS = {
@@ -31,7 +31,7 @@ MUTANTS = {
                                "if seq == words[1] and seq < 0 then"),
     "refill_in_a_lump": (
         SCRIPT,
-        "      level = max(level, min(level + limit * (ending - t), (burst - o0 - o1) * unit + spare))\n"
+        "      level = max(level, min(level + pace * (ending - t), (burst - o0 - o1) * unit + spare))\n"
         "      t, gen = ending, gen + 1", "      gen = gen + 1"),
 }
 

@@ -148,9 +148,10 @@ config::CompiledRule StrictRule() {
   return rule;
 }
 
-// Its fields: level t fence gen o0 o1 d0 d1 n0 n1 unit lost lost_us full. 10/s is 1 in 100,000 us.
+// Its fields: level t fence gen o0 o1 d0 d1 n0 n1 unit lost lost_us cut full. 10/s is 1 in 100,000
+// us.
 TEST(GlobalLeaseTest, CountsWhatIsOutInThisGenerationAndTheLast) {
-  const std::string field = "300000 50500000 1 50 4 6 2500 1500 2 1 100000 0 0 60000000";
+  const std::string field = "300000 50500000 1 50 4 6 2500 1500 2 1 100000 0 0 0 60000000";
   const auto at = [&](int64_t now_us) {
     nlohmann::ordered_json out;
     EXPECT_TRUE(AddLentState(StrictRule(), field, now_us, &out));
@@ -171,7 +172,7 @@ TEST(GlobalLeaseTest, CountsWhatIsOutInThisGenerationAndTheLast) {
 
 TEST(GlobalLeaseTest, ShowsNothingBelowZeroAndRefusesWhatIsNoBucket) {
   nlohmann::ordered_json out;
-  ASSERT_TRUE(AddLentState(StrictRule(), "-1000000 50500000 1 50 0 0 0 0 0 1 100000 0 0 60000000",
+  ASSERT_TRUE(AddLentState(StrictRule(), "-1000000 50500000 1 50 0 0 0 0 0 1 100000 0 0 0 60000000",
                            50'600'000, &out));
   EXPECT_EQ(out["remaining"], 0);
   EXPECT_TRUE(out["denying"]);

@@ -130,6 +130,13 @@ class KeeperHost : public Link {
   }
   uint64_t word() { return Claimed().word.load(); }
   void Write(uint64_t word) { Claimed().word.store(word); }
+  // The time in its second word, and as clients count there while nobody lends.
+  uint64_t second_ns() {
+    return shm::credits::second::TimeNs(buckets_.buckets().second()[slot_].load(), Gen());
+  }
+  void CountAlone(uint64_t until_ns) {
+    buckets_.buckets().second()[slot_].store(shm::credits::second::Make(Gen(), until_ns));
+  }
   // Its slot is reused for a key that is not looked at.
   void Evict() {
     shm::Slot& slot = Claimed();
@@ -163,6 +170,7 @@ class KeeperHost : public Link {
   }
 
  private:
+  uint16_t Gen() { return shm::key::Gen(Claimed().key.load()); }
   shm::Slot& Claimed() { return ClaimedAt(buckets_.buckets().slots()[slot_], LocalNs()); }
 
   bool MayLend(uint32_t, uint64_t) override { return true; }

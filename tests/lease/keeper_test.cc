@@ -199,6 +199,24 @@ TEST(KeeperTest, WhatStoodInAReusedSlotIsGivenUp) {
   EXPECT_GT(fleet.host(0).keeper().stats().lost_tokens, 0u);
 }
 
+// Under `degrade` an emergency outlasts the first replies: each of them gave the host its share
+// anew.
+TEST(KeeperTest, WhatClientsCountedByThemselvesOutlastsAReply) {
+  for (const bool strict : {true, false}) {
+    KeeperFleet fleet(1, 1000, 500, 1, /*wait_ns=*/0, strict);
+    KeeperHost& host = fleet.host(0);
+    fleet.Run(kSecond, 800);
+    const uint64_t counted_ns = host.LocalNs() + 400 * kMilli;
+    host.CountAlone(counted_ns);
+    fleet.Run(200 * kMilli, 800);
+    EXPECT_GE(host.second_ns() + 1000, counted_ns) << strict;
+    // Nobody who writes there may bar the host for longer than its burst takes.
+    host.CountAlone(host.LocalNs() + 60 * kSecond);
+    fleet.Run(200 * kMilli, 800);
+    EXPECT_LE(host.second_ns(), host.LocalNs() + 500 * kMilli) << strict;
+  }
+}
+
 TEST(KeeperTest, AnIdleHostHoldsNothingAndAsksNothing) {
   KeeperFleet fleet(2, 1000, 100, 1);
   fleet.Run(2 * kSecond, 500);

@@ -235,6 +235,8 @@ TEST(OverdraftTest, WithoutRepliesAHostGoesOnByItsShareAndReportsThat) {
   EXPECT_EQ(ask.over, 0u);
   EXPECT_EQ(ask.alone, allowed);
   EXPECT_EQ(ask.alone_us, 2'000'000u);
+  EXPECT_EQ(ask.part_ppm, 500'000u);
+  EXPECT_EQ(lease.Freeze(kStartNs + 2'152 * kMs, kRtt, 0.5).part_ppm, 0u) << "said once";
 }
 
 TEST(LeaseTest, RefusesTermsThatCannotBeCountedExactly) {

@@ -198,14 +198,77 @@ TEST_F(Script, WhatAHostSpentAloneIsPaidByRefillThatWasLostWhileNobodyCame) {
   Ask ask = Report(lent, 0, 0, 0);
   ask.alone = 30;
   ask.alone_us = 3 * kSecondUs;
+  ask.part_ppm = 1'000'000;
   (void)Lend(1, 2, ask);
   EXPECT_EQ(Level(), 50) << "20 came in, 20 more found the burst out and pay";
   ask = Want(1);
   ask.alone = 15;
   ask.alone_us = 3 * kSecondUs;
+  ask.part_ppm = 1'000'000;
   redis_.time_us += kSecondUs / 100;
   (void)Lend(2, 1, ask);
   EXPECT_EQ(Level(), 34) << "and nothing pays again";
+}
+
+TEST_F(Script, WhatHostsSpendThatAreNotBackYetIsSetAsideAndPaysWhenTheyAre) {
+  terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
+  const Grant lent = Lend(1, 1, Want(100));
+  redis_.time_us += 4 * kSecondUs;
+  Ask ask = Report(lent, 0, 0, 0);
+  ask.alone_us = 3 * kSecondUs;
+  ask.part_ppm = 600'000;  // four tenths of the limit go on elsewhere
+  (void)Lend(1, 2, ask);
+  ASSERT_EQ(Level(), 60) << "and 20 were lost";
+  redis_.time_us += kSecondUs;
+  (void)Lend(1, 3, Want(0));
+  EXPECT_EQ(Level(), 66) << "of 10 tokens that came";
+  ask = Want(0);
+  ask.alone = 24;  // 20 were lost, and 4 stood aside
+  ask.alone_us = 4 * kSecondUs;
+  ask.part_ppm = 400'000;
+  (void)Lend(2, 1, ask);
+  EXPECT_EQ(Level(), 66);
+  redis_.time_us += kSecondUs;
+  (void)Lend(1, 4, Want(0));
+  EXPECT_EQ(Level(), 76) << "all are back";
+}
+
+// A call of before the outage ran when it ended, and its host was not there any more: the pause
+// after it took the place of the outage, and nothing paid for that.
+TEST_F(Script, APauseSoonAfterAnOutageIsPartOfIt) {
+  terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
+  (void)Lend(1, 1, Want(60));
+  redis_.time_us += 5 * kSecondUs;
+  (void)Lend(1, 2, Want(0));
+  redis_.time_us += kSecondUs;
+  (void)Lend(1, 3, Want(0));
+  Ask ask = Want(0);
+  ask.alone = 20;
+  ask.alone_us = 6 * kSecondUs;
+  ask.part_ppm = 1'000'000;
+  (void)Lend(1, 4, ask);
+  EXPECT_EQ(Level(), 80) << "20 found what was lent still out, and pay";
+}
+
+TEST_F(Script, NothingIsSetAsideForLong) {
+  terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
+  const Grant lent = Lend(1, 1, Want(100));
+  redis_.time_us += 4 * kSecondUs;
+  Ask ask = Report(lent, 0, 0, 0);
+  ask.alone_us = 3 * kSecondUs;
+  ask.part_ppm = 500'000;
+  (void)Lend(1, 2, ask);
+  for (uint64_t seq = 3; seq < 63; ++seq) {
+    redis_.time_us += kSecondUs / 20;
+    (void)Lend(1, seq, Want(0));
+  }
+  EXPECT_NEAR(static_cast<double>(Level()), 60 + 30 - 12.5, 1) << "half of it, for 2.5 of 3 s";
+  const int64_t level = Level();
+  redis_.time_us += kSecondUs / 20;
+  (void)Lend(1, 63, Want(0));
+  redis_.time_us += kSecondUs;
+  (void)Lend(1, 64, Want(0));
+  EXPECT_GE(Level(), level + 10);
 }
 
 TEST_F(Script, AStrictBucketPaysForNoOverdraft) {

@@ -22,7 +22,7 @@ PURSE = "shm/purse.h"
 TEST = "tests/lease/lease_test"
 KEEPER_TEST = "tests/lease/keeper_test"
 PURSE_TEST = "tests/shm/purse_test"
-REFILL = "level = max(level, min(level + limit * (at - t), (burst - o0 - o1) * unit + spare))"
+REFILL = "level = max(level, min(level + pace * (at - t), (burst - o0 - o1) * unit + spare))"
 
 # What holds what is changed.
 BUILT_INTO = {HOST: TEST, KEEPER: KEEPER_TEST, PURSE: PURSE_TEST}
@@ -34,7 +34,7 @@ MUTANTS = {
         REFILL.replace("(burst - o0 - o1)", "burst")),
     "refill_in_a_lump": (
         "RefillIsCountedUpToTheEndOfEachGeneration", SCRIPT,
-        "      level = max(level, min(level + limit * (ending - t), (burst - o0 - o1) * unit + spare))\n"
+        "      level = max(level, min(level + pace * (ending - t), (burst - o0 - o1) * unit + spare))\n"
         "      t, gen = ending, gen + 1", "      gen = gen + 1"),
     "expired_returns_credited": (
         "ALiveReturnMovesTokensBackAndAnExpiredOneIsCreditedNothing", SCRIPT,

@@ -70,6 +70,33 @@ TEST(BreakerTest, BacksOffLongerEachTimeUpToItsBound) {
   EXPECT_EQ(last, kBackoffMaxNs);
 }
 
+TEST(BreakerTest, BacksOffForASecondAtMostWhereHostsAreFew) {
+  EXPECT_EQ(LongestBackoffNs(0), kSecond);
+  EXPECT_EQ(LongestBackoffNs(2), kSecond);
+  EXPECT_EQ(LongestBackoffNs(5'000), 5 * kSecond) << "1,000 trials a second of all";
+  EXPECT_EQ(LongestBackoffNs(UINT64_MAX), kBackoffMaxNs);
+  Breaker b;
+  b.set_longest_ns(LongestBackoffNs(2));
+  uint64_t now = kSecond;
+  for (int i = 0; i < 12; ++i) {
+    b.OnFailure(now, true, 1.0);
+    now += kSecond;
+    EXPECT_TRUE(b.Allow(now)) << i;
+  }
+}
+
+TEST(BreakerTest, TriesAtOnceWhereTheNodeIsReachedAnew) {
+  Breaker b;
+  b.OnFailure(kSecond, true, 1.0);
+  EXPECT_FALSE(b.Allow(kSecond + kMs));
+  b.OnReached(kSecond + kMs);
+  EXPECT_EQ(b.state(), Breaker::State::kOpen) << "no verdict yet";
+  EXPECT_TRUE(b.Allow(kSecond + kMs));
+  EXPECT_FALSE(b.Allow(kSecond + kMs)) << "one trial";
+  b.OnFailure(kSecond + 2 * kMs, false, 1.0);
+  EXPECT_FALSE(b.Allow(kSecond + 3 * kMs));
+}
+
 TEST(BreakerTest, IsCalmOnlyAfterTwoSecondsAndThreeSuccesses) {
   Breaker b;
   b.OnFailure(kSecond, true, 0.0);
