@@ -137,7 +137,7 @@ Contenders ReserveAndSettle() {
                            int settled = 0;
                            for (uint64_t i = 0; i < n; ++i) {
                              sluice_reservation_t r;
-                             sluice_reserve(client, kRequest, 1, 10, 1'000'000, &r);
+                             sluice_reserve(client, kRequest, 1, 10, 1'000'000'000, &r);
                              settled += sluice_settle(client, &r, 5);
                            }
                            Require(settled > 0, "no reservation was settled");

@@ -67,13 +67,17 @@ bool Hold(Context& ctx, uint64_t hold_ns, sluice_reservation_t* r) {
   return false;
 }
 
-// True for the one who ends the reservation, in time. Its CAS pairs with the loads here.
+// True for the one who ends the reservation, in time. The slot is free at once, without the grace
+// that others have: no thread charges it that may have stood still. The CAS pairs with the loads
+// here; the grace is a number that orders nothing.
 bool TakeHold(const Attachment& a, const sluice_reservation_t& r, uint64_t now_ns) {
   if (now_ns >= r.expires_ns || r.slot >= a.capacity) return false;
   shm::Slot& slot = a.slots[r.slot];
   uint64_t w = slot.word.load(std::memory_order_acquire);
   if (w != r.expires_ns || slot.key.load(std::memory_order_acquire) != r.key) return false;
-  return slot.word.compare_exchange_strong(w, now_ns, std::memory_order_acq_rel);
+  const uint64_t grace_ns = a.control->grace_ns.load(std::memory_order_relaxed);
+  const uint64_t over_ns = now_ns - std::min(now_ns - 1, grace_ns);
+  return slot.word.compare_exchange_strong(w, over_ns, std::memory_order_acq_rel);
 }
 
 uint64_t PartOf(uint64_t cost_ns, uint32_t part, uint32_t whole) {

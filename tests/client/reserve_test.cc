@@ -200,6 +200,18 @@ TEST(ReserveFullTest, WhereNoSlotIsFreeNothingIsSpent) {
   EXPECT_EQ(served.TotalUse(), held);
 }
 
+TEST(ReserveFullTest, ASlotIsFreeAsSoonAsItsReservationIsSettled) {
+  ServedSegments served(kRules, {.capacity = 64});
+  Client client({.runtime_dir = served.dir().c_str()});
+  ASSERT_TRUE(client.wait(5000ms));
+  for (int i = 0; i < 1000; ++i) {
+    const Reservation r = client.reserve({{"route", "/wide"}, {"user", "u"}}, 3, 1h);
+    ASSERT_EQ(r.error(), 0) << i;
+    ASSERT_TRUE(client.settle(r, 1)) << i;
+  }
+  EXPECT_EQ(served.TotalUse(), 1000);
+}
+
 TEST_F(ReserveTest, WrongArgumentsAreErrors) {
   const Descriptor d[] = {{"route", "/llm"}, {"user", "wrong"}};
   sluice_reservation_t r;
