@@ -337,6 +337,38 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.floor_q16 = rule.floor_q16;
 }
 
+// The queue's end stands in the second word as `gen:16 | time:48`, in steps of 2^10 ns: nothing
+// else of a token bucket does. It is advice, so that all of this orders nothing; a queue that is
+// lost with its tenancy, or a place that is given twice after a kill, costs a retry.
+void SpreadRetry(const Attachment& attachment, const Rule& rule, const Attempt& attempt,
+                 sluice_decision_t* decision) {
+  constexpr int kStepBits = 10;
+  constexpr uint64_t kTimeMask = (uint64_t{1} << 48) - 1;
+  constexpr int kTries = 8;
+  if (attempt.overflow || decision->retry_after_ns == SLUICE_NEVER) return;
+  std::atomic<uint64_t>& cell = attachment.second[attempt.index];
+  const uint64_t most_ns = uint64_t{rule.spread_s} * 1'000'000'000;
+  const uint64_t first_ns = decision->now_ns + decision->retry_after_ns;
+  uint64_t s = cell.load(std::memory_order_relaxed);
+  for (int attempts = 0; attempts < kTries; ++attempts) {
+    const uint64_t end_ns = s >> 48 == attempt.seen.gen ? (s & kTimeMask) << kStepBits : 0;
+    uint64_t place_ns = std::max(first_ns, end_ns);
+    if (place_ns - first_ns > most_ns) {
+      // The queue is full: anywhere in it, so that the rest do not meet at its end.
+      uint64_t seed = decision->now_ns ^ s;
+      place_ns = first_ns + shm::SplitMix64(seed) % most_ns;
+    } else {
+      const uint64_t next = (place_ns + attempt.seen.cost_ns) >> kStepBits;
+      if (!cell.compare_exchange_weak(s, uint64_t{attempt.seen.gen} << 48 | (next & kTimeMask),
+                                      std::memory_order_relaxed)) {
+        continue;
+      }
+    }
+    decision->retry_after_ns = place_ns - decision->now_ns;
+    return;
+  }
+}
+
 int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_t policy,
               const Attempt& attempt, sluice_decision_t* decision) {
   const bool allowed = attempt.outcome == Outcome::kAllowed;
@@ -344,6 +376,9 @@ int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_
   FillDecision(time, rule, attempt, decision);
   RecordSpend(rule, attempt, allowed && attempt.charge.commit, decision);
   RaiseLevel(time, rule, attempt, decision);
+  if (!allowed && rule.spread_s != 0 && attempt.charge.commit) [[unlikely]] {
+    SpreadRetry(attachment, rule, attempt, decision);
+  }
   if (!allowed && rule.shadow) {
     decision->shadow = 1;
     decision->allowed = 1;

@@ -295,6 +295,11 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
                   sluice_decision_t* decision);
 void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent, sluice_decision_t* decision);
 
+// Puts a denied request behind those that were denied before it, where the rule says so: its retry
+// is told for when the ones before it have passed. By CAS on the bucket's second word.
+void SpreadRetry(const Attachment& attachment, const Rule& rule, const Attempt& attempt,
+                 sluice_decision_t* decision);
+
 // A decision over one item, whole. Returns the answer.
 int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_t policy,
               const Attempt& attempt, sluice_decision_t* decision);

@@ -190,6 +190,9 @@ class RequestCheck {
     if (decision != nullptr) {
       BeginDecision(*ctx_.attachment, policy_, denied_ == 0, &ctx_.time, decision);
       FillDecision(ctx_.time, *items_[decided].rule, attempts_[decided], decision);
+      if (denied_ != 0 && items_[decided].rule->spread_s != 0 && !ctx_.is_looking()) {
+        SpreadRetry(*ctx_.attachment, *items_[decided].rule, attempts_[decided], decision);
+      }
       decision->allowed = denied_ == 0 ? 1 : 0;
       if (denied_ == 0) decision->retry_after_ns = 0;
       decision->shadow = shadow_ != 0 ? 1 : 0;

@@ -126,11 +126,12 @@ enum class DegradedMode : uint8_t {
 
 // What a check needs of a rule: readers copy it whole, so that a change cannot tear a decision.
 struct RuleNumbers {
-  Limit limit;          // 48 bytes
-  uint64_t unit_ns;     // what one unit of a request's cost takes: `cost` tokens
-  uint64_t for_ns;      // the first mode holds this long in an emergency, then `then`; 0: for good
-  uint32_t cost;        // tokens per unit of the request's cost, 1..10^6
-  uint32_t factor_q16;  // kDegrade: 1/factor with 16 fraction bits (factor 0.25 -> 4 << 16)
+  Limit limit;            // 48 bytes
+  uint64_t unit_ns;       // what one unit of a request's cost takes: `cost` tokens
+  uint64_t for_ns : 55;   // the first mode holds so long in an emergency, then `then`; 0: for good
+  uint64_t spread_s : 9;  // retries are spread over so long at most; 0: not at all
+  uint32_t cost;          // tokens per unit of the request's cost, 1..10^6
+  uint32_t factor_q16;    // kDegrade: 1/factor with 16 fraction bits (factor 0.25 -> 4 << 16)
   uint32_t then_factor_q16;
   uint16_t id;  // its place among the rules
   DegradedMode mode;

@@ -132,6 +132,7 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
                 : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
   numbers.unit_ns = shm::CostNs(limit.cost, limit.period_ns, limit.limit);
   numbers.for_ns = degraded.for_ns;
+  numbers.spread_s = rule.retry_spread_ns / 1'000'000'000;
   numbers.cost = limit.cost;
   numbers.max_delay_ns = limit.max_delay_ns;
   // One host alone is exact as it is, and nobody would lend to it.

@@ -175,6 +175,7 @@ struct RuleConfig {
   uint8_t near_percent = 80;  // of what may be used: from there on answers say `near`, 1..100
   uint8_t soft_percent = 0;   // likewise, `soft`; 0: the rule has no such level
   std::vector<std::pair<std::string, std::string>> metadata;  // 0..kMaxMetadata, names are unique
+  uint64_t retry_spread_ns = 0;  // of token and leaky buckets: whole seconds, 1..8 min; 0: not said
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
 };

@@ -297,6 +297,15 @@ constexpr KeySpec kRuleKeys[] = {
      .doc =
          "The part of what may be used from which on an answer's level is `soft`, in hundredths.",
      .example = "0.9"},
+    {.path = "rules[].retry_spread",
+     .type = KeyType::kDuration,
+     .min = kSecond,
+     .max = 480 * kSecond,
+     .doc = "Whoever is denied together is told to come back one after the other, as fast as the "
+            "limit "
+            "lets them pass, spread over so long at most. Never earlier than there is a token. See "
+            "[retries](client.md#retries).",
+     .example = "30s"},
     {.path = "rules[].metadata",
      .type = KeyType::kTexts,
      .max = shm::kMaxMetadata,

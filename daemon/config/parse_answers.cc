@@ -1,4 +1,4 @@
-// `near`, `soft` and `metadata`: what answers tell beside yes and no.
+// `near`, `soft`, `metadata` and `retry_spread`: what answers tell beside yes and no.
 #include <cmath>
 
 #include "daemon/config/parse_rules.h"
@@ -10,6 +10,7 @@ namespace {
 constexpr size_t kMaxMetadataName = 31;
 constexpr size_t kMaxMetadataValue = 255;
 constexpr double kNearOfNext = 0.8;
+constexpr uint64_t kSecondNs = 1'000'000'000;
 
 uint8_t Percent(double part) { return static_cast<uint8_t>(std::lround(part * 100)); }
 
@@ -58,11 +59,26 @@ void ParseMetadata(Section* rule, RuleConfig* out, Findings* findings) {
   }
 }
 
+void ParseSpread(Section* rule, RuleConfig* out) {
+  uint64_t said_ns = 0;
+  if (!rule->ReadDuration("retry_spread", &said_ns)) return;
+  if (out->kind != shm::Kind::kTokenBucket || out->strict || out->overdraft) {
+    rule->Problem("retry_spread",
+                  "is for token and leaky buckets that hosts do not lend to each other",
+                  "write `algorithm: token_bucket` and `consistency: approximate`, or remove it");
+  } else if (said_ns % kSecondNs != 0) {
+    rule->Problem("retry_spread", "is told in whole seconds", "write for example 30s");
+  } else {
+    out->retry_spread_ns = said_ns;
+  }
+}
+
 }  // namespace
 
 void ParseAnswers(Section* rule, RuleConfig* out, Findings* findings) {
   ParseLevels(rule, out, findings);
   ParseMetadata(rule, out, findings);
+  ParseSpread(rule, out);
 }
 
 }  // namespace sluice::config

@@ -16,7 +16,7 @@ void ParseKey(Section* rule, std::vector<KeyConfig>* key, Findings* findings);
 void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Findings* findings);
 // Reads `priority` into out->priority; the rule's limits and tiers stand already.
 void ParsePriority(Section* rule, RuleConfig* out, Findings* findings);
-// Reads `near`, `soft` and `metadata`: what answers tell beside yes and no.
+// Reads `near`, `soft`, `metadata` and `retry_spread`: what answers tell beside yes and no.
 void ParseAnswers(Section* rule, RuleConfig* out, Findings* findings);
 
 // Whether `name` can name a descriptor: a letter or '_', then letters, digits, '_', '.', '-'; at

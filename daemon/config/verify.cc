@@ -214,6 +214,9 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
       n.kind > shm::Kind::kSlidingLog) {
     return Bad("a rule's degraded mode or kind is broken");
   }
+  if (n.spread_s != 0 && n.kind != shm::Kind::kTokenBucket) {
+    return Bad("a rule spreads retries that it cannot");
+  }
   if (n.near_percent == 0 || n.near_percent > 100 || n.soft_percent > 100) {
     return Bad("a rule's levels are out of range");
   }

@@ -46,7 +46,10 @@ TEST(AnswersConfigTest, EachMistakeIsToldOnceWithItsMend) {
                    {"metadata: {a: [1]}", "is a list, not a text"},
                    {"metadata: {a: " + std::string(256, 'x') + "}", "is too long"},
                    {"metadata: {" + std::string(32, 'x') + ": a}", "is too long"},
-                   {nine + "}", "holds 9 texts"}};
+                   {nine + "}", "holds 9 texts"},
+                   {"retry_spread: 1500ms", "whole seconds"},
+                   {"retry_spread: 9m", "out of range"},
+                   {"retry_spread: 30s\n    consistency: strict", "do not lend"}};
   for (const auto& [lines, said] : kMistakes) {
     const ParseResult result = OfRule(With(lines));
     ASSERT_EQ(result.problems.size(), 1u) << lines << "\n" << Text(result.problems);
