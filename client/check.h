@@ -182,6 +182,7 @@ inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attemp
                           &attempt->seen);
   }
   if (shm::IsWindow(rule.kind)) {
+    attempt->charge.ends = shm::EndsOf(*ctx.attachment->control, rule);
     return shm::window::CheckWindow(*attempt->slot, SecondOf(*ctx.attachment, *attempt),
                                     attempt->fp, attempt->charge, ctx.time, ctx.table,
                                     &attempt->seen);

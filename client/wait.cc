@@ -41,7 +41,7 @@ bool IsLentEnough(const Attachment& a, const sluice_decision_t& d, uint64_t now_
 uint64_t BoundOf(const Attachment* a, const sluice_decision_t& d, uint64_t max_wait_ns) {
   uint64_t said_ms = 0;
   if (a != nullptr && a->generation == d.generation) {
-    const uint64_t wait_ms = ViewOf(*a, d.policy).rule(d.rule).numbers.wait_ms;
+    const uint64_t wait_ms = shm::WaitMsOf(ViewOf(*a, d.policy).rule(d.rule).numbers);
     // As in NumbersReader: the fence keeps the read before the load, and what was read counts if
     // the policy is the same afterwards.
     std::atomic_thread_fence(std::memory_order_acquire);

@@ -24,6 +24,7 @@ inline int CheckWindowed(const Path& path, shm::Slot& slot, uint64_t fp, uint64_
                      .charge = ChargeOf(rule, cost, /*cost_ns=*/0, /*commit=*/true),
                      .seen = {},
                      .fp = fp};
+  attempt.charge.ends = shm::EndsOf(*a.control, rule);
   Time time = Time::Of(now_ns, /*lag_ns=*/0);
   attempt.outcome = shm::window::CheckWindow(slot, &a.second[index], fp, attempt.charge, time,
                                              TableOf(a), &attempt.seen);

@@ -172,6 +172,11 @@ absl::Status App::StartAll() {
     log::Warning("changes of %s are not seen (%s): reload with SIGHUP", options_.config_path,
                  watching.ToString());
   }
+  wall_clock_ =
+      std::make_unique<WallClockWatch>(&loop_, [this] { book_->RenewCalendars(NowNs()); });
+  if (const absl::Status watching = wall_clock_->Start(); !watching.ok()) {
+    log::Warning("that the wall clock is set is seen a moment later: %s", watching.ToString());
+  }
   Beat(NowNs());
   const std::string summary = absl::StrFormat(
       "%d rules in force, %s", in_force.rules->rules().size(),
@@ -240,6 +245,7 @@ void App::Beat(uint64_t now_ns) {
     supervisor_.Alive();
   }
   book_->RetryPending(now_ns);
+  book_->RenewCalendars(now_ns);
 }
 
 void App::ShutDown() {
@@ -251,6 +257,7 @@ void App::ShutDown() {
   // Clients hold on to the rules; who reads `stopped` knows that nobody reconciles any more.
   if (attach_ != nullptr && !hands_over_) segments_.control().SetStopped(true);
   watch_.reset();
+  wall_clock_.reset();
   admin_.reset();
   attach_.reset();
   log::Info("sluiced has stopped%s", hands_over_ ? "; another worker takes over" : "");

@@ -23,6 +23,7 @@
 #include "daemon/rule_book.h"
 #include "daemon/segments.h"
 #include "daemon/supervisor.h"
+#include "daemon/wall_clock.h"
 
 namespace sluice {
 
@@ -95,6 +96,7 @@ class App : public admin::StatusSource {
   std::unique_ptr<admin::AttachServer> attach_;
   std::unique_ptr<admin::AdminServer> admin_;
   std::unique_ptr<ConfigWatch> watch_;
+  std::unique_ptr<WallClockWatch> wall_clock_;
   shm::OwnedFd signals_;
   std::string runtime_dir_;
   uint64_t started_ns_ = 0;

@@ -67,8 +67,12 @@ absl::StatusOr<LoadedConfig> LoadConfig(const std::string& path, const std::stri
   return absl::InvalidArgumentError(absl::StrJoin(loaded.problems, "\n"));
 }
 
-RuleBook::RuleBook(std::string path, LoadedConfig loaded, shm::ControlWriter* control)
-    : control_(control), text_(std::move(loaded.text)), wanted_(std::move(loaded.config)) {
+RuleBook::RuleBook(std::string path, LoadedConfig loaded, shm::ControlWriter* control,
+                   std::function<int64_t()> offset_us)
+    : control_(control),
+      calendars_(control, std::move(offset_us)),
+      text_(std::move(loaded.text)),
+      wanted_(std::move(loaded.config)) {
   state_.path = std::move(path);
   state_.ok = loaded.problems.empty();
   state_.problems = std::move(loaded.problems);
@@ -82,6 +86,9 @@ void RuleBook::SetEngine(Engine* engine) {
 
 // Publishes `wanted_`. Unavailable: no policy buffer is free yet; retry_ns_ says when.
 absl::Status RuleBook::Publish(uint64_t now_ns) {
+  // Before the rules that speak of them; those of the rules before keep their places.
+  if (in_force_.config != nullptr) KeepCalendarPlaces(in_force_.config->calendars, &wanted_);
+  if (absl::Status status = calendars_.Set(wanted_, now_ns); !status.ok()) return status;
   const auto bytes =
       config::Compile(wanted_, control_->info().hash_key, control_->policy_seq() + 1);
   if (!bytes.ok()) return bytes.status();
@@ -95,6 +102,7 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
   auto rules = config::CompiledRules::Load(control_->policy());
   if (!rules.ok()) return rules.status();
   rules->AddRegions(wanted_);
+  rules->AddCalendars(calendars_.tables());
   in_force_.rules = std::make_shared<const config::CompiledRules>(*std::move(rules));
   in_force_.config = std::make_shared<const config::Config>(wanted_);
   state_.loaded_ns = now_ns;
@@ -188,6 +196,16 @@ void RuleBook::RetryPending(uint64_t now_ns) {
   } else {
     log::Info("the waiting rules are in force: policy %d", in_force_.rules->seq());
   }
+}
+
+void RuleBook::RenewCalendars(uint64_t now_ns) {
+  std::lock_guard lock(mutex_);
+  if (!calendars_.Renew(now_ns)) return;
+  log::Info("windows by the calendar end anew: one is over, or the wall clock was set");
+  config::CompiledRules rules = *in_force_.rules;
+  rules.AddCalendars(calendars_.tables());
+  in_force_.rules = std::make_shared<const config::CompiledRules>(std::move(rules));
+  if (engine_ != nullptr) engine_->SetRules(in_force_.rules);
 }
 
 admin::RulesInForce RuleBook::InForce() const {

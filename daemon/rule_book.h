@@ -10,10 +10,12 @@
 
 #include "absl/status/status.h"
 #include "daemon/admin/status.h"
+#include "daemon/config/calendars.h"
 #include "daemon/config/compile.h"
 #include "daemon/config/config.h"
 #include "daemon/config/parse.h"
 #include "daemon/engine.h"
+#include "daemon/wall_clock.h"
 #include "shm/segment.h"
 
 namespace sluice {
@@ -36,8 +38,9 @@ std::string ReadConfigText(const std::string& path);
 // Any thread, but for the constructor, PublishFirst and former.
 class RuleBook {
  public:
-  // `control` outlives the book.
-  RuleBook(std::string path, LoadedConfig loaded, shm::ControlWriter* control);
+  // `control` outlives the book. `offset_us` as WallOffsetUs.
+  RuleBook(std::string path, LoadedConfig loaded, shm::ControlWriter* control,
+           std::function<int64_t()> offset_us = WallOffsetUs);
 
   // Puts the first rules in force, before the segments are published.
   absl::Status PublishFirst(uint64_t now_ns);
@@ -52,6 +55,8 @@ class RuleBook {
   admin::ReloadResult Reload(uint64_t now_ns, bool only_if_changed);
   // Publishes what had to wait for a policy buffer. Cheap when nothing waits.
   void RetryPending(uint64_t now_ns);
+  // Publishes where windows by the calendar end, where that has changed. Cheap when it has not.
+  void RenewCalendars(uint64_t now_ns);
 
   admin::RulesInForce InForce() const;
   admin::ConfigState State() const;
@@ -64,6 +69,7 @@ class RuleBook {
 
   mutable std::mutex mutex_;
   shm::ControlWriter* control_;
+  config::Calendars calendars_;
   Engine* engine_ = nullptr;
   std::string text_;
   config::Config wanted_;  // as the file says; differs from what is in force while it waits

@@ -18,13 +18,16 @@
 --          6 gen_us      length of a generation
 --          7 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s); of windows:
 --                          length_us, -1 (fixed) or -2 (sliding), rate
+--            of windows by the calendar -3, and length_us is the longest
 --          then for each bucket 8: field rule(1..R) cost_us tokens age_us d dprev gen
 --            cost_us     use as time, tokens the same as a count; negative: refunds
 --            age_us      how old the oldest of it was when frozen, 0 in normal operation
 --            d, dprev    the host's demand now, and what it said in its generation `gen` (-1: none)
 --          of a window's bucket: cost_us is "cur prev", tokens of the host's open window and of the
 --            one before it (what is older only counts as tokens), and age_us how much time the
---            host's window had left when frozen; less than 0: it was over
+--            host's window had left when frozen; less than 0: it was over. By the calendar: "cur
+--            begin", and age_us the end, both microseconds of Unix time, the same on all hosts
+--          (of windows by the calendar prev, here and in the reply, is their begin)
 -- Reply    outcome (1: applied; 0: seq was known; 2: batches before it are missing here; nothing was
 --          written but for 1), seq known before (-1: none), now_us, gen, then for each bucket 3:
 --          debt_us, demand of all (milli-tokens/s), hosts; of a window the time left in place of
@@ -42,6 +45,7 @@
 local SWEEP_EXTRA = 2            -- fields looked at beyond twice the number of new ones
 local KEEP_INSTANCE_US = 86400e6 -- h: of a daemon that is gone; far beyond any resend
 local KEEP_MS = 600000           -- of the whole hash after its last batch, at least
+local SKEW_US = 60e6             -- by which a host's clock may be ahead of this one
 
 local key = KEYS[1]
 local late = tonumber(ARGV[1])
@@ -100,6 +104,20 @@ local function counted(stop, cur, prev, length, slides, n, theirs)
   end
   return stop, cur, prev
 end
+
+-- The same by the calendar: of two windows the later stands, unless it lies ahead of this clock, that
+-- is by a clock that goes wrong. Such a host's use is of now all the same.
+local function dated(stop, cur, begin, n, theirs, starts)
+  if n == 0 or theirs <= now then return stop, cur, begin end
+  if starts > now + SKEW_US then
+    if stop ~= 0 then cur = max(0, cur + n) end
+  elseif stop == theirs and begin == starts then
+    cur = max(0, cur + n)
+  elseif starts > begin then
+    return theirs, max(0, n), starts
+  end
+  return stop, cur, begin
+end
 local reply = {outcome, last, now, gen}
 local fields = {instance, format('%.0f %.0f', seq, now)}
 local at = #fields
@@ -112,7 +130,7 @@ for i = 1, count do
   local a = first + 8 * (i - 1)
   local r = 8 + 3 * (tonumber(ARGV[a + 1]) - 1)
   local tau, debt_max = tonumber(ARGV[r]), tonumber(ARGV[r + 1])
-  local is_window, slides = debt_max < 0, debt_max == -2
+  local is_window, slides, is_dated = debt_max < 0, debt_max == -2, debt_max == -3
   local tat, tokens, g, d0, d1, n0, n1, stop, cur, prev
   if stored[i + 2] then
     local rest
@@ -140,15 +158,24 @@ for i = 1, count do
     end
     d0, n0 = 0, 0
   end
-  if is_window then stop, cur, prev = opened(stop, cur, prev, tau, slides) end
+  if is_dated then
+    if stop <= now or prev > now + SKEW_US then stop, cur, prev = 0, 0, 0 end
+  elseif is_window then
+    stop, cur, prev = opened(stop, cur, prev, tau, slides)
+  end
   if apply then
     local used = tonumber(ARGV[a + 3])
     local cost = is_window and 0 or tonumber(ARGV[a + 2])
     if is_window then
       local open, before = match(ARGV[a + 2], '^(%S+) (%S+)$')
-      local theirs = now - late + tonumber(ARGV[a + 4])
-      stop, cur, prev = counted(stop, cur, prev, tau, slides, tonumber(before), theirs - tau)
-      stop, cur, prev = counted(stop, cur, prev, tau, slides, tonumber(open), theirs)
+      open, before = tonumber(open), tonumber(before)
+      if is_dated then
+        stop, cur, prev = dated(stop, cur, prev, open, tonumber(ARGV[a + 4]), before)
+      else
+        local theirs = now - late + tonumber(ARGV[a + 4])
+        stop, cur, prev = counted(stop, cur, prev, tau, slides, before, theirs - tau)
+        stop, cur, prev = counted(stop, cur, prev, tau, slides, open, theirs)
+      end
     elseif cost >= 0 then
       -- Old use is added where it happened, so that an outage's use is counted and not replayed.
       tat = max(tat, now - late - tonumber(ARGV[a + 4])) + cost

@@ -57,8 +57,9 @@ struct Charge {
   bool admit_always;    // emergency, fail open: count on, deny nothing
   bool commit;          // false: look only, write nothing (but a heal)
   Kind kind = Kind::kTokenBucket;
-  const Limit* limit = nullptr;  // where the kind is another
-  uint64_t trusted = 0;          // of a lease that is not strict: as credits::Measure has it
+  const Limit* limit = nullptr;                 // where the kind is another
+  const std::atomic<uint64_t>* ends = nullptr;  // of a window that follows a calendar
+  uint64_t trusted = 0;  // of a lease that is not strict: as credits::Measure has it
   // Of such a one, in an emergency: when its host's own bucket is full, if nothing is spent, and
   // 1/share where none is known.
   uint64_t alone_full_ns = 0;

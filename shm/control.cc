@@ -321,6 +321,15 @@ void ControlWriter::SetHosts(uint64_t hosts) {
   header_->hosts.store(hosts, std::memory_order_relaxed);
 }
 
+// Each end tells all by itself, so a reader amid this finds one that stood or one that stands:
+// relaxed orders nothing.
+void ControlWriter::SetCalendar(uint32_t place, const std::vector<uint64_t>& ends_ns) {
+  std::atomic<uint64_t>* ends = header_->calendar_ends[place % kMaxCalendars];
+  for (uint32_t i = 0; i < kCalendarEnds; ++i) {
+    ends[i].store(i < ends_ns.size() ? ends_ns[i] : 0, std::memory_order_relaxed);
+  }
+}
+
 uint64_t ControlWriter::shard(uint32_t i) const {
   return shard_states()[i % kMaxShards].load(std::memory_order_acquire);
 }

@@ -240,6 +240,11 @@ inline constexpr bool IsEmergency(uint64_t s) { return (s & 2) != 0; }
 inline constexpr uint64_t SinceNs(uint64_t s) { return s >> 2; }
 }  // namespace shard_state
 
+// How many calendars the rules may speak of, and how many ends of each are published: a daemon that
+// is dead for longer leaves windows of nominal length.
+inline constexpr uint32_t kMaxCalendars = 48;
+inline constexpr uint32_t kCalendarEnds = 10;
+
 // policy word: seq:48 | buffer:16. seq only grows; 0 means that no policy was published yet.
 namespace policy_word {
 inline constexpr uint64_t Make(uint64_t seq, uint32_t buffer) { return (seq << 16) | buffer; }
@@ -280,7 +285,12 @@ struct alignas(64) ControlHeader {
   std::atomic<uint64_t> hosts;  // that share limits with this one, itself included; 0: not known
   uint64_t reserved2[2];
 
-  uint8_t padding[4096 - 3 * 64];
+  // When the windows of each calendar end that the rules speak of, rising, the first after now's
+  // among them: CLOCK_MONOTONIC ns, as the wall clock stands; 0: none. Each is a word that tells
+  // all by itself. Written at each boundary and when the wall clock is set.
+  std::atomic<uint64_t> calendar_ends[kMaxCalendars][kCalendarEnds];
+
+  uint8_t padding[4096 - 3 * 64 - kMaxCalendars * kCalendarEnds * 8];
 };
 static_assert(sizeof(ControlHeader) == 4096);
 static_assert(offsetof(ControlHeader, layout_hash) == 16);
@@ -290,6 +300,7 @@ static_assert(offsetof(ControlHeader, policy) == 64);
 static_assert(offsetof(ControlHeader, incarnation) == 112);
 static_assert(offsetof(ControlHeader, emergency_shards) == 120);
 static_assert(offsetof(ControlHeader, hash_salt) == 128);
+static_assert(offsetof(ControlHeader, calendar_ends) == 192);
 
 inline constexpr uint64_t kShardStatesOffset = sizeof(ControlHeader);
 inline constexpr uint64_t kPolicyOffset = kShardStatesOffset + uint64_t{kMaxShards} * 8;
@@ -313,7 +324,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   11 /* policy and header, words */};
+                            kKeyTextBytes,   12 /* policy and header, words */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

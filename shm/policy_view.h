@@ -19,6 +19,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
@@ -142,7 +143,9 @@ struct RuleNumbers {
   uint8_t near_percent;  // of what may be used, from which on an answer says `near`, 1..100
   uint8_t soft_percent;  // likewise, `soft`; 0: the rule has no such level
   Kind kind;
-  uint16_t wait_ms;  // kLease: how long callers that may wait do, 0..1,000; 0: not said
+  // kLease: how long callers that may wait do, 0..1,000; 0: not said. kFixedWindow: the calendar
+  // that it follows, from 1; 0: none.
+  uint16_t wait_ms;
   uint16_t group;
   // Together 64 bits, so that a policy holds as many rules as it can.
   uint64_t max_delay_ns : 48;  // of a leaky bucket, part of limit.tau_ns; 0: a token bucket
@@ -159,6 +162,19 @@ inline RuleNumbers Floored(const RuleNumbers& rule, uint16_t floor_q16) {
   floored.max_delay_ns -=
       std::min<uint64_t>(rule.max_delay_ns, rule.limit.tau_ns - floored.limit.tau_ns);
   return floored;
+}
+
+inline uint64_t WaitMsOf(const RuleNumbers& rule) {
+  return rule.kind == Kind::kLease ? rule.wait_ms : 0;
+}
+// From 1; 0: none.
+inline uint32_t CalendarOf(const RuleNumbers& rule) {
+  return rule.kind == Kind::kFixedWindow ? rule.wait_ms : 0;
+}
+// The ends of the windows that a rule follows; null: it has no calendar.
+inline const std::atomic<uint64_t>* EndsOf(const ControlHeader& control, const RuleNumbers& rule) {
+  const uint32_t calendar = CalendarOf(rule);
+  return calendar == 0 ? nullptr : control.calendar_ends[(calendar - 1) % kMaxCalendars];
 }
 
 // Whether the coarse clock serves a rule, see clock.h. A leaky bucket's answer is an instant, told

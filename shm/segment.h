@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "shm/hash.h"
 #include "shm/layout.h"
@@ -206,6 +207,8 @@ class ControlWriter {
   void SetReconciling(bool reconciling);
   // How many hosts share limits; a hint for clients.
   void SetHosts(uint64_t hosts);
+  // Of the calendar at that place, from 0; `ends_ns` holds at most kCalendarEnds, rising.
+  void SetCalendar(uint32_t place, const std::vector<uint64_t>& ends_ns);
 
  private:
   SegmentStatus Map();

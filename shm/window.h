@@ -64,13 +64,23 @@ inline constexpr uint64_t TokensOf(uint64_t units, int scale) {
   return scale >= 0 ? (units + (1ull << scale) - 1) >> scale : units << -scale;
 }
 
+// A window that follows a calendar ends where the daemon has published it. The word's time tells
+// which window it counts in, to the nearest: when the wall clock is set, ends move, and words do
+// not. Boundaries are at least 23 hours apart.
+inline constexpr uint64_t kCalendarSlackNs = 11ull * 3600 * 1'000'000'000;
+
+inline constexpr bool IsNear(uint64_t a, uint64_t b, uint64_t by_ns) {
+  return (a > b ? a - b : b - a) <= by_ns;
+}
+
 // A window's rule as its arithmetic needs it.
 struct Terms {
-  uint64_t period_ns;   // as configured
-  uint64_t length_ns;   // of a sliding window: whole steps
-  uint64_t limit_fine;  // in 256ths of a unit
-  uint64_t limit;       // tokens
-  int token_shift;      // a token in 256ths of a unit: 1 << token_shift
+  uint64_t period_ns;                           // as configured
+  uint64_t length_ns;                           // of a sliding window: whole steps
+  uint64_t limit_fine;                          // in 256ths of a unit
+  uint64_t limit;                               // tokens
+  int token_shift;                              // a token in 256ths of a unit: 1 << token_shift
+  const std::atomic<uint64_t>* ends = nullptr;  // kCalendarEnds of the calendar; null: it has none
 
   // Whether a token may be less than a unit, or a share of one more than a little of one.
   constexpr bool has_purse() const { return token_shift < 2 * kPurseBits; }
@@ -162,8 +172,28 @@ struct Open {
   bool is_new;      // it begins with what is measured now
 };
 
+// The end of the calendar's window that is open. Where all that was published is over, windows are
+// of nominal length. Each end is a word that tells all by itself: the load orders nothing.
+inline uint64_t CalendarEndNs(const Terms& t, uint64_t now_ns) {
+  uint64_t last_ns = 0;
+  for (uint32_t i = 0; i < kCalendarEnds; ++i) {
+    const uint64_t end_ns = t.ends[i].load(std::memory_order_relaxed);
+    if (end_ns > now_ns) return end_ns;
+    last_ns = std::max(last_ns, end_ns);
+  }
+  return last_ns + ((now_ns - last_ns) / t.period_ns + 1) * t.period_ns;
+}
+
+inline Open OpenCalendar(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, uint64_t now_ns) {
+  const uint64_t end_ns = CalendarEndNs(t, now_ns);
+  if (!IsNear(TimeNs(w), end_ns, kCalendarSlackNs)) return {now_ns, end_ns, 0, 0, 0, true};
+  const bool is_ours = second::Gen(s) == gen && second::StartsAt(s, TimeNs(w));
+  return {0, end_ns, Count(w), 0, is_ours ? second::Purse(s) : 0, false};
+}
+
 // `w` is live and `s` what stood beside it while it did, `gen` the tenancy's.
 inline Open OpenFixed(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, uint64_t now_ns) {
+  if (t.ends != nullptr) return OpenCalendar(t, w, s, gen, now_ns);
   const uint64_t end_ns = TimeNs(w);
   if (end_ns <= now_ns) return {now_ns, Ceil(now_ns + t.period_ns), 0, 0, 0, true};
   const bool is_ours = second::Gen(s) == gen && second::StartsAt(s, end_ns);
@@ -267,7 +297,7 @@ inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool 
   const uint64_t latest_ns = slides ? Ceil(now_ns) + t.length_ns : Ceil(now_ns + t.period_ns);
   const uint64_t capacity = t.capacity();
   Measured m = {};
-  if (o.end_ns > latest_ns) {
+  if (o.end_ns > latest_ns && t.ends == nullptr) {
     m.is_wild = true;
     m.new_word = Make(latest_ns + tail_ns, std::min(o.count, capacity));
     return m;
@@ -279,11 +309,11 @@ inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool 
   const uint64_t used = Weight(t, o, now_ns) + o.count;
   m.allowed = ever && used + price.units <= capacity;
   const uint64_t count = std::min(o.count + price.units, t.ceiling());
-  m.new_word = Make(o.end_ns + tail_ns, count);
+  m.new_word = Make(Ceil(o.end_ns + tail_ns), count);
 
   // A second word of another gen says nothing, and so does an empty one.
   const bool has_purse = has_second && t.has_purse();
-  const uint64_t tag_ns = slides ? o.start_ns : o.end_ns;
+  const uint64_t tag_ns = slides ? o.start_ns : Ceil(o.end_ns);
   const bool begins =
       o.is_new && has_second && (slides || has_purse) && (o.closed != 0 || second::Gen(s) == gen);
   const uint64_t begun = begins ? second::Make(gen, tag_ns, o.closed, 0) : s;

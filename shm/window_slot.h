@@ -111,7 +111,8 @@ inline void StandBack(int attempt, uint64_t now_ns) {
 template <class Cell, class Clock>
 inline Outcome CheckWindow(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, const Charge& charge,
                            RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
-  const Terms terms = TermsOf(charge.limit->limit, charge.limit->period_ns);
+  Terms terms = TermsOf(charge.limit->limit, charge.limit->period_ns);
+  terms.ends = charge.ends;
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
     if (attempt != 0) {
       StandBack(attempt, time.now_ns());
@@ -191,11 +192,12 @@ inline bool FoldWindow(BasicSlot<Cell>& slot, Cell& beside, uint64_t k, const Te
   const bool slides = key::KindOf(k) == Kind::kSlidingWindow;
   const uint64_t tail_ns = slides ? t.length_ns : 0;
   const uint64_t longest_ns = slides ? t.length_ns : t.period_ns;
-  const uint64_t told_ns = now_ns + std::min(global.left_ns, longest_ns);
   const uint64_t half_ns = t.period_ns / 2;
-  const auto is_near = [](uint64_t a, uint64_t b, uint64_t by_ns) {
-    return (a > b ? a - b : b - a) <= by_ns;
-  };
+  // A calendar's ends are known here, and what is told is of the window that is open or of none.
+  const bool is_calendar = t.ends != nullptr;
+  const uint64_t told_ns =
+      is_calendar ? CalendarEndNs(t, now_ns) : now_ns + std::min(global.left_ns, longest_ns);
+  if (is_calendar && !IsNear(told_ns, now_ns + global.left_ns, kCalendarSlackNs)) return true;
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
     Pair pair;
     bool is_lost;
@@ -204,23 +206,23 @@ inline bool FoldWindow(BasicSlot<Cell>& slot, Cell& beside, uint64_t k, const Te
     if (!is_whole) continue;
     if (global.left_ns == 0) return true;
     const uint64_t stood_ns = EndNs(t, pair.word, slides);
-    if (stood_ns + kAboutEndNs >= told_ns + longest_ns &&
+    if (!is_calendar && stood_ns + kAboutEndNs >= told_ns + longest_ns &&
         stood_ns <= Ceil(now_ns) + longest_ns + kStepNs) {
       return true;
     }
-    const bool stays = stood_ns > now_ns && is_near(stood_ns, told_ns, kSameEndNs);
+    const bool stays = stood_ns > now_ns && IsNear(stood_ns, told_ns, kSameEndNs);
     const uint64_t end_ns = stays ? stood_ns : Ceil(told_ns);
     const uint64_t u = slot.used.load(std::memory_order_seq_cst);
     int64_t own = 0;
-    if (used::Gen(u) == key::Gen(k) && is_near(stood_ns, end_ns, half_ns)) own += used::Count(u);
-    if (is_near(unreported.end_ns, end_ns, half_ns)) own += unreported.tokens;
+    if (used::Gen(u) == key::Gen(k) && IsNear(stood_ns, end_ns, half_ns)) own += used::Count(u);
+    if (IsNear(unreported.end_ns, end_ns, half_ns)) own += unreported.tokens;
     const uint64_t current = FineOf(t, global.current, aux::kShareOne);
     const uint64_t least = current + FineOf(t, own, inv_share);
     // A window has no later to pay in: what this host took the others to have used, by its share,
     // stands while it may be on the way. Else each that reports would admit that again. Where it
     // took too little, half of what may be on the way is.
     uint64_t fine = least;
-    if (is_near(stood_ns, end_ns, half_ns) && stood_ns > now_ns) {
+    if (IsNear(stood_ns, end_ns, half_ns) && stood_ns > now_ns) {
       const uint64_t on_the_way = FineOf(t, global.on_the_way, aux::kShareOne);
       const uint64_t taken = Count(pair.word) << kPurseBits;
       fine = taken < least ? least + on_the_way / 2 : std::min(taken, least + on_the_way);

@@ -51,9 +51,18 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
   uint64_t pending = shm::denied::Gen(denied) == gen ? shm::denied::Count(denied) : 0;
   const uint64_t second = buckets.second()[slot].load(std::memory_order_relaxed);
   if (shm::IsWindow(rule.kind)) {
-    const shm::window::Measured m = shm::window::Measure(
-        rule.kind, shm::window::TermsOf(limit.limit, limit.period_ns), seen.word, second,
-        /*has_second=*/true, gen, now_ns, /*tokens=*/0, /*dearer_q16=*/0);
+    shm::window::Terms terms = shm::window::TermsOf(limit.limit, limit.period_ns);
+    std::atomic<uint64_t> ends[shm::kCalendarEnds] = {};
+    if (rule.calendar != nullptr) {
+      const auto& entries = rule.calendar->entries();
+      for (size_t i = 1; i < entries.size() && i <= shm::kCalendarEnds; ++i) {
+        ends[i - 1] = entries[i].end_ns;
+      }
+      terms.ends = ends;
+    }
+    const shm::window::Measured m =
+        shm::window::Measure(rule.kind, terms, seen.word, second,
+                             /*has_second=*/true, gen, now_ns, /*tokens=*/0, /*dearer_q16=*/0);
     remaining = m.remaining;
     reset_ns = m.reset_after_ns;
   } else if (rule.kind == shm::Kind::kLease) {

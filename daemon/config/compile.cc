@@ -27,8 +27,8 @@ uint32_t FactorQ16(double factor) { return static_cast<uint32_t>(std::llround(65
 // of the string bytes, and one-of offsets from the beginning of the references, until then.
 class Builder {
  public:
-  Builder(const shm::HashKey& salt_key, bool has_redis)
-      : salt_key_(salt_key), has_redis_(has_redis) {}
+  Builder(const shm::HashKey& salt_key, const Config& config)
+      : salt_key_(salt_key), has_redis_(config.redis.has_value()), calendars_(config.calendars) {}
 
   absl::Status Add(const RuleConfig& rule);
   absl::StatusOr<std::string> Finish(uint64_t seq);
@@ -44,6 +44,7 @@ class Builder {
 
   const shm::HashKey& salt_key_;
   const bool has_redis_;
+  const std::vector<CalendarConfig>& calendars_;
   std::vector<std::string> names_;
   std::vector<GroupView> groups_;
   std::vector<RuleView> rules_;
@@ -138,8 +139,9 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   // One host alone is exact as it is, and nobody would lend to it.
   const bool is_lent = rule.strict || rule.overdraft;
   numbers.kind = is_lent && has_redis_ ? shm::Kind::kLease : rule.kind;
-  numbers.wait_ms =
-      numbers.kind == shm::Kind::kLease ? static_cast<uint16_t>(rule.wait_ns / 1'000'000) : 0;
+  numbers.wait_ms = numbers.kind == shm::Kind::kLease
+                        ? static_cast<uint16_t>(rule.wait_ns / 1'000'000)
+                        : limit.calendar;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
   numbers.id = static_cast<uint16_t>(rules_.size());
@@ -151,8 +153,14 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   numbers.shadow = rule.shadow ? 1 : 0;
   numbers.near_percent = rule.near_percent;
   numbers.soft_percent = rule.soft_percent;
-  view.hash_seed = shm::HashValue(
-      salt_key_, label, is_window ? shm::window::HashSeed(limit.limit, limit.period_ns) : 0);
+  uint64_t seed = is_window ? shm::window::HashSeed(limit.limit, limit.period_ns) : 0;
+  if (limit.calendar != 0) {
+    // Stands in no other way in what hosts compare: with another calendar its buckets begin anew.
+    const std::string calendar = calendars_[limit.calendar - 1].ToString();
+    Text(calendar);
+    seed ^= shm::Fnv1a(calendar);
+  }
+  view.hash_seed = shm::HashValue(salt_key_, label, seed);
   view.label = Text(label);
   view.tier = Text(tier == nullptr ? std::string() : tier->tier);
   rules_.push_back(view);
@@ -284,7 +292,10 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   };
   // Neither must depend on this host's salt or on how often it has reloaded.
   const std::vector<RuleView> rules = rules_;
-  for (RuleView& rule : rules_) rule.hash_seed = 0;
+  for (RuleView& rule : rules_) {
+    rule.hash_seed = 0;
+    if (shm::IsWindow(rule.numbers.kind)) rule.numbers.wait_ms = 0;  // a place, by history
+  }
   const uint64_t version = shm::Fnv1a(assemble());
   for (RuleView& rule : rules_) {
     rule.numbers = {.id = rule.numbers.id, .group = rule.numbers.group};
@@ -310,7 +321,7 @@ absl::StatusOr<std::string> Compile(const Config& config, const shm::HashKey& sa
                                             config.rules.size() - shm::kMaxGroups,
                                             " more than the ", shm::kMaxGroups, " that fit"));
   }
-  Builder builder(salt_key, config.redis.has_value());
+  Builder builder(salt_key, config);
   for (const RuleConfig& rule : config.rules) {
     const absl::Status added = builder.Add(rule);
     if (!added.ok()) return added;
@@ -339,7 +350,7 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .limit = n.limit,
                                .cost = n.cost,
                                .max_delay_ns = n.max_delay_ns,
-                               .wait_ns = uint64_t{n.wait_ms} * 1'000'000,
+                               .wait_ns = shm::WaitMsOf(n) * 1'000'000,
                                .kind = n.kind,
                                .mode = n.mode,
                                .factor_q16 = n.factor_q16,
@@ -349,12 +360,19 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .strict = n.strict != 0,
                                .shadow = n.shadow != 0,
                                .alert = n.alert != 0,
-                               .near_percent = n.near_percent,
-                               .key_count = view.group(n.group).key_count});
+                               .key_count = view.group(n.group).key_count,
+                               .calendar_place = shm::CalendarOf(n)});
     compiled.by_label_.emplace(compiled.rules_.back().label, static_cast<uint16_t>(id));
     compiled.max_debt_ns_ = std::max(compiled.max_debt_ns_, n.limit.tau_ns + n.limit.debt_max_ns);
   }
   return compiled;
+}
+
+void CompiledRules::AddCalendars(const std::vector<std::shared_ptr<const CalendarTable>>& tables) {
+  for (CompiledRule& rule : rules_) {
+    const uint32_t place = rule.calendar_place;
+    rule.calendar = place != 0 && place <= tables.size() ? tables[place - 1] : nullptr;
+  }
 }
 
 void CompiledRules::AddRegions(const Config& config) {

@@ -14,6 +14,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "daemon/config/calendar.h"
 #include "daemon/config/config.h"
 #include "daemon/config/home.h"
 #include "shm/bucket_name.h"
@@ -58,7 +59,10 @@ struct CompiledRule {
   uint32_t key_count = 0;  // values that a bucket name of this rule has
   // Where its buckets are at home. Null: in the host's own cluster.
   std::shared_ptr<const Home> home = nullptr;
-  bool exchanged = false;  // its use is told to the clusters of all regions
+  bool exchanged = false;       // its use is told to the clusters of all regions
+  uint32_t calendar_place = 0;  // of a fixed window, from 1; 0: it follows none
+  // What is published of it; null without one.
+  std::shared_ptr<const CalendarTable> calendar = nullptr;
 
   // Under which a bucket of this name stands in the table.
   uint64_t HashOf(const shm::ParsedName& name, const shm::HashKey& key) const {
@@ -78,6 +82,8 @@ class CompiledRules {
   // What a policy's bytes do not say, since clients need none of it: of the rules of `config` that
   // have these names.
   void AddRegions(const Config& config);
+  // `tables`: by place, from 0.
+  void AddCalendars(const std::vector<std::shared_ptr<const CalendarTable>>& tables);
 
   // nullptr when no rule has this label. Valid as long as this object stays where it is.
   const CompiledRule* Find(std::string_view label) const;

@@ -1,5 +1,8 @@
 #include "daemon/config/config.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace sluice::config {
 
 std::string_view LogLevelName(LogLevel level) {
@@ -57,6 +60,36 @@ std::vector<std::string> RegionNames(const RedisConfig& redis) {
     if (region.region != redis.region) names.push_back(region.region);
   }
   return names;
+}
+
+void KeepCalendarPlaces(const std::vector<CalendarConfig>& former, Config* fresh) {
+  std::vector<CalendarConfig> places = former;
+  std::vector<bool> is_kept(shm::kMaxCalendars);
+  std::vector<uint16_t> moved(fresh->calendars.size());
+  const auto place = [&](size_t i, size_t at) {
+    if (at == places.size()) places.emplace_back();
+    places[at] = fresh->calendars[i];
+    is_kept[at] = true;
+    moved[i] = static_cast<uint16_t>(at + 1);
+  };
+  for (size_t i = 0; i < moved.size(); ++i) {
+    const auto found = std::find(former.begin(), former.end(), fresh->calendars[i]);
+    if (found != former.end()) place(i, static_cast<size_t>(found - former.begin()));
+  }
+  for (size_t i = 0; i < moved.size(); ++i) {
+    if (moved[i] != 0) continue;
+    size_t at = 0;
+    while (at < places.size() && is_kept[at]) ++at;
+    place(i, at);
+  }
+  fresh->calendars = std::move(places);
+  const auto move = [&](LimitConfig* limit) {
+    if (limit->calendar != 0) limit->calendar = moved[limit->calendar - 1];
+  };
+  for (RuleConfig& rule : fresh->rules) {
+    if (rule.limit) move(&*rule.limit);
+    for (TierConfig& tier : rule.tiers) move(&tier.limit);
+  }
 }
 
 }  // namespace sluice::config

@@ -118,6 +118,23 @@ struct KeyConfig {
   uint8_t v6_bits = 64;  // kIp only
 };
 
+enum class CalendarUnit : uint8_t { kDay, kWeek, kMonth, kYear };
+// The longest that a window of the unit lasts, but for changes of summer time.
+uint64_t CalendarPeriodNs(CalendarUnit unit);
+
+// Where the windows of a calendar begin.
+struct CalendarConfig {
+  CalendarUnit unit = CalendarUnit::kDay;
+  std::string time_zone = "UTC";  // of the IANA data of this machine
+  int month = 1;                  // 1..12; of years
+  int day = 1;                    // 1..31, the last where a month has fewer; of months and years
+  int minute = 0;                 // of the day, 0..1439
+  int weekday = 0;                // 0: Monday..6: Sunday; of weeks
+  // Equal for equal calendars.
+  std::string ToString() const;
+  friend bool operator==(const CalendarConfig&, const CalendarConfig&) = default;
+};
+
 // Invariant: cost <= burst, and burst * period / limit + max_delay <= kMaxTauNs.
 struct LimitConfig {
   uint64_t limit = 0;         // tokens per period, 1..10^9
@@ -125,6 +142,7 @@ struct LimitConfig {
   uint64_t burst = 0;         // tokens, 1..10^9
   uint32_t cost = 1;          // tokens per unit of a request's cost, 1..10^6
   uint64_t max_delay_ns = 0;  // leaky_bucket: 1 ms..1 h; 0: a token bucket
+  uint16_t calendar = 0;      // fixed_window: from 1, the place in Config::calendars; 0: none
 };
 inline constexpr uint64_t kMaxDelayNs = 3'600'000'000'000;  // of a leaky bucket
 inline constexpr uint64_t kMaxWaitNs = 1'000'000'000;       // of callers of a strict rule
@@ -182,9 +200,14 @@ struct RuleConfig {
 
 struct Config {
   DaemonConfig daemon;
-  std::optional<RedisConfig> redis;  // absent: a complete limiter for this host alone
-  std::vector<RuleConfig> rules;     // 0..kMaxGroups
+  std::optional<RedisConfig> redis;       // absent: a complete limiter for this host alone
+  std::vector<RuleConfig> rules;          // 0..kMaxGroups
+  std::vector<CalendarConfig> calendars;  // of the limits, each once; 0..shm::kMaxCalendars
 };
+
+// Gives the calendars of `fresh` the places that they have in `former`; what stands in others may
+// be gone from the rules.
+void KeepCalendarPlaces(const std::vector<CalendarConfig>& former, Config* fresh);
 
 // As in the file: "token_bucket", "leaky_bucket", "fixed_window", "sliding_window".
 std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns);

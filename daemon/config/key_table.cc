@@ -26,7 +26,8 @@ constexpr std::string_view kCostDoc =
     "Tokens that one unit of a request's cost takes. At most the burst, else nothing would ever "
     "be allowed.";
 constexpr std::string_view kLimitDoc =
-    "Tokens per period. Units are s, m, h and d; any duration from 1ms to 400d does for a period.";
+    "Tokens per period. Units are s, m, h and d; any duration from 1ms to 400d does for a period. "
+    "With `calendar`: per day, week, month or year.";
 
 constexpr KeySpec kDaemonKeys[] = {
     {.path = "daemon",
@@ -154,6 +155,49 @@ constexpr KeySpec kRuleKeys[] = {
          "the first request and gives all back at its end, a sliding one as it moves on. See "
          "[choosing](choosing.md#the-algorithm).",
      .example = "leaky_bucket"},
+    {.path = "rules[].calendar",
+     .type = KeyType::kSection,
+     .doc =
+         "For fixed_window: windows of a day, a week, a month or a year that begin and end where "
+         "the calendar says, the same for all buckets and on all hosts. The limits are `N/day`, "
+         "`N/week`, `N/month` or `N/year`. See [calendars](choosing.md#by-the-calendar)."},
+    {.path = "rules[].calendar.time_zone",
+     .type = KeyType::kText,
+     .fallback = "UTC",
+     .min = 1,
+     .max = 64,
+     .doc =
+         "The IANA name of the zone whose calendar it is. All hosts need the same time zone data.",
+     .example = "Europe/Berlin"},
+    {.path = "rules[].calendar.anchor_day",
+     .type = KeyType::kInteger,
+     .fallback = "1",
+     .min = 1,
+     .max = 31,
+     .doc = "Of the month on which months and years begin; in a shorter month on its last day.",
+     .example = "31"},
+    {.path = "rules[].calendar.anchor_month",
+     .type = KeyType::kInteger,
+     .fallback = "1",
+     .min = 1,
+     .max = 12,
+     .doc = "In which years begin.",
+     .example = "4"},
+    {.path = "rules[].calendar.anchor_time",
+     .type = KeyType::kText,
+     .fallback = "00:00",
+     .min = 5,
+     .max = 5,
+     .doc =
+         "Of the day at which all begin, hours and minutes in that zone. Where summer time skips "
+         "it, the change itself; where it comes twice, the first.",
+     .example = "\"06:00\""},
+    {.path = "rules[].calendar.week_start",
+     .type = KeyType::kChoice,
+     .fallback = "monday",
+     .choices = "monday|tuesday|wednesday|thursday|friday|saturday|sunday",
+     .doc = "On which weeks begin.",
+     .example = "saturday"},
     {.path = "rules[].max_delay",
      .type = KeyType::kDuration,
      .min = kMs,

@@ -44,6 +44,7 @@ struct OfRule {
   bool is_lent = false;  // by hosts to each other
   uint32_t cost = 1;
   uint64_t max_delay_ns = 0;  // 0: not said
+  bool has_calendar = false;
 
   bool is_leaky() const { return algorithm == Algorithm::kLeakyBucket; }
   bool is_window() const { return algorithm >= Algorithm::kFixedWindow; }
@@ -184,6 +185,11 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
     burst = rate.tokens;
   }
   limit->cost = static_cast<uint32_t>(cost);
+  if (has_rate && rate.is_of_calendar && !of_rule.has_calendar) {
+    section->Problem("limit", "is of a month or a year, and no calendar says when one begins",
+                     "write `calendar: {}` and `algorithm: fixed_window` in the rule, or a period "
+                     "such as 30d");
+  }
   if (!has_rate) {
     if (section->Has("burst") && !section->Has("limit")) {
       section->Problem("burst", "has no limit beside it", "write `limit`, for example 100/s");
@@ -337,7 +343,7 @@ void ParseRuleName(Section* section, RuleConfig* rule, const std::vector<RuleCon
 }
 
 RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::string& path,
-                     const Config& config, Findings* findings) {
+                     Config& config, Findings* findings) {
   Section section(node, at, path, "rules[]", findings);
   RuleConfig rule;
   rule.line = at.is_null() ? 0 : at.line + 1;
@@ -351,6 +357,8 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseDegraded(&section, &rule.degraded, findings);
 
   OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_lent = rule.strict || rule.overdraft};
+  CalendarConfig calendar;
+  of_rule.has_calendar = ParseCalendar(&section, &calendar, findings);
   rule.kind = KindOf(of_rule.algorithm);
   const bool has_regions = config.redis && !config.redis->regions.empty();
   if (rule.overdraft && has_regions) {
@@ -371,6 +379,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParsePriority(&section, &rule, findings);
   ParseAnswers(&section, &rule, findings);
   if (of_rule.is_window() && has_regions) WarnOfShortWindows(&section, *config.redis, rule);
+  if (of_rule.has_calendar) FollowCalendar(&section, calendar, &config, &rule);
   if (!section.Has("limit") && !section.Has("tiers")) {
     section.Problem("limit", "is missing",
                     "write for example `limit: 100/s`, or limits by `tiers`");

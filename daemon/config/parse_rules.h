@@ -19,6 +19,11 @@ void ParsePriority(Section* rule, RuleConfig* out, Findings* findings);
 // Reads `near`, `soft`, `metadata` and `retry_spread`: what answers tell beside yes and no.
 void ParseAnswers(Section* rule, RuleConfig* out, Findings* findings);
 
+// Reads `calendar`, all but its unit; false when there is none.
+bool ParseCalendar(Section* rule, CalendarConfig* calendar, Findings* findings);
+// The limits of `rule` follow the calendar, each by the unit that its period names.
+void FollowCalendar(Section* section, CalendarConfig calendar, Config* config, RuleConfig* rule);
+
 // Whether `name` can name a descriptor: a letter or '_', then letters, digits, '_', '.', '-'; at
 // most 64 bytes. Says why not.
 bool CheckDescriptorName(std::string_view name, const YAML::Mark& mark, std::string_view path,

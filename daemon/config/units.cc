@@ -20,10 +20,12 @@ constexpr Unit kUnits[] = {{"d", 86'400'000'000'000},
                            {"s", 1'000'000'000},
                            {"ms", 1'000'000}};
 // After "/" or "per" people also write the word.
-constexpr Unit kUnitWords[] = {{"day", 86'400'000'000'000}, {"hour", 3'600'000'000'000},
-                               {"hr", 3'600'000'000'000},   {"minute", 60'000'000'000},
-                               {"min", 60'000'000'000},     {"second", 1'000'000'000},
-                               {"sec", 1'000'000'000}};
+constexpr Unit kCalendarWords[] = {{"month", 31 * 86'400'000'000'000},
+                                   {"year", 366 * 86'400'000'000'000}};
+constexpr Unit kUnitWords[] = {{"week", 604'800'000'000'000}, {"day", 86'400'000'000'000},
+                               {"hour", 3'600'000'000'000},   {"hr", 3'600'000'000'000},
+                               {"minute", 60'000'000'000},    {"min", 60'000'000'000},
+                               {"second", 1'000'000'000},     {"sec", 1'000'000'000}};
 
 std::optional<uint64_t> UnitNs(std::string_view name) {
   for (const Unit& unit : kUnits) {
@@ -141,6 +143,9 @@ absl::StatusOr<Rate> ParseRate(std::string_view text) {
   if (!tokens.ok()) return BadRate(text);
   period = Trim(period);
   if (const auto unit = PeriodWordNs(period)) return Rate{*tokens, *unit};
+  for (const Unit& unit : kCalendarWords) {
+    if (unit.name == period) return Rate{*tokens, unit.ns, /*is_of_calendar=*/true};
+  }
   const auto duration = ParseDurationNs(period);
   if (!duration.ok()) return BadRate(text);
   return Rate{*tokens, *duration};

@@ -24,6 +24,8 @@ std::string FormatDuration(uint64_t ns);
 struct Rate {
   uint64_t tokens = 0;     // 0 is parsed; what may stand in a rule is the caller's to say
   uint64_t period_ns = 0;  // 1 ms..400 days
+  // "N/month" or "N/year", which last 31 and 366 days at most: only a calendar says how long.
+  bool is_of_calendar = false;
 };
 // "N/unit", "N/duration", "N per unit" or "N per duration".
 absl::StatusOr<Rate> ParseRate(std::string_view text);

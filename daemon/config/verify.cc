@@ -189,7 +189,10 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
       n.cost == 0 || n.cost > limit.burst || n.max_delay_ns > kMaxDelayNs) {
     return Bad("a limit is out of range");
   }
-  if (n.wait_ms > kMaxWaitNs / 1'000'000 || (n.wait_ms != 0 && n.kind != shm::Kind::kLease)) {
+  const uint64_t most = n.kind == shm::Kind::kLease         ? kMaxWaitNs / 1'000'000
+                        : n.kind == shm::Kind::kFixedWindow ? shm::kMaxCalendars
+                                                            : 0;
+  if (n.wait_ms > most) {
     return Bad("a wait is out of range");
   }
   if (n.floor_q16 != 0 || (group.class_count != 0 && n.kind != shm::Kind::kTokenBucket)) {

@@ -43,6 +43,7 @@ int64_t CostUs(Bucket& b, int64_t tokens) {
 struct Told {
   shm::Limit limit;
   shm::Kind kind;
+  bool is_dated;  // by the calendar
 };
 
 void AppendLimit(const Told& told, std::string* args) {
@@ -52,7 +53,7 @@ void AppendLimit(const Told& told, std::string* args) {
     const uint64_t length_ns =
         slides ? shm::window::LengthNs(limit.period_ns) : limit.period_ns + shm::window::kStepNs;
     redis::AppendBulkInt(args, static_cast<int64_t>((length_ns + 500) / 1000));
-    redis::AppendBulkInt(args, slides ? -2 : -1);
+    redis::AppendBulkInt(args, told.is_dated ? -3 : slides ? -2 : -1);
   } else {
     redis::AppendBulkInt(args, static_cast<int64_t>(limit.tau_ns / 1000));
     redis::AppendBulkInt(args, static_cast<int64_t>(limit.debt_max_ns / 1000));
@@ -69,11 +70,11 @@ class LimitTable {
       const shm::Limit& other = limits_[i].limit;
       if (other.tau_ns == limit.tau_ns && other.debt_max_ns == limit.debt_max_ns &&
           other.limit == limit.limit && other.period_ns == limit.period_ns &&
-          limits_[i].kind == b.kind) {
+          limits_[i].kind == b.kind && limits_[i].is_dated == b.is_dated()) {
         return i + 1;
       }
     }
-    limits_.push_back({limit, b.kind});
+    limits_.push_back({limit, b.kind, b.is_dated()});
     return limits_.size();
   }
   const std::vector<Told>& limits() const { return limits_; }
@@ -85,6 +86,16 @@ class LimitTable {
 // What was used, and when: as time, or by windows.
 void AppendUse(Bucket& b, const BatchItem& item, uint64_t now_ns, uint64_t interval_ns,
                std::string* args) {
+  if (b.is_dated()) {
+    // Of a window that is long over nothing counts but the tokens.
+    const config::CalendarTable::Entry* entry = b.calendar->Near(item.window_end_ns);
+    const config::CalendarWindow window =
+        entry != nullptr ? entry->window : config::CalendarWindow{};
+    redis::AppendBulk(args, absl::StrCat(item.in_window, " ", window.begin_us));
+    redis::AppendBulkInt(args, item.tokens);
+    redis::AppendBulkInt(args, window.end_us);
+    return;
+  }
   if (shm::IsWindow(b.kind)) {
     redis::AppendBulk(args, absl::StrCat(item.in_window, " ", item.in_closed));
     redis::AppendBulkInt(args, item.tokens);

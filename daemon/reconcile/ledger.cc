@@ -50,6 +50,7 @@ BucketId Ledger::InternMirror(const Bucket& of, uint32_t shard, uint64_t now_ns)
   b.rule = of.rule;
   b.limit = of.limit;
   b.kind = of.kind;
+  b.calendar = of.calendar;
   b.touched_ns = now_ns;
   return id;
 }
@@ -61,6 +62,7 @@ BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uin
   b.rule = named.rule;
   b.limit = named.rule->limit;
   b.kind = named.rule->kind;
+  b.calendar = named.rule->calendar;
   b.place = place;
   b.touched_ns = now_ns;
   return id;
@@ -199,6 +201,11 @@ void Ledger::Rebind(const config::CompiledRules& rules) {
     if (b.rule == nullptr) continue;
     b.limit = b.rule->limit;
     b.kind = b.rule->kind;
+    const std::shared_ptr<const config::CalendarTable> former = std::move(b.calendar);
+    b.calendar = b.rule->calendar;
+    if (former == nullptr || b.calendar == nullptr || former == b.calendar) continue;
+    b.window_end_ns = config::Moved(*former, *b.calendar, b.window_end_ns);
+    b.told_end_ns = config::Moved(*former, *b.calendar, b.told_end_ns);
   }
 }
 

@@ -69,7 +69,9 @@ struct alignas(64) Bucket {
   int64_t told_most = 0;                     // the most of that in the window
   shm::Kind kind = shm::Kind::kTokenBucket;  // as the limit
 
-  shm::Limit limit;          // of the rule when it was last known
+  shm::Limit limit;                                       // of the rule when it was last known
+  std::shared_ptr<const config::CalendarTable> calendar;  // the same; null: it follows none
+  bool is_dated() const { return calendar != nullptr; }
   harvest::Place place;      // key 0: not in the segment any more
   uint64_t fraction_ns = 0;  // use below a microsecond, carried to the next report
   Demand demand;

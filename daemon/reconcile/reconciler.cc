@@ -37,7 +37,10 @@ void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, ui
   now_ns_ = now_ns;
   // What came under the former rules is believed by their measure: a lower limit could not have
   // admitted it.
-  if (rules_ != nullptr) Harvest(now_ns);
+  if (rules_ != nullptr) {
+    Harvest(now_ns);
+    if (rules_->seq() == rules->seq()) MoveWindows(*buckets_, *rules_, *rules);
+  }
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
   if (keeper_ != nullptr) keeper_->SetRules(*rules_, now_ns);
@@ -333,8 +336,10 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
       const uint32_t slot = ledger_.bucket(batch.items[i + kAhead].bucket).place.slot;
       __builtin_prefetch(&buckets_->slots()[slot], 1);
     }
-    const BucketState& state = fold->buckets[i];
     Bucket& b = ledger_.bucket(item.bucket);
+    const BucketState& told = fold->buckets[i];
+    const BucketState state =
+        item.is_window && b.is_dated() ? DatedState(b, told, fold->now_us, now_ns) : told;
     b.in_flight = false;
     ++b.journal_pins;
     // A duplicate's reply does not tell in which generation our demand was counted.
@@ -393,7 +398,7 @@ void Reconciler::FoldBackWindow(Bucket& b, const BatchItem& item, const BucketSt
                                 uint64_t now_ns) {
   const int64_t on_the_way = NoteTold(b, item, state, stats_.interval_ns, now_ns);
   if (RenewShare(b, now_ns) && shm::IsWindow(b.kind)) {
-    FoldWindow(b, state, on_the_way, *buckets_, now_ns);
+    FoldWindow(b, state, on_the_way, *buckets_, EndsOf(*b.rule), now_ns);
   }
 }
 

@@ -163,6 +163,12 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   bool MaySend(uint32_t index, uint64_t now_ns);
   void OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns);
   void FoldBack(Bucket& b, uint64_t now_ns);
+  // Of the calendar that the rule follows; null: it has none.
+  const std::atomic<uint64_t>* EndsOf(const config::CompiledRule& rule) const {
+    return rule.calendar_place == 0
+               ? nullptr
+               : control_->header().calendar_ends[(rule.calendar_place - 1) % shm::kMaxCalendars];
+  }
   void FoldBackWindow(Bucket& b, const BatchItem& item, const BucketState& state, uint64_t now_ns);
   bool RenewShare(Bucket& b, uint64_t now_ns);
   bool PublishShare(Bucket& b);

@@ -70,15 +70,56 @@ int64_t NoteTold(Bucket& b, const BatchItem& item, const BucketState& state, uin
 }
 
 void FoldWindow(const Bucket& b, const BucketState& state, int64_t on_the_way,
-                const shm::MappedBuckets& buckets, uint64_t now_ns) {
-  shm::window::FoldWindow(buckets.slots()[b.place.slot], buckets.second()[b.place.slot],
-                          b.place.key, TermsOf(b), now_ns,
-                          {.left_ns = std::min(state.debt_us, shm::kMaxSpanNs / 1000) * 1000,
-                           .current = state.in_window,
-                           .closed = state.in_closed,
-                           .on_the_way = on_the_way},
-                          {.tokens = b.in_window + b.again, .end_ns = b.window_end_ns},
-                          b.inv_share);
+                const shm::MappedBuckets& buckets, const std::atomic<uint64_t>* ends,
+                uint64_t now_ns) {
+  shm::window::Terms terms = TermsOf(b);
+  terms.ends = ends;
+  shm::window::FoldWindow(
+      buckets.slots()[b.place.slot], buckets.second()[b.place.slot], b.place.key, terms, now_ns,
+      {.left_ns = std::min(state.debt_us, shm::kMaxSpanNs / 1000) * 1000,
+       .current = state.in_window,
+       .closed = state.in_closed,
+       .on_the_way = on_the_way},
+      {.tokens = b.in_window + b.again, .end_ns = b.window_end_ns}, b.inv_share);
+}
+
+BucketState DatedState(const Bucket& b, const BucketState& told, uint64_t redis_us,
+                       uint64_t now_ns) {
+  BucketState state = told;
+  state.in_closed = 0;  // its begin
+  const config::CalendarTable::Entry* entry =
+      b.calendar->EndingAt(static_cast<int64_t>(redis_us + told.debt_us));
+  const bool is_open = told.debt_us != 0 && entry != nullptr && entry->end_ns > now_ns;
+  state.debt_us = is_open ? (entry->end_ns - now_ns) / 1000 : 0;
+  if (!is_open) state.in_window = 0;
+  return state;
+}
+
+// The rule in aux is a hint, and so is the key: who takes it for another's finds no window there
+// that ends just so. Both order nothing. The CAS pairs with the load of ReadPair() in
+// window_slot.h.
+void MoveWindows(const shm::MappedBuckets& buckets, const config::CompiledRules& former,
+                 const config::CompiledRules& now) {
+  for (uint64_t i = 0; i < buckets.geometry().capacity; ++i) {
+    shm::Slot& slot = buckets.slots()[i];
+    const uint64_t key = slot.key.load(std::memory_order_relaxed);
+    if (shm::key::Fp(key) == 0 || shm::key::KindOf(key) != shm::Kind::kFixedWindow) continue;
+    const uint16_t id = shm::aux::Rule(slot.aux.load(std::memory_order_relaxed));
+    const config::CompiledRule* was = former.ById(id);
+    const config::CompiledRule* is = was == nullptr ? nullptr : now.Find(was->label);
+    if (is == nullptr || was->calendar == nullptr || is->calendar == nullptr) continue;
+    uint64_t w = slot.word.load(std::memory_order_acquire);
+    while (!shm::word::IsDead(w)) {
+      const uint64_t end_ns =
+          shm::window::Ceil(config::Moved(*was->calendar, *is->calendar, shm::window::TimeNs(w)));
+      const uint64_t moved = shm::window::Make(end_ns, shm::window::Count(w));
+      const bool is_bound = was->calendar->Near(shm::window::TimeNs(w)) != nullptr;
+      if (!is_bound || moved == w ||
+          slot.word.compare_exchange_weak(w, moved, std::memory_order_acq_rel)) {
+        break;
+      }
+    }
+  }
 }
 
 uint64_t WindowDebtNs(const Bucket& b, const BucketState& state) {

@@ -31,9 +31,20 @@ int64_t NoteTold(Bucket& b, const BatchItem& item, const BucketState& state, uin
                  uint64_t now_ns);
 
 // Sets the slot's words by what Redis told and what is not reported yet. Precondition: the bucket
-// stands in the segment, and its share is computed.
+// stands in the segment, and its share is computed. `ends`: of its calendar; null: it follows none.
 void FoldWindow(const Bucket& b, const BucketState& state, int64_t on_the_way,
-                const shm::MappedBuckets& buckets, uint64_t now_ns);
+                const shm::MappedBuckets& buckets, const std::atomic<uint64_t>* ends,
+                uint64_t now_ns);
+
+// Of a bucket by the calendar: what Redis, at its `redis_us`, told of its window as this host has
+// it. Nothing where Redis has another window.
+BucketState DatedState(const Bucket& b, const BucketState& told, uint64_t redis_us,
+                       uint64_t now_ns);
+
+// The words of all windows by the calendar, where `now` has other ends than `former`: so that
+// nobody takes a window for over that is not, or the other way round.
+void MoveWindows(const shm::MappedBuckets& buckets, const config::CompiledRules& former,
+                 const config::CompiledRules& now);
 
 // What Redis told of the open window, as a debt in ns of the limit's pace: how full it is.
 uint64_t WindowDebtNs(const Bucket& b, const BucketState& state);

@@ -1,6 +1,7 @@
 """The wall clock jumps by two hours each second, forth and back, under daemon and clients."""
 
 import os
+import time
 
 import pytest
 
@@ -36,3 +37,40 @@ def test_neither_heartbeats_nor_buckets_follow_the_wall_clock():
         assert sum(r["emergency"] for r in reports) == 0, "nobody was taken for dead"
         assert sum(r["allowed"] for r in later) == 0, "an hour's token does not come in seconds"
         assert daemon.status()["mode"] == "healthy" and daemon.status()["alarms"] == []
+
+
+CALENDAR = """
+redis:
+  addresses: [{address}]
+  username: sluice
+  password: of-the-tests
+  mode: single
+rules:
+  - name: daily
+    key: [user]
+    algorithm: fixed_window
+    limit: 30/day
+    calendar: {{anchor_time: "{anchor}"}}
+"""
+
+
+@pytest.mark.timeout_s(120)
+def test_a_day_by_the_calendar_stays_the_same_for_two_hosts_of_which_one_clock_jumps():
+    # Half a day from now, so that an hour forth and back stays within a day.
+    anchor = time.strftime("%H:00", time.gmtime(time.time() + 12 * 3600))
+    with RedisServer() as redis:
+        config = CALENDAR.format(address=redis.address, anchor=anchor)
+        with Daemon(config, env=JUMPS) as jumping, Daemon(config) as steady:
+            for daemon in (jumping, steady):
+                daemon.wait_for(lambda d=daemon: d.status()["mode"] == "healthy", 30, "healthy")
+            with Load(jumping, 200, 8, env=JUMPS, user="ann") as one, \
+                    Load(steady, 200, 8, user="ann") as two:
+                for load in (one, two):
+                    reports, _ = load.finish()
+                    first = next(n for n, r in enumerate(reports) if r["denied"])
+                    assert len(reports[first:]) > 40
+                    assert sum(r["allowed"] for r in reports[first + 10:]) == 0, "nothing comes anew"
+            fields = [redis.call("HGET", key, "daily:ann") for key in redis.call("KEYS", "rl:*")]
+            stop, used, _ = (int(word) for word in next(filter(None, fields)).split()[-3:])
+            assert 30 <= used <= 60, "at most what each admitted before it heard of the other"
+            assert stop % 86_400_000_000 == int(anchor[:2]) * 3_600_000_000, "the instant itself"

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "daemon/config/calendars.h"
 #include "daemon/config/compile.h"
 #include "daemon/reconcile/reconciler.h"
 #include "lua_scripts.h"
@@ -98,8 +99,23 @@ class Host : public reconcile::Transport {
     absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*bytes);
     if (!rules.ok()) abort();
     rules->AddRegions(config);
+    if (!calendars_.Set(config, VirtualClock::now_ns).ok()) abort();
+    rules->AddCalendars(calendars_.tables());
     rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));
     if (reconciler_ != nullptr) reconciler_->SetRules(rules_, VirtualClock::now_ns);
+  }
+
+  // By how much Unix time is ahead of the virtual clock from now on, microseconds.
+  void SetWallOffset(int64_t offset_us) {
+    wall_offset_us_ = offset_us;
+    RenewCalendars();
+  }
+  void RenewCalendars() {
+    if (!calendars_.Renew(VirtualClock::now_ns)) return;
+    auto rules = std::make_shared<config::CompiledRules>(*rules_);
+    rules->AddCalendars(calendars_.tables());
+    rules_ = std::move(rules);
+    reconciler_->SetRules(rules_, VirtualClock::now_ns);
   }
 
   // One check of `label` with key `value`, as a client makes it for a class with that floor; in an
@@ -114,14 +130,17 @@ class Host : public reconcile::Transport {
         shm::HashOfKind(shm::ShortNameHash(key, rule.hash_seed, values, 1), rule.kind);
     const shm::MappedBuckets& b = buckets_.buckets();
     shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
-    const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
-                             .tau_ns = limit.tau_ns,
-                             .debt_max_ns = limit.debt_max_ns,
-                             .tokens = tokens,
-                             .dearer_q16 = degraded ? rule.factor_q16 : 0,
-                             .commit = true,
-                             .kind = rule.kind,
-                             .limit = &rule.limit};
+    shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
+                       .tau_ns = limit.tau_ns,
+                       .debt_max_ns = limit.debt_max_ns,
+                       .tokens = tokens,
+                       .dearer_q16 = degraded ? rule.factor_q16 : 0,
+                       .commit = true,
+                       .kind = rule.kind,
+                       .limit = &rule.limit};
+    if (rule.calendar_place != 0) {
+      charge.ends = control_.header().calendar_ends[rule.calendar_place - 1];
+    }
     for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
       bool claimed = false;
       const uint32_t slot =
@@ -174,6 +193,7 @@ class Host : public reconcile::Transport {
     }
     if (now >= next_tick_ns_) {
       next_tick_ns_ = now + reconcile::kTickNs;
+      RenewCalendars();
       reconciler_->Tick(now);
     }
   }
@@ -250,6 +270,8 @@ class Host : public reconcile::Transport {
   Network* network_;
   std::mt19937_64 random_;
   shm::ControlWriter control_;
+  int64_t wall_offset_us_ = 0;
+  config::Calendars calendars_{&control_, [this] { return wall_offset_us_; }};
   shm::BucketsOwner buckets_;
   std::shared_ptr<const config::CompiledRules> rules_;
   std::unique_ptr<reconcile::Reconciler> reconciler_;

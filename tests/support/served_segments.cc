@@ -59,6 +59,7 @@ void ServedSegments::Publish(std::string_view rules_yaml) {
     fprintf(stderr, "%s\n", problem.ToString().c_str());
   }
   if (!parsed.ok()) abort();
+  CheckOk(calendars_.Set(parsed.config, Now()), "calendars");
   absl::StatusOr<std::string> policy =
       config::Compile(parsed.config, control_.info().hash_key, control_.policy_seq() + 1);
   CheckOk(policy, "compile");
@@ -66,6 +67,11 @@ void ServedSegments::Publish(std::string_view rules_yaml) {
   absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*policy);
   CheckOk(rules, "load");
   rules_ = *std::move(rules);
+}
+
+void ServedSegments::SetWallOffset(int64_t offset_us) {
+  wall_offset_us_ = offset_us;
+  calendars_.Renew(Now());
 }
 
 void ServedSegments::NewGeneration(std::string_view rules_yaml) {

@@ -11,6 +11,7 @@
 
 #include "daemon/admin/attach_server.h"
 #include "daemon/admin/event_loop.h"
+#include "daemon/config/calendars.h"
 #include "daemon/config/compile.h"
 #include "shm/segment.h"
 
@@ -32,6 +33,9 @@ class ServedSegments {
   void Publish(std::string_view rules_yaml);
   // Another pair of segments on the same socket, as after a daemon that could not adopt.
   void NewGeneration(std::string_view rules_yaml);
+  // Sets by how much Unix time is ahead of the monotonic clock, microseconds, as if somebody had
+  // set the wall clock; 0 at first.
+  void SetWallOffset(int64_t offset_us);
   void StopServing();
   void StartServing();
 
@@ -48,6 +52,8 @@ class ServedSegments {
   Options options_;
   std::string dir_;
   shm::ControlWriter control_;
+  int64_t wall_offset_us_ = 0;
+  config::Calendars calendars_{&control_, [this] { return wall_offset_us_; }};
   shm::BucketsOwner buckets_;
   config::CompiledRules rules_;
   shm::OwnedFd read_only_;
