@@ -154,6 +154,25 @@ Contenders ReserveAndSettle() {
   return {row, beside};
 }
 
+// Keys in turn, so that none is at its limit: the shortest period and the largest limit are four
+// checks in a microsecond.
+Contenders CheckLog() {
+  constexpr size_t kKeys = 16;
+  std::array<sluice_handle_t*, kKeys> handles{};
+  for (size_t i = 0; i < kKeys; ++i) {
+    handles[i] = Stage::Get().Handle("log", std::string_view(kKey + i, kKeyBytes - i));
+  }
+  const Contender row = {"ns", [handles](uint64_t n) {
+                           int allowed = 0;
+                           for (uint64_t i = 0; i < n; ++i) {
+                             allowed += sluice_handle_check(handles[i % kKeys], 1, nullptr);
+                           }
+                           benchmark::DoNotOptimize(allowed);
+                         }};
+  row.run(kKeys);
+  return {row, HandleCheck("beside_ns", "precise")};
+}
+
 // The request of the row and of its floor.
 struct ThreeRules {
   static constexpr char kTenant[] = "acme";
@@ -307,6 +326,7 @@ constexpr CheckRow kRows[] = {
     {"check_priority_list", kHotUnits, 1, CheckPriorityList},
     {"reserve_and_settle", kHotUnits, 1, ReserveAndSettle},
     {"check_sliding_window", kHotUnits, 1, [] { return CheckWindow("sliding"); }},
+    {"check_sliding_log", kHotUnits, 1, CheckLog},
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},
     {"check_cold_1m_batch3", kColdUnits, 3, [] { return CheckColdBatch<3>(Stage::Get()); }},
     {"check_cold_1m_batch16", kColdUnits, 16, [] { return CheckColdBatch<16>(Stage::Get()); }},

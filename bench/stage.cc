@@ -34,6 +34,7 @@ rules:
   - {name: classed, key: [classed], limit: 1000000000/s,
      priority: {classes: {critical: 1, sheddable: 0.5}}}
   - {name: classless, key: [classless], limit: 1000000000/s}
+  - {name: log, key: [log], limit: 4096 per 1ms, algorithm: sliding_log}
   - {name: strict, key: [lent], limit: 1000000/s, consistency: strict}
 )";
 constexpr uint64_t kLentForNs = 60'000'000'000;
@@ -89,8 +90,10 @@ Stage& Stage::Large() {
   return *stage;
 }
 
-sluice_handle_t* Stage::Handle(const char* name) const {
-  const sluice_descriptor_t descriptor = {name, std::strlen(name), kKey, kKeyBytes};
+sluice_handle_t* Stage::Handle(const char* name) const { return Handle(name, {kKey, kKeyBytes}); }
+
+sluice_handle_t* Stage::Handle(const char* name, std::string_view value) const {
+  const sluice_descriptor_t descriptor = {name, std::strlen(name), value.data(), value.size()};
   sluice_handle_t* handle = nullptr;
   Require(sluice_handle_bind(client_, &descriptor, 1, &handle) == 0, name);
   return handle;

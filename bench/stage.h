@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "bench/floors.h"
 #include "client/include/sluice.h"
@@ -39,6 +40,8 @@ class Stage {
   sluice_t* client() const { return client_; }
   // A handle on the one descriptor `name` with kKey; a bound rule. For the life of the process.
   sluice_handle_t* Handle(const char* name) const;
+  // The same with `value`.
+  sluice_handle_t* Handle(const char* name, std::string_view value) const;
   sluice_rule_t* Rule(const char* label) const;
   // Fills the word of the strict rule `label` and kKey, which has been checked once, with the most
   // credits that it holds.

@@ -280,7 +280,7 @@ bool Attacher::Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint6
   }
   shm::SegmentStatus status = a->reader.Map(control_fd, daemon_uid);
   const shm::SegmentInfo& info = a->reader.info();
-  if (status.ok()) status = a->buckets.Map(buckets_fd, info.capacity, daemon_uid);
+  if (status.ok()) status = a->buckets.Map(buckets_fd, info.capacity, daemon_uid, info.logs);
   if (!status.ok()) {
     delete a;
     Drop(AttachProblem::kSegment, status.sys_errno, now_ns);
@@ -297,6 +297,8 @@ bool Attacher::Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint6
   a->counters = a->buckets.counters();
   a->overflow = a->buckets.overflow();
   a->texts = a->buckets.texts();
+  a->log_entries = a->buckets.log_entries();
+  a->logs = info.logs;
   a->capacity = info.capacity;
   a->group_mask = info.capacity / shm::kGroupSlots - 1;
   a->generation = info.generation;

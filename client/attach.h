@@ -48,8 +48,10 @@ struct Attachment {
   std::atomic<uint64_t>* counters = nullptr;            // [kCounters]; set from buckets.counters()
   shm::Slot* overflow = nullptr;                        // [kMaxRules]
   shm::KeyText* texts = nullptr;                        // [capacity]
-  uint64_t capacity = 0;                                // a power of two
-  uint64_t group_mask = 0;                              // capacity / kGroupSlots - 1
+  std::atomic<uint64_t>* log_entries = nullptr;         // [logs.rows * logs.entries]
+  shm::LogShape logs;
+  uint64_t capacity = 0;    // a power of two
+  uint64_t group_mask = 0;  // capacity / kGroupSlots - 1
   uint64_t generation = 0;
   uint32_t shard_count = 0;
   shm::HashKey hash_key;

@@ -145,8 +145,10 @@ namespace {
 // What is not a token bucket's usual check.
 [[gnu::noinline]] int CheckKeyUnusual(sluice_rule& r, const RuleBlock& block, Text key,
                                       uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
-  if (!IsOther(block, now_ns)) return CheckRuleLong(r, key, cost, decision);
   const shm::Kind kind = block.rule.kind;
+  if (kind == shm::Kind::kSlidingLog || !IsOther(block, now_ns)) {
+    return CheckRuleLong(r, key, cost, decision);
+  }
   const uint64_t hash = shm::HashOfKind(HashPlain(block, key), kind);
   shm::Slot* const slot = IsAnyShardDegraded(*block.attachment)
                               ? HealthySlot(block, hash)

@@ -80,18 +80,24 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   const uint64_t hash = shm::HashOfKind(item.hash, item.rule->kind);
   attempt->fp = shm::FingerprintOf(hash);
   attempt->overflow = attempt->absent = false;
+  attempt->hash = hash;
+  attempt->brief = false;
+  const bool is_log = item.rule->kind == shm::Kind::kSlidingLog;
+  if (is_log && a.logs.rows == 0) return UseOverflow(ctx, item, attempt);
+  Table table = is_log ? LogTableOf(a, *item.rule) : ctx.table;
   uint32_t index = hint;
   uint64_t dead = 0;
-  if (index == shm::kNoSlot) index = ctx.table.Find(hash);
+  if (index == shm::kNoSlot) index = table.Find(hash);
   if (index != shm::kNoSlot) {
     // Pairs with the CASes of steps 2 and 4.
     const uint64_t w = a.slots[index].word.load(std::memory_order_acquire);
-    if (!shm::word::IsDead(w)) [[likely]] {
+    if (!shm::word::IsDead(w) && (!is_log || ctx.is_looking() || table.IsAlone(hash, index)))
+        [[likely]] {
       attempt->index = index;
       attempt->slot = &a.slots[index];
       return;
     }
-    dead = w;
+    dead = shm::word::IsDead(w) ? w : 0;
   }
   if (ctx.is_looking()) {
     UseAbsent(ctx, item, policy, attempt);
@@ -103,13 +109,14 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   const Table::Env env{.now_ns = ctx.time.now_ns(),
                        .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
                        .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
-  if (dead != 0) ctx.table.SettleOf(hash, index, dead, env);
+  if (dead != 0) table.SettleOf(hash, index, dead, env);
+  if (is_log && dead == 0 && index != shm::kNoSlot) table.ResolveDuplicates(hash, env);
   Name name;
   const bool named = MakeName(a, item, policy, &name);
   const uint32_t shard = named ? ShardOfName(name, a.shard_count) : 0;
   bool claimed = false;
-  index = ctx.table.FindOrClaim(hash, item.rule->kind, shm::aux::Make(0, shard, item.rule->id), env,
-                                &claimed);
+  index = table.FindOrClaim(hash, item.rule->kind, shm::aux::Make(0, shard, item.rule->id), env,
+                            &claimed);
   if (index == shm::kNoSlot) {
     UseOverflow(ctx, item, attempt);
     return;
@@ -223,6 +230,16 @@ shm::Outcome CheckUnlent(Context& ctx, const Rule& rule, Attempt* attempt) {
   return attempt->charge.admit_always ? Outcome::kAllowed : Outcome::kDenied;
 }
 
+shm::Outcome CheckLogged(Context& ctx, const Rule& rule, Attempt* attempt) {
+  if (attempt->overflow) {
+    return shm::logs::CheckWithoutLog(*attempt->slot, attempt->charge, ctx.time, &attempt->seen);
+  }
+  const Attachment& a = *ctx.attachment;
+  return shm::logs::CheckLog(LogTableOf(a, rule), attempt->index, attempt->hash,
+                             &a.second[attempt->index], attempt->charge, attempt->brief, ctx.time,
+                             &attempt->seen);
+}
+
 // The first cost that a slot misses is told at once, and each that is larger than a token; others
 // are tallied, since the daemon is about to look anyway. aux is a hint here and orders nothing.
 void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
@@ -246,6 +263,7 @@ void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt) {
   attempt->charge.commit = false;
   attempt->seen.verdict.base_ns = attempt->seen.verdict.new_ns = ctx.time.now_ns();
   const bool closed = item.rule->mode == DegradedMode::kClosed ||
+                      item.rule->kind == shm::Kind::kSlidingLog ||
                       (item.rule->kind == shm::Kind::kLease && !IsLoose(*item.rule));
   attempt->outcome = closed ? Outcome::kDenied : Outcome::kAllowed;
 }

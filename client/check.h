@@ -11,6 +11,7 @@
 #include "shm/bucket.h"
 #include "shm/clock.h"
 #include "shm/lease_slot.h"
+#include "shm/log_slot.h"
 #include "shm/window_slot.h"
 
 namespace sluice::client {
@@ -21,6 +22,11 @@ using Table = shm::SlotTable<std::atomic<uint64_t>>;
 
 inline Table TableOf(const Attachment& a) {
   return Table::OfGroups(a.slots, a.group_mask, a.counters);
+}
+
+// The table of sliding logs, by the terms of one rule. Precondition: a.logs.rows is not 0.
+inline Table LogTableOf(const Attachment& a, const Rule& rule) {
+  return Table::OfLogs(a.slots, a.logs, a.counters, a.log_entries, shm::logs::TermsOf(rule.limit));
 }
 
 // Retry-after under `when_degraded: closed`, where nobody knows how long: the daemon's breaker
@@ -75,6 +81,9 @@ struct Attempt {
   shm::Charge charge;
   shm::Seen seen;
   uint64_t fp;
+  // Of a sliding log.
+  uint64_t hash;
+  bool brief;  // nobody asks what is left
 };
 
 // What an emergency makes of a rule. `since_ns`: when it began.
@@ -176,6 +185,8 @@ inline std::atomic<uint64_t>* SecondOf(const Attachment& a, const Attempt& attem
 // A bucket to which nobody lends: in the overflow bucket, or in an emergency.
 shm::Outcome CheckUnlent(Context& ctx, const Rule& rule, Attempt* attempt);
 
+shm::Outcome CheckLogged(Context& ctx, const Rule& rule, Attempt* attempt);
+
 inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attempt) {
   if (rule.kind == shm::Kind::kTokenBucket) [[likely]] {
     return shm::CheckSlot(*attempt->slot, attempt->fp, attempt->charge, ctx.time, ctx.table,
@@ -187,13 +198,29 @@ inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attemp
                                     attempt->fp, attempt->charge, ctx.time, ctx.table,
                                     &attempt->seen);
   }
+  if (rule.kind == shm::Kind::kSlidingLog) return CheckLogged(ctx, rule, attempt);
   if (attempt->overflow || attempt->charge.dearer_q16 != 0) return CheckUnlent(ctx, rule, attempt);
   return shm::credits::CheckLease(*attempt->slot, ctx.attachment->second[attempt->index],
                                   attempt->fp, attempt->charge, ctx.time, &attempt->seen);
 }
 
-// Takes back what was spent in a slot, by the rule of refunds of its kind. `new_ns`: the word that
-// the spend left; `cost_ns` is of a token bucket, `scale` of a window.
+// The entries of a sliding log; none of an overflow bucket.
+inline shm::logs::Row<std::atomic<uint64_t>> LogOf(const Attachment& a, uint32_t index,
+                                                   bool overflow) {
+  if (overflow || index >= a.logs.rows) return {};
+  return {a.log_entries + uint64_t{index} * a.logs.entries, a.logs.entries};
+}
+
+// Takes back what was spent in a sliding log; false where it has no entries.
+inline bool RefundLogged(const Attachment& a, shm::Slot& slot, uint64_t fp, uint32_t index,
+                         bool overflow, uint16_t gen, uint64_t new_ns, uint32_t tokens,
+                         uint64_t period_ns, uint64_t fresh_ns) {
+  const auto row = LogOf(a, index, overflow);
+  return row && shm::logs::RefundLog(slot, row, fp, gen, new_ns, tokens, period_ns, fresh_ns);
+}
+
+// Takes back what was spent in a slot, by the rule of refunds of its kind, but of a sliding log.
+// `new_ns`: the word that the spend left; `cost_ns` is of a token bucket, `scale` of a window.
 inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t gen, uint64_t new_ns,
                        uint64_t cost_ns, uint32_t tokens, int scale, uint64_t fresh_ns) {
   if (kind == shm::Kind::kTokenBucket) {
@@ -213,15 +240,29 @@ inline shm::Slot* SlotOf(const Attachment& a, const sluice_spend_t& spend) {
   return overflow ? &a.overflow[spend.slot] : &a.slots[spend.slot];
 }
 
-// Gives back `tokens` of a spend, which took `cost_ns` of its time. True where anything still
-// stood.
-inline bool GiveBack(const Attachment& a, const sluice_spend_t& spend, uint64_t cost_ns,
-                     uint32_t tokens, uint64_t fresh_ns) {
+// For how long what was spent in a sliding log under the policy `policy` counts. Where the rules
+// have changed since, for as long as its slot keeps its tenant. The load orders nothing: a wrong
+// answer gives back what counts no more.
+inline uint64_t LogPeriodNs(const Attachment& a, uint64_t policy, uint16_t rule) {
+  const uint64_t period_ns = ViewOf(a, policy).rule(rule).numbers.limit.period_ns;
+  const bool is_same = a.control->policy.load(std::memory_order_acquire) == policy;
+  return is_same ? std::min(period_ns, shm::kMaxSpanNs) : shm::kMaxSpanNs;
+}
+
+// Gives back `tokens` of a spend under `policy`, which took `cost_ns` of its time. True where
+// anything still stood.
+inline bool GiveBack(const Attachment& a, uint64_t policy, const sluice_spend_t& spend,
+                     uint64_t cost_ns, uint32_t tokens, uint64_t fresh_ns) {
   shm::Slot* const slot = SlotOf(a, spend);
-  if (slot == nullptr || !RefundKind(KindOfFlags(spend.flags), *slot, 0, spend.gen, spend.new_ns,
-                                     cost_ns, tokens, ScaleOfFlags(spend.flags), fresh_ns)) {
-    return false;
-  }
+  if (slot == nullptr) return false;
+  const shm::Kind kind = KindOfFlags(spend.flags);
+  const bool is_back =
+      kind == shm::Kind::kSlidingLog
+          ? RefundLogged(a, *slot, 0, spend.slot, (spend.flags & kOverflowSlot) != 0, spend.gen,
+                         spend.new_ns, tokens, LogPeriodNs(a, policy, spend.rule), fresh_ns)
+          : RefundKind(kind, *slot, 0, spend.gen, spend.new_ns, cost_ns, tokens,
+                       ScaleOfFlags(spend.flags), fresh_ns);
+  if (!is_back) return false;
   if ((spend.flags & kOverflowSlot) == 0) {
     shm::TakeBackUse(*slot, a.dirty, spend.slot, spend.gen, tokens);
   }
@@ -308,6 +349,7 @@ int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_
 // One item alone: the path of handles and bound rules. `attempt` is located.
 inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t cost,
                      Attempt* attempt, sluice_decision_t* decision) {
+  attempt->brief = decision == nullptr;
   Run(ctx, item, policy, cost, /*commit=*/true, attempt);
   if (attempt->outcome == shm::Outcome::kGaveUp) [[unlikely]] {
     SettleGaveUp(ctx, item, attempt);

@@ -45,7 +45,11 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
     return true;
   }
   if (rule.numbers.kind != shm::Kind::kTokenBucket) {
-    const uint64_t end_ns = shm::payload::TimeNs(spend.new_ns);
+    // A log tells when its request was made, or until when what it denied it by counts.
+    const bool is_log = rule.numbers.kind == shm::Kind::kSlidingLog;
+    const bool is_spent = (spend.flags & kSpent) != 0;
+    const uint64_t end_ns = is_log ? spend.new_ns + (is_spent ? limit.period_ns : 0)
+                                   : shm::payload::TimeNs(spend.new_ns);
     entry->quota = limit.limit;
     entry->window_s = std::max<uint64_t>(CeilSeconds(limit.period_ns), 1);
     entry->remaining = spend.cost_ns;

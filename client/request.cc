@@ -173,10 +173,16 @@ class RequestCheck {
       if (!spent_[i]) continue;
       const Attempt& attempt = attempts_[i];
       const Rule& rule = *items_[i].rule;
+      spent_[i] = false;
+      if (rule.kind == shm::Kind::kSlidingLog) {
+        RefundLogged(*ctx_.attachment, *attempt.slot, attempt.fp, attempt.index, attempt.overflow,
+                     attempt.seen.gen, attempt.seen.verdict.new_ns, attempt.charge.tokens,
+                     rule.limit.period_ns, fresh_ns);
+        continue;
+      }
       RefundKind(rule.kind, *attempt.slot, attempt.fp, attempt.seen.gen,
                  attempt.seen.verdict.new_ns, attempt.seen.cost_ns, attempt.charge.tokens,
                  shm::window::ScaleOf(rule.limit.limit), fresh_ns);
-      spent_[i] = false;
     }
   }
 

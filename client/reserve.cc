@@ -103,6 +103,10 @@ class Extra {
     uint32_t tokens = spend.tokens / r_.estimate * units_;
     const uint64_t cost_ns =
         rule.kind == shm::Kind::kTokenBucket ? PartOf(spend.cost_ns, units_, r_.estimate) : 0;
+    if (rule.kind == shm::Kind::kSlidingLog) {
+      ChargeLog(spend, *slot, rule, tokens);
+      return;
+    }
     Attempt attempt;
     attempt.slot = slot;
     attempt.index = spend.slot;
@@ -129,6 +133,16 @@ class Extra {
   }
 
  private:
+  // A log holds what there is room for.
+  void ChargeLog(const sluice_spend_t& spend, shm::Slot& slot, const Rule& rule, uint32_t tokens) {
+    const Attachment& a = *ctx_.attachment;
+    const auto row = LogOf(a, spend.slot, (spend.flags & kOverflowSlot) != 0);
+    if (!row) return;
+    shm::logs::Fill(slot, row, shm::logs::TermsOf(rule.limit), spend.gen, Clock::PreciseNs(),
+                    tokens);
+    shm::AddUse(slot, a.dirty, spend.slot, tokens);
+  }
+
   // The numbers in force. Where the rules have changed since, and with them what the spend's number
   // means, only a token bucket is charged: its time was written down with the spend.
   bool ReadRule(const sluice_spend_t& spend, Rule* rule) const {
@@ -210,7 +224,7 @@ int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation, uin
     } else if (actual < r.estimate) {
       const uint32_t units = r.estimate - actual;
       const uint64_t kept_ns = sluice::client::PartOf(spend.cost_ns, actual, r.estimate);
-      sluice::client::GiveBack(*a, spend, spend.cost_ns - kept_ns,
+      sluice::client::GiveBack(*a, r.decision.policy, spend, spend.cost_ns - kept_ns,
                                spend.tokens / r.estimate * units, now_ns);
     }
   }

@@ -220,7 +220,10 @@ int sluice_refund(sluice_t* client, sluice_decision_t* decision) {
     sluice_spend_t& spend = decision->spends[i];
     if ((spend.flags & sluice::client::kSpent) == 0) continue;
     spend.flags = static_cast<uint16_t>(spend.flags & ~sluice::client::kSpent);
-    refunded += sluice::client::GiveBack(*a, spend, spend.cost_ns, spend.tokens, now_ns) ? 1 : 0;
+    refunded +=
+        sluice::client::GiveBack(*a, decision->policy, spend, spend.cost_ns, spend.tokens, now_ns)
+            ? 1
+            : 0;
   }
   return refunded;
 }

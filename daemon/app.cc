@@ -137,6 +137,7 @@ absl::Status App::OpenSegments() {
   const config::Config& config = book_->wanted();
   const shm::ControlOptions options = {
       .capacity = config.daemon.buckets,
+      .logs = config::LogsFor(config),
       .shard_count = config.redis.has_value() ? config.redis->shards : kLocalShards,
       .grace_ns = kGraceNs,
       .reconciling = config.redis.has_value()};
@@ -334,6 +335,7 @@ admin::DaemonStatus App::Status() const {
   status.incarnation = shm::Incarnation(control.header());
   status.generation = control.info().generation;
   status.capacity = control.info().capacity;
+  status.logs = control.info().logs;
   const admin::RulesInForce in_force = book_->InForce();
   status.policy_seq = in_force.rules->seq();
   status.version_hash = in_force.rules->version_hash();

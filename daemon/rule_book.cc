@@ -27,6 +27,7 @@ std::string NeedsRestart(const config::Config& now, const config::Config& fresh)
   if (now.daemon.runtime_dir != fresh.daemon.runtime_dir) keys.push_back("daemon.runtime_dir");
   if (now.daemon.group != fresh.daemon.group) keys.push_back("daemon.group");
   if (now.daemon.buckets != fresh.daemon.buckets) keys.push_back("daemon.buckets");
+  if (now.daemon.log_keys != fresh.daemon.log_keys) keys.push_back("daemon.log_keys");
   if (now.redis != fresh.redis) keys.push_back("redis");
   return absl::StrJoin(keys, ", ");
 }
@@ -86,6 +87,15 @@ void RuleBook::SetEngine(Engine* engine) {
 
 // Publishes `wanted_`. Unavailable: no policy buffer is free yet; retry_ns_ says when.
 absl::Status RuleBook::Publish(uint64_t now_ns) {
+  const uint32_t needed = config::LogsFor(wanted_).entries;
+  if (const uint32_t has = control_->info().logs.entries; needed > has) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(state_.path, ": a sliding_log rule's limit needs logs of ", needed,
+                     " tokens, and the "
+                     "segments of this daemon have ",
+                     has == 0 ? "none" : absl::StrCat("room for ", has),
+                     ": restart sluiced, buckets then begin anew, or write a lower limit"));
+  }
   // Before the rules that speak of them; those of the rules before keep their places.
   if (in_force_.config != nullptr) KeepCalendarPlaces(in_force_.config->calendars, &wanted_);
   if (absl::Status status = calendars_.Set(wanted_, now_ns); !status.ok()) return status;

@@ -30,6 +30,12 @@ shm::OwnedFd Take(std::vector<NamedFd>* held, const std::string& name) {
   return shm::OwnedFd();
 }
 
+std::string LogsText(const shm::LogShape& logs) {
+  if (logs.rows == 0) return "";
+  return absl::StrFormat(", logs of %d keys with %d tokens each (%d KiB)", logs.rows, logs.entries,
+                         logs.bytes() >> 10);
+}
+
 std::string Hex(uint64_t generation) { return absl::StrFormat("%016x", generation); }
 
 }  // namespace
@@ -39,8 +45,16 @@ bool Segments::Adopt(const std::string& generation, const shm::ControlOptions& o
   shm::OwnedFd control_fd = Take(held, kControlPrefix + generation);
   shm::OwnedFd buckets_fd = Take(held, kBucketsPrefix + generation);
   if (buckets_fd.get() < 0) return false;  // it died between the two; nobody was told of this pair
+  const shm::LogShape logs = shm::LogsOf(control_fd.get());
+  if (logs.rows != 0 && (logs.rows < options.logs.rows || logs.entries < options.logs.entries)) {
+    log::Warning(
+        "the segments of the daemon before are not taken over, buckets begin anew: their sliding "
+        "logs have room for %d keys with %d tokens each, and it takes %d with %d",
+        logs.rows, logs.entries, options.logs.rows, options.logs.entries);
+    return false;
+  }
   shm::BucketsOwner buckets;
-  shm::SegmentStatus status = buckets.Adopt(std::move(buckets_fd), options.capacity);
+  shm::SegmentStatus status = buckets.Adopt(std::move(buckets_fd), options.capacity, logs);
   shm::ControlWriter control;
   // Last, since it tells the clients that somebody is there again.
   if (status.ok()) status = control.Adopt(std::move(control_fd), options, now_ns);
@@ -77,15 +91,16 @@ absl::Status Segments::AdoptOrCreate(const shm::ControlOptions& options, std::ve
     return named.name.starts_with(kControlPrefix) || named.name.starts_with(kBucketsPrefix);
   });
   if (adopted_) {
-    log::Info("took over the segments of the daemon before: %d buckets, generation %s",
-              options.capacity, mine);
+    log::Info("took over the segments of the daemon before: %d buckets%s, generation %s",
+              options.capacity, LogsText(control_.info().logs), mine);
     return absl::OkStatus();
   }
-  shm::SegmentStatus status = buckets_.Create(options.capacity);
+  shm::SegmentStatus status = buckets_.Create(options.capacity, options.logs);
   if (status.ok()) status = control_.Create(options, now_ns);
   if (!status.ok()) return absl::ResourceExhaustedError(Describe(status));
-  log::Info("made new segments: %d buckets, %d MiB, generation %s", options.capacity,
-            buckets_.buckets().geometry().bytes >> 20, Hex(control_.info().generation));
+  log::Info("made new segments: %d buckets%s, %d MiB, generation %s", options.capacity,
+            LogsText(options.logs), buckets_.buckets().geometry().bytes >> 20,
+            Hex(control_.info().generation));
   return absl::OkStatus();
 }
 

@@ -56,14 +56,17 @@ SegmentStatus CheckControl(int fd, uint32_t owner_uid, SegmentInfo* info) {
   if (ReadBootId(boot_id) && memcmp(boot_id, header.boot_id, sizeof boot_id) != 0) {
     return Fail(SegmentError::kOtherBoot);
   }
-  if (!IsValidCapacity(header.capacity) || header.shard_count == 0 ||
-      header.shard_count > kMaxShards) {
+  const LogShape logs = {static_cast<uint32_t>(std::min<uint64_t>(header.log_rows, ~0u)),
+                         header.log_entries};
+  if (!IsValidCapacity(header.capacity) || !IsValidLogs(logs, header.capacity) ||
+      header.shard_count == 0 || header.shard_count > kMaxShards) {
     return Fail(SegmentError::kBadGeometry);
   }
   struct stat st;
   if (fstat(fd, &st) != 0) return FailErrno(SegmentError::kNotASegment);
   info->generation = header.generation;
   info->capacity = header.capacity;
+  info->logs = logs;
   info->shard_count = header.shard_count;
   info->hash_key = ExpandSalt(header.hash_salt);
   info->created_ns = header.created_ns;
@@ -111,8 +114,8 @@ SegmentStatus ControlWriter::Map() {
 }
 
 SegmentStatus ControlWriter::Create(const ControlOptions& options, uint64_t now_ns) {
-  if (!IsValidCapacity(options.capacity) || options.shard_count == 0 ||
-      options.shard_count > kMaxShards) {
+  if (!IsValidCapacity(options.capacity) || !IsValidLogs(options.logs, options.capacity) ||
+      options.shard_count == 0 || options.shard_count > kMaxShards) {
     return Fail(SegmentError::kBadGeometry);
   }
   uint64_t random[3] = {options.seed[0], options.seed[1], options.seed[2]};
@@ -129,6 +132,8 @@ SegmentStatus ControlWriter::Create(const ControlOptions& options, uint64_t now_
   ReadBootId(h.boot_id);
   h.generation = random[0] | 1;  // never 0
   h.capacity = options.capacity;
+  h.log_rows = options.logs.rows;
+  h.log_entries = options.logs.entries;
   h.shard_count = options.shard_count;
   h.hash_salt[0] = random[1];
   h.hash_salt[1] = random[2];
@@ -141,6 +146,7 @@ SegmentStatus ControlWriter::Create(const ControlOptions& options, uint64_t now_
   h.heartbeat_ns.store(now_ns, std::memory_order_relaxed);
   info_ = {.generation = h.generation,
            .capacity = h.capacity,
+           .logs = options.logs,
            .shard_count = h.shard_count,
            .hash_key = ExpandSalt(h.hash_salt),
            .created_ns = now_ns,
@@ -152,7 +158,8 @@ SegmentStatus ControlWriter::Adopt(OwnedFd fd, const ControlOptions& options, ui
   SegmentInfo info;
   if (const SegmentStatus s = CheckControl(fd.get(), geteuid(), &info); !s.ok()) return s;
   if (info.owner_uid != geteuid()) return Fail(SegmentError::kForeignOwner);
-  if (info.capacity != options.capacity || info.shard_count != options.shard_count) {
+  if (info.capacity != options.capacity || info.shard_count != options.shard_count ||
+      info.logs.rows < options.logs.rows || info.logs.entries < options.logs.entries) {
     return Fail(SegmentError::kOtherShards);
   }
   fd_ = std::move(fd);
@@ -171,6 +178,11 @@ SegmentStatus ControlWriter::Adopt(OwnedFd fd, const ControlOptions& options, ui
   CountEmergencies();
   h.incarnation.fetch_add(1, std::memory_order_release);
   return Ok();
+}
+
+LogShape LogsOf(int control_fd) {
+  SegmentInfo info;
+  return CheckControl(control_fd, geteuid(), &info).ok() ? info.logs : LogShape{};
 }
 
 void ControlWriter::Publish() { header_->magic.store(kMagic, std::memory_order_release); }

@@ -31,6 +31,11 @@ inline constexpr bool IsWindow(Kind kind) {
   return kind == Kind::kFixedWindow || kind == Kind::kSlidingWindow;
 }
 
+// Kinds whose use Redis counts in windows: logs as sliding ones.
+inline constexpr bool IsCountedInWindows(Kind kind) {
+  return IsWindow(kind) || kind == Kind::kSlidingLog;
+}
+
 // The word of a tenancy that begins at `time_ns`: nothing used, and expired already.
 inline constexpr uint64_t FreshWord(Kind kind, uint64_t time_ns) {
   return kind == Kind::kTokenBucket ? time_ns : payload::Make(time_ns, 0);

@@ -16,6 +16,8 @@
 //   +--------------------------------+             | overflow     kMaxRules * 32 B  |
 //                                                  +--------------------------------+ text_offset
 //                                                  | key texts    capacity * 128 B  |
+//                                                  +--------------------------------+ logs_offset
+//                                                  | logs    rows * entries *   8 B  |
 //                                                  +--------------------------------+ bytes
 //
 // Version rule: kAbiMajor rises when an old client would misread or damage a segment; kAbiMinor
@@ -23,7 +25,8 @@
 // must match to the bit: a daemon that finds another hash makes a new generation of segments.
 //
 // The bucket segment holds no offsets, lengths or pointers: any bit pattern in it is harmless.
-// Geometry is computed from the capacity alone, copied into private memory once and never re-read.
+// Geometry is computed from the capacity and the logs' shape alone, copied into private memory once
+// and never re-read.
 #pragma once
 
 #include <atomic>
@@ -49,6 +52,10 @@ inline constexpr uint32_t kForcedShard = kMaxShards - 1;
 inline constexpr uint32_t kMaxRules = 4096;    // compiled rules (a tier counts as one)
 inline constexpr uint32_t kPolicyBuffers = 8;  // so a superseded one can rest
 inline constexpr uint32_t kPolicyBufferBytes = 256 * 1024;
+inline constexpr uint32_t kMinLogRows = 8;  // two groups of the table
+inline constexpr uint32_t kMaxLogRows = 1u << 20;
+inline constexpr uint32_t kMinLogEntries = 8;  // a cache line
+inline constexpr uint32_t kMaxLogEntries = 4096;
 inline constexpr uint32_t kKeyTextBytes = 120;                       // longer texts: prefix + hash
 inline constexpr uint64_t kMaxSpanNs = 400ull * 86'400'000'000'000;  // tau, period: 400 days
 inline constexpr uint64_t kHugePageBytes = 2ull << 20;
@@ -97,7 +104,7 @@ enum class Kind : uint8_t {
   kFixedWindow = 1,    // window end:40 (2^23 ns) | count:23
   kSlidingWindow = 2,  // a length after its end:40 | count:23, the closed window in the second word
   kLease = 3,          // expiry:40 (2^23 ns) | turn:3 | credits:20, see credits.h
-  kSlidingLog = 4,     // reserved
+  kSlidingLog = 4,     // until:40 (2^23 ns) | hint:23, and a row of entries, see log.h
 };
 
 namespace word {
@@ -187,30 +194,49 @@ enum class Counter : uint32_t {
 };
 inline constexpr uint32_t kCounters = 64;
 
-// Where each array of the bucket segment stands, from the capacity alone.
+// Rows of entries for sliding logs (log.h), the i-th beside the i-th slot: keys of such rules stand
+// in the first `rows` slots. Both are powers of two, or 0: there are none.
+struct LogShape {
+  uint32_t rows = 0;
+  uint32_t entries = 0;  // of a row
+  friend bool operator==(const LogShape&, const LogShape&) = default;
+
+  constexpr uint64_t bytes() const { return uint64_t{rows} * entries * 8; }
+};
+inline constexpr bool IsValidLogs(LogShape logs, uint64_t capacity) {
+  if (logs.rows == 0 && logs.entries == 0) return true;
+  return (logs.rows & (logs.rows - 1)) == 0 && (logs.entries & (logs.entries - 1)) == 0 &&
+         logs.rows >= kMinLogRows && logs.rows <= kMaxLogRows && logs.rows <= capacity &&
+         logs.entries >= kMinLogEntries && logs.entries <= kMaxLogEntries;
+}
+
+// Where each array of the bucket segment stands, from the capacity and the logs' shape alone.
 struct BucketGeometry {
   uint64_t capacity = 0;  // slots, a power of two
+  LogShape logs;
   uint64_t denied_offset = 0;
   uint64_t second_offset = 0;
   uint64_t dirty_offset = 0;
   uint64_t counters_offset = 0;
   uint64_t overflow_offset = 0;
   uint64_t text_offset = 0;
+  uint64_t logs_offset = 0;
   uint64_t bytes = 0;  // whole segment, a multiple of 2 MiB
 };
 
-// Precondition: IsValidCapacity(capacity).
-inline constexpr BucketGeometry GeometryFor(uint64_t capacity) {
+// Precondition: IsValidCapacity(capacity), IsValidLogs(logs, capacity).
+inline constexpr BucketGeometry GeometryFor(uint64_t capacity, LogShape logs = {}) {
   BucketGeometry g;
   g.capacity = capacity;
+  g.logs = logs;
   g.denied_offset = capacity * sizeof(Slot);
   g.second_offset = g.denied_offset + capacity * 8;
   g.dirty_offset = g.second_offset + capacity * 8;
   g.counters_offset = g.dirty_offset + (capacity / 8 + 63) / 64 * 64;
   g.overflow_offset = g.counters_offset + uint64_t{kCounters} * 8;
   g.text_offset = g.overflow_offset + uint64_t{kMaxRules} * sizeof(Slot);
-  g.bytes = (g.text_offset + capacity * sizeof(KeyText) + kHugePageBytes - 1) / kHugePageBytes *
-            kHugePageBytes;
+  g.logs_offset = g.text_offset + capacity * sizeof(KeyText);
+  g.bytes = (g.logs_offset + logs.bytes() + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   return g;
 }
 inline constexpr bool IsValidCapacity(uint64_t capacity) {
@@ -218,6 +244,7 @@ inline constexpr bool IsValidCapacity(uint64_t capacity) {
 }
 static_assert(GeometryFor(1 << 17).dirty_offset % 64 == 0);
 static_assert(GeometryFor(kMinCapacity).overflow_offset % 64 == 0);
+static_assert(GeometryFor(kMinCapacity).logs_offset % 64 == 0);
 static_assert(GeometryFor(1 << 20).bytes < (1ull << 28), "about 176 bytes a bucket");
 
 // --- the control segment ------------------------------------------------------------------------
@@ -264,7 +291,7 @@ struct alignas(64) ControlHeader {
   uint64_t generation;   // random; names this pair of segments
   uint64_t capacity;     // slots of the bucket segment
   uint32_t shard_count;  // 1..kMaxShards
-  uint32_t reserved0;
+  uint32_t log_entries;  // LogShape, as log_rows
 
   // line 1: read by every check, written rarely (heartbeat: 5 times a second)
   std::atomic<uint64_t> policy;        // policy_word
@@ -283,7 +310,8 @@ struct alignas(64) ControlHeader {
   uint64_t daemon_uid;
   uint64_t created_ns;
   std::atomic<uint64_t> hosts;  // that share limits with this one, itself included; 0: not known
-  uint64_t reserved2[2];
+  uint64_t log_rows;
+  uint64_t reserved2;
 
   // When the windows of each calendar end that the rules speak of, rising, the first after now's
   // among them: CLOCK_MONOTONIC ns, as the wall clock stands; 0: none. Each is a word that tells
@@ -324,7 +352,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   12 /* policy and header, words */};
+                            kKeyTextBytes,   13 /* policy and header, words */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

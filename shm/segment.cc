@@ -100,11 +100,13 @@ bool Mapping::Vacate() {
 
 // --- buckets -------------------------------------------------------------------------------------
 
-SegmentStatus MappedBuckets::Map(int fd, uint64_t capacity, uint32_t owner_uid) {
-  if (!IsValidCapacity(capacity)) return Fail(SegmentError::kBadGeometry);
+SegmentStatus MappedBuckets::Map(int fd, uint64_t capacity, uint32_t owner_uid, LogShape logs) {
+  if (!IsValidCapacity(capacity) || !IsValidLogs(logs, capacity)) {
+    return Fail(SegmentError::kBadGeometry);
+  }
   uint64_t bytes = 0;
   if (const SegmentStatus s = CheckFd(fd, owner_uid, &bytes); !s.ok()) return s;
-  const BucketGeometry geometry = GeometryFor(capacity);
+  const BucketGeometry geometry = GeometryFor(capacity, logs);
   if (bytes != geometry.bytes) return Fail(SegmentError::kTruncated);
   Mapping mapping;
   if (const SegmentStatus s = mapping.Map(fd, bytes, true, kHugePageBytes); !s.ok()) return s;
@@ -120,12 +122,12 @@ bool MappedBuckets::Collapse() {
   return done;
 }
 
-SegmentStatus BucketsOwner::Create(uint64_t capacity) {
+SegmentStatus BucketsOwner::Create(uint64_t capacity, LogShape logs) {
   OwnedFd fd;
-  const uint64_t bytes = GeometryFor(capacity).bytes;
+  const uint64_t bytes = GeometryFor(capacity, logs).bytes;
   if (const SegmentStatus s = MakeMemfd("sluice-buckets", 0600, bytes, &fd); !s.ok()) return s;
   MappedBuckets buckets;
-  if (const SegmentStatus s = buckets.Map(fd.get(), capacity, geteuid()); !s.ok()) return s;
+  if (const SegmentStatus s = buckets.Map(fd.get(), capacity, geteuid(), logs); !s.ok()) return s;
   buckets.Collapse();
   for (uint64_t i = 0; i < capacity; ++i) {  // orders nothing: nobody else has the segment yet
     buckets.slots()[i].used.store(used::Make(0, 0), std::memory_order_relaxed);
@@ -138,9 +140,9 @@ SegmentStatus BucketsOwner::Create(uint64_t capacity) {
   return Ok();
 }
 
-SegmentStatus BucketsOwner::Adopt(OwnedFd fd, uint64_t capacity) {
+SegmentStatus BucketsOwner::Adopt(OwnedFd fd, uint64_t capacity, LogShape logs) {
   MappedBuckets buckets;
-  if (const SegmentStatus s = buckets.Map(fd.get(), capacity, geteuid()); !s.ok()) return s;
+  if (const SegmentStatus s = buckets.Map(fd.get(), capacity, geteuid(), logs); !s.ok()) return s;
   buckets.Collapse();
   fd_ = std::move(fd);
   buckets_ = std::move(buckets);

@@ -35,6 +35,7 @@ namespace sluice::shm {
 struct SegmentInfo {
   uint64_t generation = 0;
   uint64_t capacity = 0;
+  LogShape logs;
   uint32_t shard_count = 0;
   HashKey hash_key;
   uint64_t created_ns = 0;
@@ -98,9 +99,9 @@ class OwnedFd {
 // The arrays of a mapped bucket segment.
 class MappedBuckets {
  public:
-  // Checks `fd` against the capacity (size, seals, owner `owner_uid`) and maps it writable, on a
-  // 2 MiB border. Does not keep `fd`.
-  SegmentStatus Map(int fd, uint64_t capacity, uint32_t owner_uid);
+  // Checks `fd` against the capacity and the logs' shape (size, seals, owner `owner_uid`) and maps
+  // it writable, on a 2 MiB border. Does not keep `fd`.
+  SegmentStatus Map(int fd, uint64_t capacity, uint32_t owner_uid, LogShape logs = {});
 
   // MADV_COLLAPSE: huge pages, at best effort; worth 9-25 % on cold checks. True when it worked.
   bool Collapse();
@@ -122,6 +123,9 @@ class MappedBuckets {
   }
   Slot* overflow() const { return At<Slot>(geometry_.overflow_offset); }
   KeyText* texts() const { return At<KeyText>(geometry_.text_offset); }
+  std::atomic<uint64_t>* log_entries() const {  // [logs.rows * logs.entries]
+    return At<std::atomic<uint64_t>>(geometry_.logs_offset);
+  }
 
  private:
   template <class T>
@@ -138,9 +142,9 @@ class BucketsOwner {
  public:
   // Makes a fresh one: allocated whole, sealed, every `used` cell at its bias, huge pages at best
   // effort. Precondition: IsValidCapacity(capacity).
-  SegmentStatus Create(uint64_t capacity);
+  SegmentStatus Create(uint64_t capacity, LogShape logs = {});
   // Takes over one that an earlier daemon made. Owns `fd` from here on, also on failure.
-  SegmentStatus Adopt(OwnedFd fd, uint64_t capacity);
+  SegmentStatus Adopt(OwnedFd fd, uint64_t capacity, LogShape logs = {});
 
   int fd() const { return fd_.get(); }
   const MappedBuckets& buckets() const { return buckets_; }
@@ -152,6 +156,7 @@ class BucketsOwner {
 
 struct ControlOptions {
   uint64_t capacity = 0;     // IsValidCapacity
+  LogShape logs;             // IsValidLogs; adopted is also what has more
   uint32_t shard_count = 0;  // 1..kMaxShards
   uint64_t grace_ns = 0;     // ControlHeader::grace_ns
   bool reconciling = false;  // ControlHeader::reconciling
@@ -229,6 +234,9 @@ class ControlWriter {
   SegmentInfo info_;
   int pinned_[kPinnedPolicies];  // buffers of earlier policies, latest first; -1: none
 };
+
+// The logs' shape of the pair whose control segment `fd` is; none where it cannot be adopted.
+LogShape LogsOf(int control_fd);
 
 // A client's control segment.
 class ControlReader {

@@ -46,6 +46,7 @@
 #include "shm/gcra.h"
 #include "shm/kinds.h"
 #include "shm/layout.h"
+#include "shm/log_row.h"
 #include "shm/window.h"
 
 namespace sluice::shm {
@@ -78,6 +79,20 @@ class SlotTable {
     table.group_mask_ = group_mask;
     return table;
   }
+
+  // The slots of sliding logs: the first `rows` of a table, with a row of entries beside each, and
+  // looked at by the terms of one rule. Keys of logs are to be found and claimed by such a table
+  // only; what others do to their slots does not depend on it.
+  static SlotTable OfLogs(SlotType* slots, LogShape shape, Cell* counters, Cell* entries,
+                          const logs::Terms& terms) {
+    SlotTable table =
+        OfGroups(slots, std::max(shape.rows, kMinLogRows) / kGroupSlots - 1, counters);
+    table.logs_ = {entries,
+                   shape.entries,
+                   {std::min(terms.limit, std::max(shape.entries, 1u)), terms.period_us}};
+    return table;
+  }
+  const logs::Rows<Cell>& log_rows() const { return logs_; }
 
   SlotType& slot(uint32_t i) const { return slots_[i]; }
   uint64_t capacity() const { return (group_mask_ + 1) * kGroupSlots; }
@@ -130,6 +145,19 @@ class SlotTable {
     return kNoSlot;
   }
 
+  // True where `i` is the only slot of the key `hash`. seq_cst: see L3 in log_row.h.
+  bool IsAlone(uint64_t hash, uint32_t i) const {
+    bool is_there = false;
+    for (const uint32_t group : {FirstGroup(hash), SecondGroup(hash)}) {
+      for (uint32_t j = group; j < group + kGroupSlots; ++j) {
+        if (key::Fp(slots_[j].key.load(std::memory_order_seq_cst)) != FingerprintOf(hash)) continue;
+        if (j != i) return false;
+        is_there = true;
+      }
+    }
+    return is_there;
+  }
+
   // Finishes or takes back what the dead word `d` of slot `i` began (steps 3 to 4, I4).
   void Settle(uint32_t i, uint64_t d, uint64_t now_ns) { Abandon(SettleTenancy(i, d, 0, now_ns)); }
 
@@ -155,7 +183,8 @@ class SlotTable {
     if (winner == kNoSlot) return kNoSlot;
     for (const uint32_t group : {FirstGroup(hash), SecondGroup(hash)}) {
       for (uint32_t i = group; i < group + kGroupSlots; ++i) {
-        if (i > winner && FpAt(i) == FingerprintOf(hash)) Empty(i, hash, env);
+        if (i <= winner || FpAt(i) != FingerprintOf(hash)) continue;
+        if (logs_.entries == nullptr || MoveLog(i, winner, hash, env)) Empty(i, hash, env);
       }
     }
     return winner;
@@ -350,6 +379,12 @@ class SlotTable {
     return left;
   }
 
+  // Before a duplicate is emptied its entries go to the winner; false: not all did, and it stays.
+  bool MoveLog(uint32_t from, uint32_t to, uint64_t hash, const Env& env) {
+    return logs::MoveLog(slots_[from], logs_.of(from), slots_[to], logs_.of(to), logs_.terms,
+                         env.now_ns, [&] { return WinnerOf(hash) == to; });
+  }
+
   // Empties slot `i` of the key `hash`; its debt and use go to the slot that remains. The word's
   // acquire load pairs with step 4's CAS, as in Claim.
   void Empty(uint32_t i, uint64_t hash, const Env& env) {
@@ -449,6 +484,7 @@ class SlotTable {
   SlotType* slots_;
   uint64_t group_mask_;
   Cell* counters_;
+  logs::Rows<Cell> logs_{};
 };
 
 }  // namespace sluice::shm

@@ -1,5 +1,6 @@
 #include "daemon/admin/bucket_list.h"
 
+#include <algorithm>
 #include <atomic>
 #include <string_view>
 
@@ -9,6 +10,7 @@
 #include "shm/key_text.h"
 #include "shm/layout.h"
 #include "shm/lease_slot.h"
+#include "shm/log_row.h"
 #include "shm/slot_table.h"
 #include "shm/window.h"
 
@@ -39,6 +41,22 @@ bool Read(const shm::MappedBuckets& buckets, uint64_t slot, Seen* seen) {
          shm::ParseParts(seen->parts, &seen->name);
 }
 
+// What a sliding log's entries leave, and until when they count.
+void AddLog(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen, const shm::Limit& limit,
+            uint64_t now_ns, uint64_t* remaining, uint64_t* reset_ns) {
+  const shm::LogShape logs = buckets.geometry().logs;
+  shm::logs::Terms terms = shm::logs::TermsOf(limit);
+  terms.limit = std::min(terms.limit, logs.entries);
+  if (slot >= logs.rows) return;
+  const shm::logs::Row<std::atomic<uint64_t>> row = {buckets.log_entries() + slot * logs.entries,
+                                                     logs.entries};
+  const shm::logs::Tally tally =
+      shm::logs::Look(row, terms, gen, now_ns, /*start=*/0, /*enough=*/~0u);
+  *remaining = tally.free;
+  *reset_ns =
+      tally.free == terms.limit ? 0 : shm::logs::FreeAfterNs(terms, tally.newest_us, now_ns);
+}
+
 // Counts for people: orders nothing.
 void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,
               const config::CompiledRule& rule, uint64_t now_ns, ordered_json* out) {
@@ -65,6 +83,8 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
                              /*has_second=*/true, gen, now_ns, /*tokens=*/0, /*dearer_q16=*/0);
     remaining = m.remaining;
     reset_ns = m.reset_after_ns;
+  } else if (rule.kind == shm::Kind::kSlidingLog) {
+    AddLog(buckets, slot, gen, limit, now_ns, &remaining, &reset_ns);
   } else if (rule.kind == shm::Kind::kLease) {
     const shm::credits::Measured m =
         shm::credits::Measure(seen.word, second, gen, now_ns, /*tokens=*/0, limit);

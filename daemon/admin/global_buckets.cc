@@ -329,7 +329,7 @@ class Lister {
         !absl::SimpleAtoi(parts[8], &current) || !absl::SimpleAtoi(parts[9], &closed)) {
       return -1;
     }
-    const bool slides = rule.kind == shm::Kind::kSlidingWindow;
+    const bool slides = rule.kind != shm::Kind::kFixedWindow;
     const auto length_us = static_cast<int64_t>(shm::window::LengthNs(rule.limit.period_ns) / 1000);
     if (slides && end_us <= now_us && now_us < end_us + length_us) {  // the next has begun
       closed = std::exchange(current, 0);
@@ -351,7 +351,7 @@ class Lister {
     const shm::Limit& limit = rule->limit;
     uint64_t remaining =
         shm::Remaining(static_cast<uint64_t>(ahead_us) * 1000, 0, limit.interval_ns, limit.tau_ns);
-    if (shm::IsWindow(rule->kind)) {
+    if (shm::IsCountedInWindows(rule->kind)) {
       const auto used =
           static_cast<uint64_t>(std::max<int64_t>(UsedOfWindow(*rule, parts, now_us), 0));
       remaining = limit.limit - std::min(used, limit.limit);

@@ -45,6 +45,7 @@ struct DaemonStatus {
   uint64_t incarnation = 0;
   uint64_t generation = 0;
   uint64_t capacity = 0;
+  shm::LogShape logs;  // rows of none: no sliding logs
   uint64_t policy_seq = 0;
   uint64_t version_hash = 0;
   uint64_t rule_count = 0;

@@ -138,6 +138,9 @@ ordered_json TableJson(const DaemonStatus& status) {
   };
   const double capacity = static_cast<double>(std::max<uint64_t>(status.capacity, 1));
   return {{"capacity", status.capacity},
+          {"log_keys", status.logs.rows},
+          {"log_tokens", status.logs.entries},
+          {"log_bytes", status.logs.bytes()},
           {"live", status.engine.live_buckets},
           {"load", static_cast<double>(status.engine.live_buckets) / capacity},
           {"claims", count(shm::Counter::kClaims)},

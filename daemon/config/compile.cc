@@ -7,6 +7,7 @@
 #include "daemon/config/crc32.h"
 #include "daemon/config/text.h"
 #include "shm/hash.h"
+#include "shm/log.h"
 #include "shm/policy_buffer.h"
 #include "shm/window.h"
 
@@ -130,7 +131,9 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   const bool is_window = shm::IsWindow(rule.kind);
   numbers.limit =
       is_window ? shm::window::MakeLimit(limit.limit, limit.period_ns)
-                : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
+      : rule.kind == shm::Kind::kSlidingLog
+          ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
+          : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
   numbers.unit_ns = shm::CostNs(limit.cost, limit.period_ns, limit.limit);
   numbers.for_ns = degraded.for_ns;
   numbers.spread_s = rule.retry_spread_ns / 1'000'000'000;

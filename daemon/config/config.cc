@@ -1,6 +1,7 @@
 #include "daemon/config/config.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace sluice::config {
@@ -46,7 +47,21 @@ std::string_view TransportName(Transport transport) {
 std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns) {
   if (kind == shm::Kind::kFixedWindow) return "fixed_window";
   if (kind == shm::Kind::kSlidingWindow) return "sliding_window";
+  if (kind == shm::Kind::kSlidingLog) return "sliding_log";
   return max_delay_ns != 0 ? "leaky_bucket" : "token_bucket";
+}
+
+shm::LogShape LogsFor(const Config& config) {
+  uint64_t most = 0;
+  for (const RuleConfig& rule : config.rules) {
+    if (rule.kind != shm::Kind::kSlidingLog) continue;
+    if (rule.limit) most = std::max(most, rule.limit->limit);
+    for (const TierConfig& tier : rule.tiers) most = std::max(most, tier.limit.limit);
+  }
+  if (most == 0) return {};
+  most = std::clamp<uint64_t>(most, shm::kMinLogEntries, shm::kMaxLogEntries);
+  return {.rows = static_cast<uint32_t>(config.daemon.log_keys),
+          .entries = std::bit_ceil(static_cast<uint32_t>(most))};
 }
 
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier) {

@@ -30,6 +30,7 @@ struct DaemonConfig {
   std::string runtime_dir = "/run/sluice";  // absolute, at most 90 bytes; holds the two sockets
   std::string group;                        // of the attach socket; empty: leave as it is
   uint64_t buckets = 131'072;               // capacity, always a valid one (power of two)
+  uint64_t log_keys = 1024;                 // rows for sliding logs: a power of two, <= buckets
   LogLevel log_level = LogLevel::kInfo;
   ChaosConfig chaos;
 
@@ -209,7 +210,11 @@ struct Config {
 // be gone from the rules.
 void KeepCalendarPlaces(const std::vector<CalendarConfig>& former, Config* fresh);
 
-// As in the file: "token_bucket", "leaky_bucket", "fixed_window", "sliding_window".
+// The rows that its sliding logs need, of the largest of their limits, rounded up to a power of
+// two; none where no rule has one.
+shm::LogShape LogsFor(const Config& config);
+
+// As in the file: "token_bucket", "leaky_bucket", "fixed_window", "sliding_window", "sliding_log".
 std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns);
 
 // The label under which a rule's limit is known everywhere: "name" or "name@tier".

@@ -50,6 +50,17 @@ constexpr KeySpec kDaemonKeys[] = {
             "as are live at once; each takes about 180 bytes of shared memory. Read at start: a "
             "reload does not change it.",
      .example = "1048576"},
+    {.path = "daemon.log_keys",
+     .type = KeyType::kInteger,
+     .fallback = "1024",
+     .min = static_cast<int64_t>(shm::kMinLogRows),
+     .max = static_cast<int64_t>(shm::kMaxLogRows),
+     .doc =
+         "How many buckets of `sliding_log` rules this host keeps, rounded up to a power of two: "
+         "the first of `buckets`, with 8 bytes for each token of the largest limit of such a "
+         "rule. Plan twice as many as are live at once. Read at start, as that limit is: a "
+         "larger one needs a restart, with fresh buckets.",
+     .example = "4096"},
     {.path = "daemon.group",
      .type = KeyType::kText,
      .min = 1,
@@ -147,12 +158,13 @@ constexpr KeySpec kRuleKeys[] = {
     {.path = "rules[].algorithm",
      .type = KeyType::kChoice,
      .fallback = "token_bucket",
-     .choices = "token_bucket|leaky_bucket|fixed_window|sliding_window",
+     .choices = "token_bucket|leaky_bucket|fixed_window|sliding_window|sliding_log",
      .doc =
          "Buckets: tokens come back steadily, up to the burst; a token bucket denies a request "
          "that comes too early, a leaky bucket lets it wait for its turn, up to `max_delay`. "
          "Windows of the limit's period, at least 1s, and without a burst: a fixed one begins with "
-         "the first request and gives all back at its end, a sliding one as it moves on. See "
+         "the first request and gives all back at its end, a sliding one as it moves on. A sliding "
+         "log remembers each token: exact on a host, for limits up to 4096 and any period. See "
          "[choosing](choosing.md#the-algorithm).",
      .example = "leaky_bucket"},
     {.path = "rules[].calendar",

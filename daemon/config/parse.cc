@@ -172,6 +172,16 @@ void ParseDaemon(Section* top, DaemonConfig* daemon, Texts* chaos_rules, Finding
                       Cat("write ", daemon->buckets));
     }
   }
+  daemon->log_keys = std::min(daemon->log_keys, daemon->buckets);
+  if (uint64_t keys = 0; section.Read("log_keys", &keys)) {
+    daemon->log_keys = std::bit_ceil(keys);
+    if (daemon->log_keys > daemon->buckets) {
+      section.Problem("log_keys",
+                      Cat("rounded up are ", daemon->log_keys, ", more than the ", daemon->buckets,
+                          " buckets that they are among"),
+                      "write fewer, or more `buckets`");
+    }
+  }
   if (size_t level = 0; section.ReadChoice("log_level", &level)) {
     daemon->log_level = static_cast<LogLevel>(level);
   }

@@ -19,8 +19,14 @@ using shm::DegradedMode;
 constexpr size_t kMaxTierBytes = 31;  // with the longest name and '@' it fills a label
 static_assert(32 + 1 + kMaxTierBytes == shm::kMaxLabelBytes);
 
-constexpr std::string_view kOtherAlgorithms[] = {"sliding_log", "concurrency"};
-enum class Algorithm : uint8_t { kTokenBucket, kLeakyBucket, kFixedWindow, kSlidingWindow };
+constexpr std::string_view kOtherAlgorithms[] = {"concurrency"};
+enum class Algorithm : uint8_t {
+  kTokenBucket,
+  kLeakyBucket,
+  kFixedWindow,
+  kSlidingWindow,
+  kSlidingLog
+};
 
 bool IsRuleName(std::string_view name) {
   return std::all_of(name.begin(), name.end(), [](char c) {
@@ -47,11 +53,12 @@ struct OfRule {
   bool has_calendar = false;
 
   bool is_leaky() const { return algorithm == Algorithm::kLeakyBucket; }
-  bool is_window() const { return algorithm >= Algorithm::kFixedWindow; }
+  bool is_window() const { return algorithm >= Algorithm::kFixedWindow; }  // or a log
+  bool is_log() const { return algorithm == Algorithm::kSlidingLog; }
 };
 
 // What windows cannot have.
-void CheckWindow(Section* section, uint64_t period_ns) {
+void CheckWindow(Section* section, const OfRule& of_rule, const Rate& rate) {
   for (const std::string_view key : {"burst", "max_delay"}) {
     if (!section->Has(key)) continue;
     section->Problem(key,
@@ -59,9 +66,17 @@ void CheckWindow(Section* section, uint64_t period_ns) {
                      "nothing waits",
                      "remove the line, or write `algorithm: token_bucket` or `leaky_bucket`");
   }
-  if (period_ns != 0 && period_ns < shm::window::kMinPeriodNs) {
+  if (of_rule.is_log()) {
+    if (rate.tokens <= shm::kMaxLogEntries) return;
     section->Problem("limit",
-                     Cat("is a window's of ", FormatDuration(period_ns),
+                     Cat("is a sliding log's of ", rate.tokens,
+                         " tokens: it remembers each, and at most ", shm::kMaxLogEntries),
+                     "write a lower limit, or `algorithm: sliding_window`");
+    return;
+  }
+  if (rate.period_ns != 0 && rate.period_ns < shm::window::kMinPeriodNs) {
+    section->Problem("limit",
+                     Cat("is a window's of ", FormatDuration(rate.period_ns),
                          ": ends of windows stand on steps of 8.4 ms, too coarse below 1s"),
                      "write a period of at least 1s, or `algorithm: token_bucket`");
   }
@@ -181,7 +196,7 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
   uint64_t burst = of_rule.is_leaky() ? cost : rate.tokens;
   section->Read("burst", &burst);
   if (of_rule.is_window()) {
-    CheckWindow(section, has_rate ? rate.period_ns : 0);
+    CheckWindow(section, of_rule, has_rate ? rate : Rate{});
     burst = rate.tokens;
   }
   limit->cost = static_cast<uint32_t>(cost);
@@ -284,15 +299,15 @@ void ParseTiers(Section* rule, const OfRule& of_rule, const Config& config, Rule
 
 Algorithm ReadAlgorithm(Section* rule) {
   constexpr std::array kAlgorithms = {Algorithm::kTokenBucket, Algorithm::kLeakyBucket,
-                                      Algorithm::kFixedWindow,
-                                      Algorithm::kSlidingWindow};  // in the order of the table
+                                      Algorithm::kFixedWindow, Algorithm::kSlidingWindow,
+                                      Algorithm::kSlidingLog};  // in the order of the table
   const YAML::Node node = rule->Value("algorithm");
   if (!node.IsDefined()) return Algorithm::kTokenBucket;
   if (node.IsScalar() && std::find(std::begin(kOtherAlgorithms), std::end(kOtherAlgorithms),
                                    node.Scalar()) != std::end(kOtherAlgorithms)) {
     rule->Problem("algorithm", Cat("`", node.Scalar(), "` is not in this version"),
-                  "write `algorithm: token_bucket`, `leaky_bucket`, `fixed_window` or "
-                  "`sliding_window`, or remove the line");
+                  "write `algorithm: token_bucket`, `leaky_bucket`, `fixed_window`, "
+                  "`sliding_window` or `sliding_log`, or remove the line");
     return Algorithm::kTokenBucket;
   }
   size_t index = 0;
@@ -301,6 +316,7 @@ Algorithm ReadAlgorithm(Section* rule) {
 
 shm::Kind KindOf(Algorithm algorithm) {
   if (algorithm == Algorithm::kFixedWindow) return shm::Kind::kFixedWindow;
+  if (algorithm == Algorithm::kSlidingLog) return shm::Kind::kSlidingLog;
   return algorithm == Algorithm::kSlidingWindow ? shm::Kind::kSlidingWindow
                                                 : shm::Kind::kTokenBucket;
 }
@@ -378,7 +394,13 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseTiers(&section, of_rule, config, &rule, findings);
   ParsePriority(&section, &rule, findings);
   ParseAnswers(&section, &rule, findings);
-  if (of_rule.is_window() && has_regions) WarnOfShortWindows(&section, *config.redis, rule);
+  if (of_rule.is_log() && has_regions) {
+    section.Warning("algorithm",
+                    "each region counts a sliding log by itself, and hears of no other",
+                    "write `algorithm: sliding_window` for one limit over all regions");
+  } else if (of_rule.is_window() && has_regions) {
+    WarnOfShortWindows(&section, *config.redis, rule);
+  }
   if (of_rule.has_calendar) FollowCalendar(&section, calendar, &config, &rule);
   if (!section.Has("limit") && !section.Has("tiers")) {
     section.Problem("limit", "is missing",

@@ -91,6 +91,10 @@ rules:
     algorithm: sliding_window
     limit: 100/m
     cost: 2
+  - name: exports       # a sliding log: never more than 20 in an hour, wherever it begins
+    key: [account]
+    algorithm: sliding_log
+    limit: 20/h
 ```
 
 Which one for what: [choosing](choosing.md#the-algorithm).
@@ -120,8 +124,9 @@ constexpr std::string_view kEdges = R"(## Bounds and edges
   helps.
 - `1/d` with `burst: 1` and periods up to a year and a day are good; burst x period / limit is at
   most 366 days.
-- A window's period is at least 1s, and `burst` and `max_delay` are not for windows: where they end is
-  kept in steps of 8.4 ms, and all of the limit may be used at once.
+- A window's period is at least 1s: where it ends is kept in steps of 8.4 ms. `burst` and `max_delay` are
+  not for windows and logs, where all of the limit may be used at once. A sliding log's limit is at most
+  4,096; above what the running daemon has room for, a larger one needs a restart.
 - A limit is kept in whole nanoseconds, rounded to the strict side. Where that costs more than 0.1 %
   (above some millions per second) loading says so.
 - Over several hosts a limit is used in full when its burst covers two flush intervals; where it does

@@ -7,6 +7,7 @@
 #include "daemon/config/compile.h"
 #include "daemon/config/crc32.h"
 #include "daemon/config/text.h"
+#include "shm/log.h"
 #include "shm/window.h"
 
 namespace sluice::config {
@@ -202,12 +203,17 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   if (is_window && (limit.period_ns < shm::window::kMinPeriodNs || n.max_delay_ns != 0)) {
     return Bad("a window is out of range");
   }
+  const bool is_log = n.kind == shm::Kind::kSlidingLog;
+  if (is_log && (limit.limit > shm::kMaxLogEntries || n.max_delay_ns != 0)) {
+    return Bad("a log is out of range");
+  }
   const shm::Limit expected =
       is_window ? shm::window::MakeLimit(limit.limit, limit.period_ns)
+      : is_log  ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
                 : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, n.max_delay_ns);
-  if (limit.interval_ns != expected.interval_ns || (is_window && limit.burst != limit.limit) ||
-      limit.tau_ns != expected.tau_ns || limit.debt_max_ns != expected.debt_max_ns ||
-      limit.tau_ns > shm::kMaxSpanNs ||
+  if (limit.interval_ns != expected.interval_ns ||
+      ((is_window || is_log) && limit.burst != limit.limit) || limit.tau_ns != expected.tau_ns ||
+      limit.debt_max_ns != expected.debt_max_ns || limit.tau_ns > shm::kMaxSpanNs ||
       n.unit_ns != shm::CostNs(n.cost, limit.period_ns, limit.limit)) {
     return Bad("a limit was computed otherwise");
   }

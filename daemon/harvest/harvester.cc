@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "shm/key_text.h"
+#include "shm/log.h"
 #include "shm/take.h"
 
 namespace sluice::harvest {
@@ -230,8 +231,12 @@ bool Harvester::ResolveDuplicates(uint32_t slot, uint64_t key,
   const config::CompiledRule* rule = rules_->Find(name.label);
   if (rule == nullptr) return false;
   const uint64_t hash = rule->HashOf(name, hash_key_);
-  shm::SlotTable<std::atomic<uint64_t>> table(buckets_->slots(), buckets_->capacity(),
-                                              buckets_->counters());
+  using Table = shm::SlotTable<std::atomic<uint64_t>>;
+  Table table(buckets_->slots(), buckets_->capacity(), buckets_->counters());
+  if (rule->kind == shm::Kind::kSlidingLog && buckets_->geometry().logs.rows != 0) {
+    table = Table::OfLogs(buckets_->slots(), buckets_->geometry().logs, buckets_->counters(),
+                          buckets_->log_entries(), shm::logs::TermsOf(rule->limit));
+  }
   if (shm::FingerprintOf(hash) == shm::key::Fp(key) && table.Find(hash) != slot) {
     table.ResolveDuplicates(hash, env);
   }

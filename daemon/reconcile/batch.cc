@@ -48,8 +48,8 @@ struct Told {
 
 void AppendLimit(const Told& told, std::string* args) {
   const shm::Limit& limit = told.limit;
-  if (shm::IsWindow(told.kind)) {
-    const bool slides = told.kind == shm::Kind::kSlidingWindow;
+  if (shm::IsCountedInWindows(told.kind)) {
+    const bool slides = told.kind != shm::Kind::kFixedWindow;
     const uint64_t length_ns =
         slides ? shm::window::LengthNs(limit.period_ns) : limit.period_ns + shm::window::kStepNs;
     redis::AppendBulkInt(args, static_cast<int64_t>((length_ns + 500) / 1000));
@@ -96,7 +96,7 @@ void AppendUse(Bucket& b, const BatchItem& item, uint64_t now_ns, uint64_t inter
     redis::AppendBulkInt(args, window.end_us);
     return;
   }
-  if (shm::IsWindow(b.kind)) {
+  if (shm::IsCountedInWindows(b.kind)) {
     redis::AppendBulk(args, absl::StrCat(item.in_window, " ", item.in_closed));
     redis::AppendBulkInt(args, item.tokens);
     redis::AppendBulkInt(
@@ -142,7 +142,7 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
       b.reported_ns = now_ns;
     }
     item.said_milli = static_cast<int64_t>(b.demand.rate() * kMilli);
-    item.is_window = shm::IsWindow(b.kind);
+    item.is_window = shm::IsCountedInWindows(b.kind);
     redis::AppendBulk(&args, b.text);
     redis::AppendBulkInt(&args, static_cast<int64_t>(table.IndexOf(b)));
     AppendUse(b, item, now_ns, interval_ns, &args);

@@ -95,7 +95,7 @@ std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
     items.push_back({.bucket = id,
                      .tokens = b.pending,
                      .since_ns = b.pending_since_ns,
-                     .is_window = shm::IsWindow(b.kind),
+                     .is_window = shm::IsCountedInWindows(b.kind),
                      .window_end_ns = b.window_end_ns,
                      .in_window = b.in_window,
                      .in_closed = b.in_closed});

@@ -65,6 +65,7 @@ struct alignas(64) Bucket {
   uint64_t told_end_ns = 0;
   int64_t told_others = 0;
   int64_t told_own = 0;                      // of this host's reports
+  int64_t told_own_closed = 0;               // the same of the window before
   int64_t told_added = 0;                    // by which the others' have grown then
   int64_t told_most = 0;                     // the most of that in the window
   shm::Kind kind = shm::Kind::kTokenBucket;  // as the limit

@@ -179,6 +179,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
     seen = LookAtWindow(b, *buckets_);
     NoteWindowUse(b, tokens, seen);
   }
+  if (tokens != 0 && b.kind == shm::Kind::kSlidingLog) NoteLogUse(b, tokens, now_ns_);
   if (IsJump(b, now_ns_)) ledger_.shard(b.shard).urgent = true;
   if (options_.region_count > 1) Exchange(b, tokens, denied, since_ns, seen);
 }
@@ -397,8 +398,11 @@ void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
 void Reconciler::FoldBackWindow(Bucket& b, const BatchItem& item, const BucketState& state,
                                 uint64_t now_ns) {
   const int64_t on_the_way = NoteTold(b, item, state, stats_.interval_ns, now_ns);
-  if (RenewShare(b, now_ns) && shm::IsWindow(b.kind)) {
+  if (!RenewShare(b, now_ns)) return;
+  if (shm::IsWindow(b.kind)) {
     FoldWindow(b, state, on_the_way, *buckets_, EndsOf(*b.rule), now_ns);
+  } else if (b.kind == shm::Kind::kSlidingLog) {
+    FoldLog(b, state, on_the_way, *buckets_, now_ns);
   }
 }
 

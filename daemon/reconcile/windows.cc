@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "shm/log.h"
 #include "shm/window_slot.h"
 
 namespace sluice::reconcile {
@@ -56,11 +57,14 @@ int64_t NoteTold(Bucket& b, const BatchItem& item, const BucketState& state, uin
   const uint64_t half_ns = b.limit.period_ns / 2;
   const bool is_same = b.told_end_ns + half_ns > end_ns && b.told_end_ns < end_ns + half_ns;
   if (!is_same) {
+    const bool follows = end_ns > b.told_end_ns && end_ns < b.told_end_ns + 3 * half_ns;
+    b.told_own_closed = follows ? b.told_own : 0;
     const auto asked = static_cast<int64_t>(b.others * static_cast<double>(interval_ns) * 1e-9);
     b.told_own = b.told_others = 0;
     b.told_added = std::max(asked, std::exchange(b.told_most, 0));
   }
   b.told_own += item.in_window;
+  b.told_own_closed += item.in_closed;
   const int64_t others = std::max<int64_t>(state.in_window - b.told_own, 0);
   const int64_t added = std::max<int64_t>(others - b.told_others, 0);
   b.told_end_ns = end_ns;
@@ -120,6 +124,41 @@ void MoveWindows(const shm::MappedBuckets& buckets, const config::CompiledRules&
       }
     }
   }
+}
+
+void NoteLogUse(Bucket& b, int64_t tokens, uint64_t now_ns) {
+  const uint64_t length_ns = shm::window::LengthNs(b.limit.period_ns);
+  if (now_ns >= b.window_end_ns) {
+    const bool follows = now_ns < b.window_end_ns + length_ns;
+    b.in_closed = follows ? b.in_window : 0;
+    b.in_window = 0;
+    b.window_end_ns = (follows ? b.window_end_ns : now_ns) + length_ns;
+  }
+  b.in_window += tokens;
+}
+
+// The second word is compared, and was read before the key: who has the slot meanwhile, and a use
+// for it, has changed it. Its loads and CAS pair with those of who began the tenancy.
+void FoldLog(Bucket& b, const BucketState& state, int64_t on_the_way,
+             const shm::MappedBuckets& buckets, uint64_t now_ns) {
+  const uint64_t length_ns = shm::window::LengthNs(b.limit.period_ns);
+  const uint64_t left_ns =
+      std::min(std::min(state.debt_us, shm::kMaxSpanNs / 1000) * 1000, length_ns);
+  const uint64_t end_ns = now_ns + (left_ns != 0 ? left_ns : length_ns);
+  if (left_ns != 0 && (b.in_window == 0 || b.window_end_ns + length_ns / 2 > end_ns)) {
+    b.window_end_ns = end_ns;
+  }
+  const auto of = [](int64_t tokens) {
+    return static_cast<uint64_t>(std::max<int64_t>(tokens, 0));
+  };
+  const uint64_t current = left_ns == 0 ? 0 : of(state.in_window - b.told_own) + of(on_the_way) / 2;
+  const uint64_t closed = left_ns == 0 ? 0 : of(state.in_closed - b.told_own_closed);
+  auto& second = buckets.second()[b.place.slot];
+  uint64_t s = second.load(std::memory_order_acquire);
+  if (buckets.slots()[b.place.slot].key.load(std::memory_order_acquire) != b.place.key) return;
+  second.compare_exchange_strong(
+      s, shm::logs::others::Make(shm::key::Gen(b.place.key), end_ns, length_ns, current, closed),
+      std::memory_order_acq_rel);
 }
 
 uint64_t WindowDebtNs(const Bucket& b, const BucketState& state) {

@@ -46,6 +46,15 @@ BucketState DatedState(const Bucket& b, const BucketState& told, uint64_t redis_
 void MoveWindows(const shm::MappedBuckets& buckets, const config::CompiledRules& former,
                  const config::CompiledRules& now);
 
+// The same for a sliding log, whose word tells of no window: the host's is the one that Redis told
+// of, or begins with this use.
+void NoteLogUse(Bucket& b, int64_t tokens, uint64_t now_ns);
+
+// Says beside a sliding log's slot what the others took, and takes over the window that Redis told
+// of. Precondition as of FoldWindow().
+void FoldLog(Bucket& b, const BucketState& state, int64_t on_the_way,
+             const shm::MappedBuckets& buckets, uint64_t now_ns);
+
 // What Redis told of the open window, as a debt in ns of the limit's pace: how full it is.
 uint64_t WindowDebtNs(const Bucket& b, const BucketState& state);
 

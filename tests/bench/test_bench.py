@@ -10,7 +10,8 @@ from harness.sluice import ROOT, build_dir
 
 ROWS = {"check_hot_handle", "check_hot_keyed", "check_three_rules", "check_deny",
         "check_deny_keyed", "check_strict_handle", "check_strict_keyed", "check_fixed_window",
-        "check_sliding_window", "check_priority_keyed", "check_priority_list", "reserve_and_settle", "check_cold_1m_single", "check_cold_1m_batch3",
+        "check_sliding_window", "check_sliding_log", "check_priority_keyed", "check_priority_list",
+        "reserve_and_settle", "check_cold_1m_single", "check_cold_1m_batch3",
         "check_cold_1m_batch16", "check_three_rules_cold", "check_cold_8m_single",
         "check_cold_8m_batch3", "check_cold_8m_batch16", "check_two_threads_one_key",
         "check_two_threads_one_tenant", "check_two_processes_one_key",

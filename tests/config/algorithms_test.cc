@@ -49,6 +49,25 @@ TEST(AlgorithmsTest, AWindowIsOfItsLimitAndPeriod) {
             shm::Kind::kFixedWindow);
 }
 
+TEST(AlgorithmsTest, ASlidingLogHasRoomForTheLargestOfItsLimits) {
+  const ParseResult result = OfRule(
+      "limit: 100 per 500ms\n    algorithm: sliding_log\n    tiers: {a: {limit: 4096 per 366d}}");
+  ASSERT_TRUE(result.ok()) << Text(result.problems);
+  EXPECT_EQ(result.config.rules.front().kind, shm::Kind::kSlidingLog);
+  EXPECT_EQ(LogsFor(result.config), (shm::LogShape{.rows = 1024, .entries = 4096}));
+  const ParseResult few =
+      OfRule("limit: 100/s\n    algorithm: sliding_log", "daemon: {buckets: 256}\n");
+  EXPECT_EQ(LogsFor(few.config), (shm::LogShape{.rows = 256, .entries = 128}));
+  const ParseResult said =
+      OfRule("limit: 3/s\n    algorithm: sliding_log", "daemon: {log_keys: 3000}\n");
+  EXPECT_EQ(LogsFor(said.config), (shm::LogShape{.rows = 4096, .entries = 8}));
+  EXPECT_EQ(LogsFor(OfRule("limit: 3/s").config), shm::LogShape{});
+  const ParseResult more =
+      OfRule("limit: 3/s\n    algorithm: sliding_log", "daemon: {buckets: 64, log_keys: 65}\n");
+  EXPECT_NE(Text(more.problems).find("more than the 64 buckets"), std::string::npos)
+      << Text(more.problems);
+}
+
 TEST(AlgorithmsTest, TakesStrictLimitsThatCanBeLentOut) {
   const std::string redis = "redis: {addresses: \"h:1\"}\n";
   const auto refused = [&](const char* lines, const char* said) {

@@ -121,7 +121,8 @@ def test_the_demo_replays_a_log_with_odd_lines(folder):
 
 @pytest.mark.timeout_s(200)
 @pytest.mark.parametrize("scenario, rows", [
-    ("algorithms", ["token-bucket", "leaky-bucket", "fixed-window", "sliding-window"]),
+    ("algorithms", ["token-bucket", "leaky-bucket", "fixed-window", "sliding-window",
+                    "sliding-log"]),
     ("strict", ["strict", "overdraft", "approximate"]),
     ("regions", ["moved", "closed", "open", "local"]),
 ])

@@ -23,9 +23,11 @@ STATES = (60_000, 1_000_000)
 
 TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
 WINDOW, WINDOW_SLOT, PURSE = "window.h", "window_slot.h", "purse.h"
+LOG, LOG_ROW, LOG_SLOT = "log.h", "log_row.h", "log_slot.h"
 SLOT_TEST, WINDOW_TEST = "tests/model/slot_protocol_test.cc", "tests/model/window_slot_test.cc"
-PURSE_TEST = "tests/model/purse_test.cc"
-TEST_OF = {WINDOW: WINDOW_TEST, WINDOW_SLOT: WINDOW_TEST, PURSE: PURSE_TEST}  # else SLOT_TEST
+PURSE_TEST, LOG_TEST = "tests/model/purse_test.cc", "tests/model/log_slot_test.cc"
+TEST_OF = {WINDOW: WINDOW_TEST, WINDOW_SLOT: WINDOW_TEST, PURSE: PURSE_TEST,
+           LOG: LOG_TEST, LOG_ROW: LOG_TEST, LOG_SLOT: LOG_TEST}  # else SLOT_TEST
 EXPLORER = "tests/model/explorer.cc"
 
 # name: (what it breaks, file, the code as it stands, the bug)
@@ -153,6 +155,35 @@ MUTANTS = {
         "K4", PURSE, "credits::NextTurn(w), 0);", "credits::Turn(w), credits::Count(w));"),
     "moved_use_not_taken_back": (
         "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;", ""),
+    "entry_taken_without_compare": (
+        "L1", LOG_ROW,
+        "    if (IsFree(t, e, gen, now_ns) &&\n"
+        "        row.entries[i].compare_exchange_strong(e, stamp, std::memory_order_seq_cst)) {\n",
+        "    if (IsFree(t, e, gen, now_ns)) {\n      row.entries[i].store(stamp);\n"),
+    "given_back_as_never_taken": (
+        "L1", LOG_ROW, "row.entries[i].compare_exchange_strong(e, stamp | kGivenBack,",
+        "row.entries[i].compare_exchange_strong(e, 0,"),
+    "more_given_back_than_taken": (
+        "L2", LOG_ROW, "n < size && given < tokens; ++n", "n < size && given < tokens + 1; ++n"),
+    "admitted_in_one_of_two_slots": (
+        "L3", LOG_SLOT, "const bool is_alone = table.IsAlone(hash, index);",
+        "const bool is_alone = true;"),
+    "entries_left_in_a_duplicate": (
+        "L3", LOG_ROW, "if (word::IsDead(ours)) return true;", "return true;"),
+    "entry_moved_by_two": (
+        "L3", LOG_ROW,
+        "      GiveBack(to, t.limit, to_gen, moved & kTimeMask, 0, 1);\n    }\n  }\n", "    }\n  }\n"),
+    "word_not_raised": (
+        "L4", LOG_SLOT, "if (payload::TimeNs(w) < until_ns) {", "if (until_ns == 0) {"),
+    "entry_of_an_earlier_gen_counts": (
+        "L4", LOG, "e == 0 || static_cast<int16_t>(Gen(e) - gen) < 0", "e == 0"),
+    "entry_of_a_later_gen_is_free": (
+        "L4", LOG, "e == 0 || static_cast<int16_t>(Gen(e) - gen) < 0", "!IsOurs(e, gen)"),
+    "a_part_taken_for_the_whole": (
+        "L5", LOG_SLOT, "taken.count < tokens && m.allowed;", "taken.count == 0 && m.allowed;"),
+    "what_was_too_little_is_kept": (
+        "L5", LOG_SLOT,
+        "        GiveBack(row, t.limit, seen->gen, stamp_us, start, taken.count);\n", ""),
 }
 
 
@@ -169,7 +200,7 @@ def build_and_run(folder, name):
     with open(path, "w", encoding="utf-8") as source:
         source.write(text.replace(code, bug))
     program = os.path.join(root, "model")
-    tests = ((SLOT_TEST, WINDOW_TEST, PURSE_TEST) if name == "none" else
+    tests = ((SLOT_TEST, WINDOW_TEST, PURSE_TEST, LOG_TEST) if name == "none" else
              (TEST_OF.get(file, SLOT_TEST),))
     done = subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{root}", f"-I{ROOT}",
                            *(os.path.join(ROOT, source) for source in (*tests, EXPLORER)),

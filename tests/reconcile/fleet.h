@@ -18,6 +18,7 @@
 #include "shm/bucket.h"
 #include "shm/bucket_name.h"
 #include "shm/key_text.h"
+#include "shm/log_slot.h"
 #include "shm/segment.h"
 #include "shm/take.h"
 #include "shm/window_slot.h"
@@ -65,12 +66,14 @@ class Host : public reconcile::Transport {
         redis_(redis),
         network_(network),
         random_(static_cast<uint64_t>(number) + 100) {
+    const shm::LogShape logs = config::LogsFor(config);
     CheckOk(control_.Create({.capacity = options_.capacity,
+                             .logs = logs,
                              .shard_count = options_.shards,
                              .grace_ns = 2 * kSecond,
                              .reconciling = true},
                             VirtualClock::now_ns));
-    CheckOk(buckets_.Create(options_.capacity));
+    CheckOk(buckets_.Create(options_.capacity, logs));
     SetConfig(config, 1);
     StartReconciler(static_cast<uint64_t>(number) + 1, VirtualClock::now_ns);
   }
@@ -130,6 +133,11 @@ class Host : public reconcile::Transport {
         shm::HashOfKind(shm::ShortNameHash(key, rule.hash_seed, values, 1), rule.kind);
     const shm::MappedBuckets& b = buckets_.buckets();
     shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+    const bool is_log = rule.kind == shm::Kind::kSlidingLog;
+    if (is_log) {
+      table = table.OfLogs(b.slots(), b.geometry().logs, b.counters(), b.log_entries(),
+                           shm::logs::TermsOf(rule.limit));
+    }
     shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
                        .tau_ns = limit.tau_ns,
                        .debt_max_ns = limit.debt_max_ns,
@@ -156,7 +164,9 @@ class Host : public reconcile::Transport {
       shm::RequestTime<VirtualClock> time(false, 0);
       shm::Seen seen;
       const shm::Outcome outcome =
-          shm::IsWindow(rule.kind)
+          is_log ? shm::logs::CheckLog(table, slot, hash, &b.second()[slot], charge, /*brief=*/true,
+                                       time, &seen)
+          : shm::IsWindow(rule.kind)
               ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot],
                                          shm::FingerprintOf(hash), charge, time, table, &seen)
               : shm::CheckSlot(b.slots()[slot], shm::FingerprintOf(hash), charge, time, table,

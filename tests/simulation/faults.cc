@@ -278,7 +278,7 @@ std::vector<config::RuleConfig> FaultPlan::OtherRules(const Host& host) {
     const uint64_t tenths = random_.Between(1, 30);
     rule.limit->limit = std::max<uint64_t>(rule.limit->limit * tenths / 10, 1);
     rule.limit->burst = std::max<uint64_t>(rule.limit->burst * random_.Between(1, 30) / 10, 3);
-    if (shm::IsWindow(rule.kind)) rule.limit->limit = rule.limit->burst;
+    if (shm::IsCountedInWindows(rule.kind)) rule.limit->limit = rule.limit->burst;
   }
   if (random_.Chance(0.4)) {
     config::RuleConfig extra = rules[0];

@@ -10,6 +10,7 @@
 #include "shm/bucket.h"
 #include "shm/bucket_name.h"
 #include "shm/key_text.h"
+#include "shm/log_slot.h"
 #include "shm/take.h"
 #include "shm/window_slot.h"
 
@@ -17,6 +18,7 @@ namespace sluice::simulation {
 namespace {
 
 constexpr uint64_t kCapacity = 256;
+constexpr shm::LogShape kLogs = {.rows = 256, .entries = 2048};
 constexpr uint64_t kGraceNs = 2 * kSecond;
 constexpr uint64_t kMaxDebtNs = 30 * kSecond;  // two lengths of the longest window
 constexpr size_t kRulesMost = 7;               // of one host at any time
@@ -49,12 +51,13 @@ Host::Host(HostOptions options, Timeline* timeline, Network* network, Trace* tra
       first_rules_(options_.config.rules) {
   const uint32_t shards = options_.config.redis->shards;
   CheckOk(control_.Create({.capacity = kCapacity,
+                           .logs = kLogs,
                            .shard_count = shards,
                            .grace_ns = kGraceNs,
                            .reconciling = true,
                            .seed = {random_.Next() | 1, random_.Next() | 1, random_.Next() | 1}},
                           NowNs()));
-  CheckOk(buckets_.Create(kCapacity));
+  CheckOk(buckets_.Create(kCapacity, kLogs));
   if (!PublishRules(options_.config.rules)) abort();
   control_.Publish();
   for (int client = 0; client < options_.clients; ++client) CheckLater(client);
@@ -104,6 +107,7 @@ void Host::StartDaemon() {
   if (!lives_.empty()) {
     CheckOk(control_.Adopt(shm::OwnedFd(dup(control_.fd())),
                            {.capacity = kCapacity,
+                            .logs = kLogs,
                             .shard_count = options_.config.redis->shards,
                             .grace_ns = kGraceNs,
                             .reconciling = true},
@@ -257,6 +261,11 @@ void Host::Check() {
       shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1), rule.kind);
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+  const bool is_log = rule.kind == shm::Kind::kSlidingLog;
+  if (is_log) {
+    table = table.OfLogs(b.slots(), kLogs, b.counters(), b.log_entries(),
+                         shm::logs::TermsOf(rule.limit));
+  }
   // Each fourth is of a class that leaves three eighths of the bucket; other words have no floor.
   const bool is_floored = checks_ % 4 == 0 && rule.kind == shm::Kind::kTokenBucket;
   const shm::Limit floored = shm::Floored(rule.limit, is_floored ? 0x6000 : 0);
@@ -280,9 +289,12 @@ void Host::Check() {
     shm::Seen seen;
     const uint64_t fp = shm::FingerprintOf(hash);
     const shm::Outcome outcome =
-        shm::IsWindow(rule.kind) ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot], fp,
-                                                            charge, time, table, &seen)
-                                 : shm::CheckSlot(b.slots()[slot], fp, charge, time, table, &seen);
+        is_log ? shm::logs::CheckLog(table, slot, hash, &b.second()[slot], charge,
+                                     /*brief=*/true, time, &seen)
+        : shm::IsWindow(rule.kind)
+            ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot], fp, charge, time, table,
+                                       &seen)
+            : shm::CheckSlot(b.slots()[slot], fp, charge, time, table, &seen);
     if (outcome == shm::Outcome::kLost) continue;
     if (outcome != shm::Outcome::kAllowed) {
       shm::AddDenied(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, 1);
@@ -298,10 +310,11 @@ void Host::Check() {
     const uint64_t aux = shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
     if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, rule.label, value);
     if (random_.Chance(options_.give_back)) {
-      timeline_->After(random_.Below(kGiveBackMostNs),
-                       [this, spent = Spent{rule.kind, shm::window::ScaleOf(rule.limit.limit), slot,
-                                            tokens, seen.gen, seen.verdict.new_ns, charge.cost_ns,
-                                            std::move(text)}] { GiveBack(spent); });
+      timeline_->After(
+          random_.Below(kGiveBackMostNs),
+          [this, spent = Spent{rule.kind, shm::window::ScaleOf(rule.limit.limit), slot, tokens,
+                               seen.gen, seen.verdict.new_ns, charge.cost_ns, rule.limit.period_ns,
+                               std::move(text)}] { GiveBack(spent); });
     }
     return;
   }
@@ -313,7 +326,13 @@ void Host::GiveBack(const Spent& spent) {
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::Slot& slot = b.slots()[spent.slot];
   const bool is_back =
-      shm::IsWindow(spent.kind)
+      spent.kind == shm::Kind::kSlidingLog
+          ? shm::logs::RefundLog(
+                slot,
+                shm::logs::Row<std::atomic<uint64_t>>{
+                    b.log_entries() + uint64_t{spent.slot} * kLogs.entries, kLogs.entries},
+                0, spent.gen, spent.new_ns, spent.tokens, spent.period_ns, NowNs())
+      : shm::IsWindow(spent.kind)
           ? shm::window::RefundWindow(slot, 0, spent.gen, spent.new_ns,
                                       shm::window::RefundUnits(spent.tokens, spent.scale), NowNs())
           : shm::RefundSlot(slot, 0, spent.gen, spent.new_ns, spent.cost_ns, NowNs());

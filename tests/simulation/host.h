@@ -111,7 +111,7 @@ class Host {
     uint32_t slot = 0;
     uint32_t tokens = 0;
     uint16_t gen = 0;
-    uint64_t new_ns = 0, cost_ns = 0;
+    uint64_t new_ns = 0, cost_ns = 0, period_ns = 0;
     std::string text;
   };
 

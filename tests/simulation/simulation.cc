@@ -101,7 +101,8 @@ class Simulation {
     config.rules = {Rule("per-user", 200, kSecond, 100), Rule("per-org", 3000, 60 * kSecond, 300),
                     Rule("per-day", 100'000, 3600 * kSecond, 2000),
                     Window("fixed", shm::Kind::kFixedWindow, 500, 2 * kSecond),
-                    Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond)};
+                    Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond),
+                    Window("log", shm::Kind::kSlidingLog, 600, 4 * kSecond)};
     // Two machines made from one image: nothing may depend on the name.
     const bool same_names = random_.Chance(0.3);
     const bool give_back = random_.Chance(0.6);

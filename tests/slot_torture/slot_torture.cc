@@ -2,10 +2,10 @@
 // keys as clients do, one harvests and sweeps as the daemon does, and all are killed at random
 // moments and forked anew. Needs shm/ and the C library only, so that it compiles for any machine.
 //
-//   slot_torture --kills N --seed S [--kind 0|1|2]
+//   slot_torture --kills N --seed S [--kind 0|1|2|4]
 //
-// --kind 1 or 2: the hot keys are fixed or sliding windows, and so is a part of those that come and
-// go, among token buckets: slots pass from one kind to another.
+// --kind 1, 2 or 4: the hot keys are fixed or sliding windows or sliding logs, and so is a part of
+// those that come and go, among token buckets: slots pass from one kind to another.
 //
 // At the end it judges: no key over its bound, use counted as often as admitted (kills aside),
 // every slot usable again, nobody hung. Prints the figures; the exit status is 0 if all hold.
@@ -26,6 +26,7 @@
 #include "shm/bucket.h"
 #include "shm/clock.h"
 #include "shm/hash.h"
+#include "shm/log_slot.h"
 #include "shm/slot_table.h"
 #include "shm/take.h"
 #include "shm/window_slot.h"
@@ -60,10 +61,14 @@ constexpr uint64_t kWindowNs = 20'000'000;
 const shm::Limit kHotWindow = shm::window::MakeLimit(kBurst, kWindowNs);
 const shm::Limit kRareWindow = shm::window::MakeLimit(1, 1'000'000);
 constexpr uint32_t kRareWindowEvery = 16;
+const shm::Limit kHotLog = shm::logs::MakeLimit(kBurst, kWindowNs);
+const shm::Limit kRareLog = shm::logs::MakeLimit(1, 1'000'000);
+constexpr shm::LogShape kLogs = {kSlots, 32};
 
 struct Shared {
   shm::Slot slots[kSlots];
   Word second[kSlots];
+  Word log_entries[kSlots * kLogs.entries];
   Word dirty[1];
   Word counters[2][shm::kCounters];  // of hot keys, of the others
   // What the processes did, each noted right after it was done.
@@ -88,10 +93,16 @@ shm::Kind KindOf(uint32_t key) {
 }
 const shm::Limit& LimitOf(uint32_t key) {
   if (shm::IsWindow(KindOf(key))) return IsHot(key) ? kHotWindow : kRareWindow;
+  if (KindOf(key) == shm::Kind::kSlidingLog) return IsHot(key) ? kHotLog : kRareLog;
   return IsHot(key) ? kHotLimit : kRareLimit;
 }
 Table TableFor(uint32_t key) {
-  return {shared->slots, kSlots, shared->counters[IsHot(key) ? 0 : 1]};
+  Word* const counters = shared->counters[IsHot(key) ? 0 : 1];
+  if (key < kKeys && KindOf(key) == shm::Kind::kSlidingLog) {
+    return Table::OfLogs(shared->slots, kLogs, counters, shared->log_entries,
+                         shm::logs::TermsOf(LimitOf(key)));
+  }
+  return {shared->slots, kSlots, counters};
 }
 Table::Env EnvAt(uint64_t now_ns) {
   return {now_ns, kGraceNs, kHotLimit.tau_ns + kHotLimit.debt_max_ns};
@@ -117,6 +128,11 @@ void Check(uint32_t key) {
         slot = shm::kNoSlot;
       }
     }
+    const bool is_log = KindOf(key) == shm::Kind::kSlidingLog;
+    if (is_log && slot != shm::kNoSlot && !table.IsAlone(hash, slot)) {
+      table.ResolveDuplicates(hash, EnvAt(MonotonicClock::PreciseNs()));
+      slot = shm::kNoSlot;
+    }
     if (slot == shm::kNoSlot) {
       bool claimed;
       slot = table.FindOrClaim(hash, KindOf(key), 0, EnvAt(MonotonicClock::PreciseNs()), &claimed);
@@ -136,7 +152,9 @@ void Check(uint32_t key) {
                              .limit = &limit};
     const uint64_t fp = shm::FingerprintOf(hash);
     const shm::Outcome outcome =
-        shm::IsWindow(charge.kind)
+        is_log ? shm::logs::CheckLog<Word>(table, slot, hash, nullptr, charge, restart % 2 == 0,
+                                           time, &seen)
+        : shm::IsWindow(charge.kind)
             ? shm::window::CheckWindow(shared->slots[slot], &shared->second[slot], fp, charge, time,
                                        table, &seen)
             : shm::CheckSlot(shared->slots[slot], fp, charge, time, table, &seen);
@@ -322,8 +340,9 @@ class Torture {
       hottest = std::max(hottest, shared->admitted[i].load());
     }
     // A window that begins at the start, and one that has not ended.
-    const uint64_t usual = shm::IsWindow(hot_kind) ? (elapsed_ns_ / kWindowNs + 2) * kBurst
-                                                   : elapsed_ns_ / kHotLimit.interval_ns + kBurst;
+    const bool is_bucket = hot_kind == shm::Kind::kTokenBucket;
+    const uint64_t usual = is_bucket ? elapsed_ns_ / kHotLimit.interval_ns + kBurst
+                                     : (elapsed_ns_ / kWindowNs + 2) * kBurst;
     const uint64_t bound = usual + kBurst * kills_;
     const auto hot_duplicates = static_cast<uint32_t>(shm::Counter::kDuplicates);
     const uint64_t emptied = shared->counters[0][hot_duplicates].load();
@@ -336,6 +355,9 @@ class Torture {
     printf("hottest key: %lu admitted; rate and burst %lu, bound %lu, %lu of its duplicates\n",
            hottest, usual, bound, emptied);
     if (hottest > bound) return Fail("a key is over its bound");
+    // What a duplicate has served stays served.
+    if (hot_kind == shm::Kind::kSlidingLog && hottest > usual)
+      return Fail("a log is over its limit");
     // Whoever empties a duplicate counts it, unless killed just then.
     return hottest <= usual + kBurst * emptied || Fail("a hot key is over rate and burst");
   }

@@ -40,13 +40,17 @@ ServedSegments::~ServedSegments() {
 void ServedSegments::Create(std::string_view rules_yaml) {
   control_ = shm::ControlWriter();
   buckets_ = shm::BucketsOwner();
+  config::ParseResult parsed = config::ParseConfig(rules_yaml, "test.yaml");
+  parsed.config.daemon.log_keys = 64;
+  const shm::LogShape logs = config::LogsFor(parsed.config);
   CheckOk(control_.Create({.capacity = options_.capacity,
+                           .logs = logs,
                            .shard_count = 16,
                            .grace_ns = 2'000'000'000,
                            .reconciling = options_.reconciling},
                           Now()),
           "control");
-  CheckOk(buckets_.Create(options_.capacity), "buckets");
+  CheckOk(buckets_.Create(options_.capacity, logs), "buckets");
   Publish(rules_yaml);
   control_.Beat(Now());
   control_.Publish();

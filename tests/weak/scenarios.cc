@@ -243,6 +243,22 @@ Staged OnePurse() {
   });
 }
 
+// L3: one takes A's token in the slot that it has, another names a second one, moves there what the
+// first has served, and takes there.
+Staged DuplicateLog() {
+  return Stage({2, 6}, kLog, [](World& w) {
+    return w.In([&w] { w.PutLogs(); },
+                {[&w] { w.CheckLog(6, &w.admitted_a_); },
+                 [&w] {
+                   w.NameLog();
+                   w.CheckLog(2, &w.admitted_b_);
+                 }},
+                [&w](const Killed&) -> std::string {
+                  return w.admitted_a_ + w.admitted_b_ <= 1 ? "" : "two slots served one limit";
+                });
+  });
+}
+
 }  // namespace
 
 const std::vector<Named> kScenarios = {
@@ -261,6 +277,7 @@ const std::vector<Named> kScenarios = {
     {"text under its tag", TextUnderItsTag},
     {"two begin a window", TwoBeginAWindow},
     {"one purse", OnePurse},
+    {"duplicate log", DuplicateLog},
 };
 
 }  // namespace sluice::weak

@@ -92,6 +92,10 @@ constexpr Mutant kMutants[] = {
     // W2: the second word, then the word.
     {"ReadPair word.load", kRelaxed, "two begin a window"},
     {"Commit word.cas", kAcquire, "two begin a window"},
+    // L3: who takes sees the other's name, or the other sees what was taken.
+    {"Take entry.cas", kAcqRel, "duplicate log"},
+    {"IsAlone key.load", kAcquire, "duplicate log"},
+    {"MoveEntries entry.load", kAcquire, "duplicate log"},
 };
 
 TEST(SlotOrderMutants, EachIsFound) {

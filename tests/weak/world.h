@@ -10,6 +10,7 @@
 
 #include "shm/bucket.h"
 #include "shm/key_text.h"
+#include "shm/log_slot.h"
 #include "shm/slot_table.h"
 #include "shm/take.h"
 #include "shm/window_slot.h"
@@ -24,6 +25,7 @@ inline constexpr uint32_t kCapacity =
 inline constexpr uint64_t kKeyA = 0xaaaa'0000'0000'0000;
 inline constexpr uint64_t kKeyB = 0xbbbb'0000'0000'0000;
 inline const shm::Limit kTwo = shm::MakeLimit(1, kSecond, 2);
+inline const shm::Limit kOneLog = shm::logs::MakeLimit(1, kSecond);
 
 struct WorldClock {
   static uint64_t PreciseNs() { return kNow; }
@@ -37,7 +39,8 @@ enum About : unsigned {
   kDirtyBits = 4,
   kDenied = 8,
   kText = 16,
-  kSecondWord = 32
+  kSecondWord = 32,
+  kLog = 64
 };
 
 // A table whose slots are all taken by strangers for long, but those in `open`.
@@ -144,6 +147,41 @@ class World {
     if (outcome == shm::Outcome::kAllowed) *admitted += tokens;
   }
 
+  // Sliding logs of one token a second. A's in slot 6; slot 2 is as who claims it for A too, having
+  // looked before, leaves it right before he names it.
+  void PutLogs() {
+    for (const uint32_t slot : {2u, 6u}) {
+      slots_[slot].word.value = shm::payload::Make(kNow, 0);
+      slots_[slot].key.value = slot == 2 ? 0 : LogKey();
+    }
+  }
+  // As step 3 does.
+  void NameLog() {
+    uint64_t k = 0;
+    slots_[2].key.compare_exchange_strong(k, LogKey(), std::memory_order_seq_cst);
+    LogTable().ResolveDuplicates(kKeyA, Env());
+  }
+  void CheckLog(uint32_t slot, int64_t* admitted) {
+    shm::RequestTime<WorldClock> time(false, 0);
+    shm::Seen seen;
+    const shm::Charge charge{.cost_ns = 0,
+                             .tau_ns = kOneLog.tau_ns,
+                             .debt_max_ns = kOneLog.debt_max_ns,
+                             .tokens = 1,
+                             .commit = true,
+                             .kind = shm::Kind::kSlidingLog,
+                             .limit = &kOneLog};
+    const shm::Outcome outcome = shm::logs::CheckLog<Cell>(LogTable(), slot, kKeyA, nullptr, charge,
+                                                           /*brief=*/true, time, &seen);
+    if (outcome == shm::Outcome::kAllowed) ++*admitted;
+  }
+  static uint64_t LogKey() {
+    return shm::key::Make(shm::FingerprintOf(kKeyA), shm::Kind::kSlidingLog, 3);
+  }
+  Table LogTable() {
+    return Table::OfLogs(slots_, {kCapacity, 1}, counters_, entries_, shm::logs::TermsOf(kOneLog));
+  }
+
   bool Claim(uint64_t hash) {
     bool claimed = false;
     table().FindOrClaim(hash, shm::Kind::kTokenBucket, 0, Env(), &claimed);
@@ -212,6 +250,7 @@ class World {
   Cell dirty_;
   Cell denied_;
   Cell second_;
+  Cell entries_[kCapacity];
   shm::BasicKeyText<Cell> text_;
   Cell counters_[shm::kCounters];
   int64_t admitted_a_ = 0;
@@ -236,6 +275,7 @@ class World {
     add(dirty_, "dirty");
     add(denied_, "denied");
     add(second_, "second");
+    for (Cell& cell : entries_) add(cell, "entry");
     add(text_.tag, "tag");
     for (Cell& cell : text_.words) add(cell, "text");
     for (Cell& cell : counters_) add(cell, "counter");
@@ -266,6 +306,10 @@ class World {
     for (size_t i = 0; i < shm::kKeyTextWords; ++i) {
       text_.words[i].value = 0;
       text_.words[i].quiet = i > 1 || (about_ & kText) == 0;
+    }
+    for (uint32_t i = 0; i < kCapacity; ++i) {
+      entries_[i].value = 0;
+      entries_[i].quiet = !IsOpen(i) || (about_ & kLog) == 0;
     }
     admitted_a_ = admitted_b_ = 0;
     claimed_ = false;

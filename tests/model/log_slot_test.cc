@@ -1,0 +1,394 @@
+// Sliding logs on slots, all interleavings of two processes with a kill before any shared access.
+// The invariants L1 to L5 are stated in shm/log_row.h and shm/log_slot.h; each check names the ones
+// it looks at.
+#include "shm/log_slot.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/model/expect_clean.h"
+#include "tests/model/explorer.h"
+
+namespace sluice::model {
+namespace {
+
+using shm::Kind;
+namespace logs = shm::logs;
+
+constexpr uint64_t kSecond = 1'000'000'000;
+constexpr uint32_t kCapacity = 8;
+constexpr uint32_t kRow = 3;    // entries of a row
+constexpr uint32_t kLower = 2;  // slots that are free to be claimed
+constexpr uint32_t kHigher = 6;
+constexpr uint16_t kGen = 3;
+constexpr uint64_t kKeyA = 0xaaaa'0000'0000'0000;
+constexpr uint64_t kKeyB = 0xbbbb'0000'0000'0000;
+constexpr uint64_t kNow = shm::payload::kStepNs * 100'000;
+// Long after a short period, but not so late that a time of then is wild for who reads kNow again:
+// the clock of each stands still.
+constexpr uint64_t kShort = kSecond / 10;
+constexpr uint64_t kLate = kNow + 9 * kShort;
+
+// A table of two groups, in which two slots are to be had.
+class World {
+ public:
+  explicit World(uint32_t limit, uint64_t period_ns = kSecond)
+      : limit_(logs::MakeLimit(limit, period_ns)) {
+    for (shm::BasicSlot<Cell>& s : slots_) {
+      for (Cell* cell : {&s.word, &s.key, &s.used, &s.aux}) memory.push_back(cell);
+    }
+    for (Cell& e : entries_) memory.push_back(&e);
+  }
+
+  // The two slots empty since long, all others taken for long. Entries as if of long ago.
+  void Clear() {
+    for (uint32_t i = 0; i < kCapacity; ++i) {
+      const bool is_open = i == kLower || i == kHigher;
+      slots_[i].word.value = is_open ? kNow - 100 * kSecond : kNow + 1000 * kSecond;
+      slots_[i].key.value = is_open ? shm::key::Make(0, Kind::kTokenBucket, kGen - 1)
+                                    : shm::key::Make(1000 + i, Kind::kTokenBucket, 0);
+      slots_[i].used.value = shm::used::Make(is_open ? kGen - 1 : 0, 0);
+      slots_[i].aux.value = 0;
+      for (Cell* cell : {&slots_[i].word, &slots_[i].key, &slots_[i].used, &slots_[i].aux}) {
+        cell->quiet = !is_open;
+      }
+      slots_[i].used.quiet = slots_[i].aux.quiet = true;
+      for (uint32_t e = 0; e < kRow; ++e) {
+        Entry(i, e).value = 0;
+        Entry(i, e).quiet = !is_open;
+      }
+    }
+    for (Cell& cell : counters_) cell.quiet = true;
+    for (uint32_t& n : admitted_) n = 0;
+  }
+
+  // A tenancy of A, whose first `taken` entries were taken so long before `now_ns`.
+  void Put(uint32_t slot, uint32_t taken, uint64_t ago_ns, uint64_t word_ns) {
+    slots_[slot].key.value = shm::key::Make(shm::FingerprintOf(kKeyA), Kind::kSlidingLog, kGen);
+    slots_[slot].used.value = shm::used::Make(kGen, 0);
+    slots_[slot].word.value = shm::payload::Make(word_ns, 0);
+    for (uint32_t e = 0; e < taken; ++e) {
+      Entry(slot, e).value = logs::Make(kGen, logs::StampUs(kNow - ago_ns));
+    }
+  }
+  // As step 5 leaves whoever has a key in two slots.
+  void CloseOthers(uint32_t slot) {
+    for (uint32_t i = 0; i < kCapacity; ++i) {
+      if (i == slot) continue;
+      slots_[i].key.value = shm::key::Make(1000 + i, Kind::kTokenBucket, 0);
+      slots_[i].word.value = kNow + 1000 * kSecond;
+      for (Cell* cell : {&slots_[i].word, &slots_[i].key}) cell->quiet = true;
+      for (uint32_t e = 0; e < kRow; ++e) Entry(i, e).quiet = true;
+    }
+  }
+
+  // One check in the slot `index`.
+  shm::Outcome Check(uint32_t index, uint32_t tokens, uint64_t hash, bool brief, shm::Seen* seen) {
+    shm::RequestTime<ClockOfEach> time(false, 0);
+    const shm::Charge charge{.cost_ns = 0,
+                             .tau_ns = limit_.tau_ns,
+                             .debt_max_ns = limit_.debt_max_ns,
+                             .tokens = tokens,
+                             .dearer_q16 = 0,
+                             .admit_always = false,
+                             .commit = true,
+                             .kind = Kind::kSlidingLog,
+                             .limit = &limit_};
+    return logs::CheckLog<Cell>(table(), index, hash, nullptr, charge, brief, time, seen);
+  }
+
+  // As a client does: finds or claims, resolves, checks. Returns the slot where it was admitted.
+  uint32_t Spend(int who, uint32_t tokens, uint64_t hash = kKeyA, bool brief = true) {
+    for (int round = 0; round < 4; ++round) {
+      const shm::SlotTable<Cell>::Env env = EnvNow();
+      uint32_t index = table().Find(hash);
+      if (index != shm::kNoSlot && !table().IsAlone(hash, index)) {
+        table().ResolveDuplicates(hash, env);
+      }
+      bool claimed = false;
+      index = table().FindOrClaim(hash, Kind::kSlidingLog, 0, env, &claimed);
+      if (index == shm::kNoSlot) return shm::kNoSlot;
+      const shm::Outcome outcome = Check(index, tokens, hash, brief, &seen[who]);
+      if (outcome == shm::Outcome::kLost) continue;
+      if (outcome != shm::Outcome::kAllowed) return shm::kNoSlot;
+      admitted_[who] += tokens;
+      return index;
+    }
+    return shm::kNoSlot;
+  }
+  bool GiveBack(int who, uint32_t index, uint32_t tokens) {
+    const bool given = logs::RefundLog(slots_[index], table().log_rows().of(index), 0,
+                                       seen[who].gen, seen[who].verdict.new_ns, tokens,
+                                       limit_.period_ns, ClockOfEach::PreciseNs());
+    if (given) admitted_[who] -= tokens;
+    return given;
+  }
+
+  static shm::SlotTable<Cell>::Env EnvNow() {
+    return {ClockOfEach::PreciseNs(), kSecond / 1000, 5000 * kSecond};
+  }
+  shm::SlotTable<Cell> table() {
+    return shm::SlotTable<Cell>::OfLogs(slots_, {kCapacity, kRow}, counters_, entries_,
+                                        logs::TermsOf(limit_));
+  }
+  shm::BasicSlot<Cell>& slot(uint32_t i) { return slots_[i]; }
+  Cell& Entry(uint32_t slot, uint32_t e) { return entries_[slot * kRow + e]; }
+  uint32_t Admitted() const { return admitted_[0] + admitted_[1]; }
+  uint32_t Admitted(int who) const { return admitted_[who]; }
+  // Entries of the key's slots that count at `now_ns`.
+  uint32_t Live(uint64_t hash, uint64_t now_ns) {
+    uint32_t live = 0;
+    for (uint32_t i = 0; i < kCapacity; ++i) {
+      const uint64_t k = slots_[i].key.value;
+      if (shm::key::Fp(k) != shm::FingerprintOf(hash)) continue;
+      for (uint32_t e = 0; e < kRow; ++e) {
+        live += logs::IsFree(logs::TermsOf(limit_), Entry(i, e).value, shm::key::Gen(k), now_ns)
+                    ? 0
+                    : 1;
+      }
+    }
+    return live;
+  }
+
+  std::vector<Cell*> memory;
+  shm::Seen seen[3];
+
+ private:
+  shm::Limit limit_;
+  shm::BasicSlot<Cell> slots_[kCapacity];
+  Cell entries_[kCapacity * kRow];
+  Cell counters_[shm::kCounters];
+  uint32_t admitted_[3] = {};
+};
+
+bool IsAnyKilled(const std::vector<bool>& killed) {
+  return std::find(killed.begin(), killed.end(), true) != killed.end();
+}
+
+void AllNow(uint64_t now_ns) {
+  for (uint64_t& each : ClockOfEach::now_ns) each = now_ns;
+}
+
+// L1, L5: two ask for two of three tokens. One has them, the other takes nothing; a killed one
+// leaves what it had taken at most.
+TEST(LogSlotModel, OfTwoWhoCannotBothHaveAllOneDoes) {
+  World w(3);
+  AllNow(kNow);
+  for (const bool brief : {true, false}) {
+    Scenario s;
+    s.memory = w.memory;
+    s.reset = [&w] {
+      w.Clear();
+      w.Put(kLower, 0, 0, kNow);
+      w.CloseOthers(kLower);
+    };
+    s.processes = {[&w, brief] { w.Spend(0, 2, kKeyA, brief); },
+                   [&w, brief] { w.Spend(1, 2, kKeyA, brief); }};
+    s.check = [&w](const std::vector<bool>& killed) -> std::string {
+      if (w.Admitted() > 2) return "more was admitted than there is";
+      if (w.Live(kKeyA, kNow) < w.Admitted()) return "what was admitted was forgotten";
+      if (w.Live(kKeyA, kNow) > w.Admitted() + (IsAnyKilled(killed) ? 2 : 0)) return "taken twice";
+      return IsAnyKilled(killed) || w.Admitted() == 2 ? "" : "neither had what there is";
+    };
+    ExpectClean(std::move(s), "two who want two of three", /*bounded=*/true);
+  }
+}
+
+// L1: the last token goes to one, and one that is just free again too.
+TEST(LogSlotModel, NoTokenGoesToTwo) {
+  World w(2);
+  AllNow(kNow);
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] {
+    w.Clear();
+    w.Put(kLower, 1, kSecond, kNow);  // free again at this very moment
+    w.CloseOthers(kLower);
+  };
+  s.processes = {[&w] {
+                   w.Spend(0, 1);
+                   w.Spend(0, 1);
+                 },
+                 [&w] {
+                   w.Spend(1, 1);
+                   w.Spend(1, 1);
+                 }};
+  s.check = [&w](const std::vector<bool>& killed) -> std::string {
+    if (w.Admitted() > 2) return "more was admitted than there is";
+    if (w.Live(kKeyA, kNow) < w.Admitted()) return "what was admitted was forgotten";
+    return IsAnyKilled(killed) || w.Admitted() == 2 ? "" : "less was admitted than there is";
+  };
+  ExpectClean(std::move(s), "two spend the last tokens");
+}
+
+// L1: what is given back is free from the time on at which it was taken, and not for who has read
+// the time before: for him the token that was there before still counts.
+TEST(LogSlotModel, WhatIsGivenBackDoesNotComeEarly) {
+  World w(1);
+  AllNow(kNow);
+  ClockOfEach::now_ns[1] = kNow - 10'000;
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] {
+    w.Clear();
+    w.Put(kLower, 1, kSecond, kNow);  // free at kNow
+    w.CloseOthers(kLower);
+  };
+  s.processes = {[&w] {
+                   const uint32_t index = w.Spend(0, 1);
+                   if (index != shm::kNoSlot) w.GiveBack(0, index, 1);
+                 },
+                 [&w] { w.Spend(1, 1); }};
+  s.check = [&w](const std::vector<bool>& killed) -> std::string {
+    if (w.Admitted(1) != 0) return "a token came early";
+    return IsAnyKilled(killed) || w.Live(kKeyA, kNow) == 0 ? "" : "it was not given back";
+  };
+  ExpectClean(std::move(s), "a refund under who has an earlier time");
+}
+
+// L2: one gives back what it took while another takes as much at the same time.
+TEST(LogSlotModel, ARefundGivesBackAsMuchAsWasTaken) {
+  World w(3);
+  AllNow(kNow);
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] {
+    w.Clear();
+    w.Put(kLower, 0, 0, kNow);
+    w.CloseOthers(kLower);
+  };
+  s.processes = {[&w] {
+                   const uint32_t index = w.Spend(0, 1);
+                   if (index != shm::kNoSlot) w.GiveBack(0, index, 1);
+                 },
+                 [&w] {
+                   w.Spend(1, 1);
+                   w.Spend(1, 1);
+                 }};
+  s.check = [&w](const std::vector<bool>& killed) -> std::string {
+    const uint32_t live = w.Live(kKeyA, kNow);
+    if (live < w.Admitted()) return "more was given back than was taken";
+    return IsAnyKilled(killed) || (live == w.Admitted() && live == 2) ? "" : "less was given back";
+  };
+  ExpectClean(std::move(s), "a refund beside a spender", /*bounded=*/true);
+}
+
+// L4: who is late for A while its slot goes to B neither spends from B nor keeps A's slot.
+TEST(LogSlotModel, TheNextTenantHasALogOfItsOwn) {
+  World w(1, kShort);
+  for (const uint64_t ago_ns : {uint64_t{0}, 2 * kShort}) {
+    AllNow(kLate);
+    ClockOfEach::now_ns[0] = kNow;
+    Scenario s;
+    s.memory = w.memory;
+    s.reset = [&w, ago_ns] {
+      w.Clear();
+      w.Put(kLower, 1, ago_ns, kNow + shm::payload::kStepNs);
+      w.CloseOthers(kLower);
+    };
+    s.processes = {[&w] { w.Check(kLower, 1, kKeyA, true, &w.seen[0]); },
+                   [&w] {
+                     w.Spend(1, 1, kKeyB);
+                     w.Spend(1, 1, kKeyB);
+                   }};
+    s.max_kills = 0;
+    s.check = [&w](const std::vector<bool>&) -> std::string {
+      if (shm::key::Fp(w.slot(kLower).key.value) != shm::FingerprintOf(kKeyB)) return "";
+      if (w.Admitted(1) > 1) return "B had more than its limit";
+      if (w.Live(kKeyB, kLate) < w.Admitted(1)) return "what B took was forgotten";
+      return w.Admitted(1) == 1 ? "" : "B paid for A";
+    };
+    ExpectClean(std::move(s), "a log's next tenant", /*bounded=*/true);
+  }
+}
+
+// L4: a token that counts is not lost with its slot: it is raised first.
+TEST(LogSlotModel, ASlotIsNotTakenFromWhoHasJustSpent) {
+  World w(2);
+  AllNow(kNow);
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] {
+    w.Clear();
+    w.Put(kLower, 0, 0, kNow - kSecond);  // may be taken by another
+    w.CloseOthers(kLower);
+  };
+  s.processes = {[&w] { w.Spend(0, 1); }, [&w] { w.Spend(1, 1, kKeyB); }};
+  s.check = [&w](const std::vector<bool>&) -> std::string {
+    if (w.Admitted(0) != 0 && w.Admitted(1) != 0) return "both spent in one slot";
+    if (w.Live(kKeyA, kNow) < w.Admitted(0)) return "A's token was forgotten";
+    return w.Live(kKeyB, kNow) < w.Admitted(1) ? "B's token was forgotten" : "";
+  };
+  ExpectClean(std::move(s), "an eviction under who spends", /*bounded=*/true);
+}
+
+// L3: two claimers of one key may name two slots; together they have no more than the limit.
+TEST(LogSlotModel, TwoClaimersOfAKeyShareItsLimit) {
+  for (const uint32_t kills : {0u, 1u}) {
+    World w(1);
+    AllNow(kNow);
+    Scenario s;
+    s.memory = w.memory;
+    s.max_kills = kills;
+    s.reset = [&w] { w.Clear(); };
+    s.processes = {[&w] { w.Spend(0, 1); }, [&w] { w.Spend(1, 1); }};
+    s.check = [&w](const std::vector<bool>&) -> std::string {
+      return w.Admitted() <= 1 ? "" : "two slots served one limit";
+    };
+    ExpectClean(std::move(s), "two claimers of a log", /*bounded=*/true);
+  }
+}
+
+// L3: a key stands in two slots, of which the higher has served; one resolves that and spends,
+// while another who found the higher spends there.
+TEST(LogSlotModel, WhatADuplicateServedCountsWhereItGoes) {
+  for (const uint32_t kills : {0u, 1u}) {
+    World w(2);
+    AllNow(kNow);
+    Scenario s;
+    s.memory = w.memory;
+    s.max_kills = kills;
+    s.reset = [&w] {
+      w.Clear();
+      w.Put(kLower, 0, 0, kNow);
+      w.Put(kHigher, 1, 1000, kNow + kSecond);
+    };
+    s.processes = {[&w] {
+                     if (w.Check(kHigher, 1, kKeyA, true, &w.seen[0]) == shm::Outcome::kAllowed) {
+                       w.Spend(0, 1);
+                     }
+                     w.Spend(0, 1);
+                   },
+                   [&w] { w.Spend(1, 1); }};
+    s.check = [&w](const std::vector<bool>& killed) -> std::string {
+      // A process that is killed between a take and its counting took as much as it may.
+      if (w.Admitted() > 1) return "what the duplicate served was forgotten";
+      if (w.Live(kKeyA, kNow) < 1 + w.Admitted()) return "a token was lost";
+      return IsAnyKilled(killed) || w.table().Find(kKeyA) == kLower ? "" : "no slot remains";
+    };
+    ExpectClean(std::move(s), "a duplicate that has served", /*bounded=*/true);
+  }
+}
+
+// L3: two resolve the same two slots.
+TEST(LogSlotModel, TwoWhoResolveADuplicateLoseNothing) {
+  World w(3);
+  AllNow(kNow);
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] {
+    w.Clear();
+    w.Put(kLower, 0, 0, kNow);
+    w.Put(kHigher, 2, 1000, kNow + kSecond);
+  };
+  const auto resolve = [&w] { w.table().ResolveDuplicates(kKeyA, World::EnvNow()); };
+  s.processes = {resolve, resolve};
+  s.check = [&w](const std::vector<bool>& killed) -> std::string {
+    const uint32_t live = w.Live(kKeyA, kNow);
+    if (live < 2) return "a token was lost";
+    return IsAnyKilled(killed) || live == 2 ? "" : "a token was moved twice";
+  };
+  ExpectClean(std::move(s), "two resolve a duplicate", /*bounded=*/true);
+}
+
+}  // namespace
+}  // namespace sluice::model
