@@ -245,7 +245,8 @@ std::string TextWith(const KeySpec& spec) {
     text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
   } else if (section == "rules[].calendar") {
     const std::string per = key == "anchor_month" ? "year" : key == "week_start" ? "week" : "month";
-    text = named + "limit: 10/" + per + "\n    algorithm: fixed_window\n    calendar: {" + pair + "}";
+    text =
+        named + "limit: 10/" + per + "\n    algorithm: fixed_window\n    calendar: {" + pair + "}";
   } else if (section == "rules[].soft") {
     text = named + "limit: 10/s\n    soft: {" + pair + "}";
   } else if (section == "rules[].priority") {

@@ -82,7 +82,7 @@ class World {
   }
 
   // One check in the slot `index`.
-  shm::Outcome Check(uint32_t index, uint32_t tokens, uint64_t hash, bool brief, shm::Seen* seen) {
+  shm::Outcome Check(uint32_t index, uint32_t tokens, uint64_t hash, bool brief, shm::Seen* found) {
     shm::RequestTime<ClockOfEach> time(false, 0);
     const shm::Charge charge{.cost_ns = 0,
                              .tau_ns = limit_.tau_ns,
@@ -93,7 +93,7 @@ class World {
                              .commit = true,
                              .kind = Kind::kSlidingLog,
                              .limit = &limit_};
-    return logs::CheckLog<Cell>(table(), index, hash, nullptr, charge, brief, time, seen);
+    return logs::CheckLog<Cell>(table(), index, hash, nullptr, charge, brief, time, found);
   }
 
   // As a client does: finds or claims, resolves, checks. Returns the slot where it was admitted.

@@ -98,7 +98,8 @@ class Simulation {
     redis.shards = cluster_options_.shards;
     redis.password = cluster_options_.password;
     redis.flush_interval_ns = random_.Between(1, 4) * 100 * kMs;
-    config.rules = {Rule("per-user", 200, kSecond, 100), Rule("per-org", 3000, 60 * kSecond, 300),
+    config.rules = {Rule("per-user", 200, kSecond, 100),
+                    Rule("per-org", 3000, 60 * kSecond, 300),
                     Rule("per-day", 100'000, 3600 * kSecond, 2000),
                     Window("fixed", shm::Kind::kFixedWindow, 500, 2 * kSecond),
                     Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond),
