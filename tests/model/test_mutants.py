@@ -97,7 +97,7 @@ MUTANTS = {
         "        const int64_t left = Finish(i, d, emptied);\n",
         "      if (emptied == 0) {\n        const int64_t left = Finish(i, d, emptied);\n"),
     "lower_duplicate_emptied": (
-        "I5", TABLE, "if (i > winner && FpAt(i) == ", "if (i != winner && FpAt(i) == "),
+        "I5", TABLE, "if (i <= winner || FpAt(i) != ", "if (i == winner || FpAt(i) != "),
     "duplicates_left": (
         "I5", TABLE, "return ResolveDuplicates(hash, env);", "return candidate.slot;"),
     "larger_debt_instead_of_both": (
@@ -165,9 +165,6 @@ MUTANTS = {
         "row.entries[i].compare_exchange_strong(e, 0,"),
     "more_given_back_than_taken": (
         "L2", LOG_ROW, "n < size && given < tokens; ++n", "n < size && given < tokens + 1; ++n"),
-    "admitted_in_one_of_two_slots": (
-        "L3", LOG_SLOT, "const bool is_alone = table.IsAlone(hash, index);",
-        "const bool is_alone = true;"),
     "entries_left_in_a_duplicate": (
         "L3", LOG_ROW, "if (word::IsDead(ours)) return true;", "return true;"),
     "entry_moved_by_two": (
@@ -175,8 +172,6 @@ MUTANTS = {
         "      GiveBack(to, t.limit, to_gen, moved & kTimeMask, 0, 1);\n    }\n  }\n", "    }\n  }\n"),
     "word_not_raised": (
         "L4", LOG_SLOT, "if (payload::TimeNs(w) < until_ns) {", "if (until_ns == 0) {"),
-    "entry_of_an_earlier_gen_counts": (
-        "L4", LOG, "e == 0 || static_cast<int16_t>(Gen(e) - gen) < 0", "e == 0"),
     "entry_of_a_later_gen_is_free": (
         "L4", LOG, "e == 0 || static_cast<int16_t>(Gen(e) - gen) < 0", "!IsOurs(e, gen)"),
     "a_part_taken_for_the_whole": (
