@@ -28,6 +28,7 @@ constexpr char kRules[] = R"(
 rules:
   - {name: tokens, match: {route: /llm}, key: [user], limit: 100 per 100h}
   - {name: window, match: {route: /window}, key: [user], limit: 100 per 10h, algorithm: fixed_window}
+  - {name: log, match: {route: /log}, key: [user], limit: 100 per 10h, algorithm: sliding_log}
   - {name: queue, match: {route: /queue}, key: [user], limit: 1 per 1m, burst: 10, max_delay: 10m,
      algorithm: leaky_bucket}
   - {name: both-user, match: {route: /both}, key: [user], limit: 50 per 50h}
@@ -75,7 +76,7 @@ TEST_F(ReserveTest, AnEstimateAboveTheCapacityIsTheCapacity) {
 }
 
 TEST_F(ReserveTest, WhatWasNotUsedComesBackAndTheRestIsChargedByEveryAlgorithm) {
-  for (const char* route : {"/llm", "/window"}) {
+  for (const char* route : {"/llm", "/window", "/log"}) {
     const Reservation less = Reserve(route, "less", 60);
     ASSERT_TRUE(less);
     EXPECT_EQ(Left(route, "less"), 40u) << route;
@@ -94,7 +95,7 @@ TEST_F(ReserveTest, WhatWasNotUsedComesBackAndTheRestIsChargedByEveryAlgorithm) 
   const Reservation queued = Reserve("/queue", "q", 15);
   EXPECT_TRUE(client_.settle(queued, 4));
   EXPECT_EQ(Left("/queue", "q"), 16u);
-  EXPECT_EQ(served_.TotalUse(), 2 * (25 + 35 + 10) + 4);
+  EXPECT_EQ(served_.TotalUse(), 3 * (25 + 35 + 10) + 4);
 }
 
 TEST_F(ReserveTest, AnUnderestimateIsDebtAsFarAsTheRulesBound) {
