@@ -87,9 +87,10 @@ void ParsePriority(Section* rule, RuleConfig* out, Findings* findings) {
     rule->Problem("priority",
                   Cat("is for token and leaky buckets that hosts do not lend to each other, and "
                       "this rule is ",
-                      out->strict      ? "strict"
-                      : out->overdraft ? "an overdraft"
-                                       : "a window"),
+                      out->strict                           ? "strict"
+                      : out->overdraft                      ? "an overdraft"
+                      : out->kind == shm::Kind::kSlidingLog ? "a log"
+                                                            : "a window"),
                   "write `algorithm: token_bucket` and `consistency: approximate`");
     return;
   }

@@ -56,6 +56,7 @@ TEST(PriorityConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {With("{classes: {a: 1, b: 0.5}}", "limit: 9/s\n    cost: 5"), "the cost 5"},
       {With("{classes: {a: 1}}", "limit: 9/s\n    algorithm: fixed_window"),
        "this rule is a window"},
+      {With("{classes: {a: 1}}", "limit: 9/s\n    algorithm: sliding_log"), "this rule is a log"},
       {With("{classes: {a: 1}}", "limit: 9/s\n    consistency: strict"), "this rule is strict"},
       {With("{classes: {a: 1}}", "limit: 9/s\n    consistency: overdraft"), "is an overdraft"},
   };

@@ -16,6 +16,7 @@ rules:
     limit: 5 per 30d
     burst: 5
 """
+RESERVATION_BYTES = 4096  # more than it has
 
 
 class Options(ctypes.Structure):
@@ -55,6 +56,18 @@ class Client:
         one = Descriptor(b"user", 4, value, len(value))
         return self._lib.sluice_check(self._client, ctypes.byref(one), ctypes.c_size_t(1), 1, None)
 
+    def reserve(self, user, estimate):
+        """What was reserved, as bytes; an hour to settle it."""
+        value = user.encode()
+        one = Descriptor(b"user", 4, value, len(value))
+        reservation = ctypes.create_string_buffer(RESERVATION_BYTES)
+        assert self._lib.sluice_reserve(self._client, ctypes.byref(one), ctypes.c_size_t(1), estimate,
+                                        ctypes.c_uint64(3_600_000_000_000), reservation) == 1
+        return reservation
+
+    def settle_reservation(self, reservation, actual):
+        return self._lib.sluice_settle(self._client, reservation, actual)
+
     def info(self):
         info = Info()
         self._lib.sluice_get_info(self._client, ctypes.byref(info))
@@ -93,6 +106,20 @@ def test_a_bucket_goes_on_over_the_kill_of_the_worker():
         assert [client.check("ann") for _ in range(3)] == [1, 0, 0]
         daemon.wait_for(lambda: daemon.status()["clients"]["attached"] == 1, START_DEADLINE_S,
                         "the new worker counts the client")
+
+
+def test_a_reservation_outlasts_the_kill_of_the_worker_and_who_made_it():
+    with Daemon(RULES) as daemon, Client(daemon.runtime_dir) as client:
+        with Client(daemon.runtime_dir) as maker:
+            maker.settle(lambda info: info.attached, "attached")
+            reservation = maker.reserve("ann", 5)
+        client.settle(lambda info: info.attached, "attached")
+        assert client.check("ann") == 0
+        daemon.kill_worker()
+        client.settle(lambda info: info.attach_count == 2, "attached again")
+        assert client.settle_reservation(reservation, 2) == 1
+        assert client.settle_reservation(reservation, 0) == 0
+        assert [client.check("ann") for _ in range(4)] == [1, 1, 1, 0]
 
 
 def test_rules_hold_while_nobody_is_there_and_a_new_generation_is_followed():
