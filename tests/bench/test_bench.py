@@ -35,8 +35,8 @@ def test_every_row_is_measured_beside_its_floor(tmp_path):
     assert set(rows) == ROWS
     for name, row in rows.items():
         assert {"ns", "floor_ns", "ratio"} <= set(row)
-        if name.startswith(("check_two_", "policy_swap_", "check_strict_")) \
-                or name.endswith("_window"):
+        if name.startswith(("check_two_", "policy_swap_", "check_strict_", "check_priority_",
+                            "reserve_")) or name.endswith(("_window", "_log")):
             assert row["ns"] > 0 and row["beside_ratio"] > 0, row
         elif name.startswith("check_"):
             assert row["ns"] > 0 and row["floor_ns"] > 0 and row["ratio"] > 0, row
