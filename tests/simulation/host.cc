@@ -21,7 +21,8 @@ constexpr uint64_t kCapacity = 256;
 constexpr shm::LogShape kLogs = {.rows = 256, .entries = 2048};
 constexpr uint64_t kGraceNs = 2 * kSecond;
 constexpr uint64_t kMaxDebtNs = 30 * kSecond;  // two lengths of the longest window
-constexpr size_t kRulesMost = 7;               // of one host at any time
+// The first six, and both that changes bring: one that is gone stands until its use is told.
+constexpr size_t kRulesMost = 8;
 constexpr uint64_t kRetryRulesNs = 200 * kMs;
 constexpr uint64_t kGiveBackMostNs = 2 * kSecond;
 constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
