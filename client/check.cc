@@ -104,11 +104,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
     return;
   }
   ctx.time.ReadPrecise();  // a new tenancy's word must not start in the past of the old one
-  // Relaxed, but behind the load of the policy word, whose acquire pairs with the daemon's release:
-  // max_debt covers every rule of that policy.
-  const Table::Env env{.now_ns = ctx.time.now_ns(),
-                       .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
-                       .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
+  const Table::Env env = EnvOf(ctx);
   if (dead != 0) table.SettleOf(hash, index, dead, env);
   if (is_log && dead == 0 && index != shm::kNoSlot) table.ResolveDuplicates(hash, env);
   Name name;

@@ -70,6 +70,16 @@ struct Context {
   bool is_looking() const { return absent != nullptr; }
 };
 
+// What the table needs to know of the time. Memory orders: relaxed, but behind the load of the
+// policy word, whose acquire pairs with the daemon's release: max_debt covers every rule of that
+// policy.
+inline Table::Env EnvOf(const Context& ctx) {
+  const shm::ControlHeader& control = *ctx.attachment->control;
+  return {.now_ns = ctx.time.now_ns(),
+          .grace_ns = control.grace_ns.load(std::memory_order_relaxed),
+          .max_debt_ns = control.max_debt_ns.load(std::memory_order_relaxed)};
+}
+
 // The state of one item's check.
 struct Attempt {
   shm::Slot* slot;

@@ -24,5 +24,7 @@ const Attachment* AttachmentOf(sluice_t* client);
 
 // Answers by the client's default; returns `code`, or the default where code is 0.
 int AnswerDefault(const sluice_t* client, int code, sluice_decision_t* decision);
+// The answer where no rule matches: allowed.
+int AnswerNoMatch(sluice_decision_t* decision);
 
 }  // namespace sluice::client

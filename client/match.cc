@@ -240,9 +240,7 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
                         .key = made.key[0],
                         .key_at = made.key_at[0]};
   }
-  // Pairs with the daemon's release store of the word, see BuildLong.
-  std::atomic_thread_fence(std::memory_order_acquire);
-  return attachment.control->policy.load(std::memory_order_relaxed) == policy;
+  return IsInForce(attachment, policy);
 }
 
 // The shape of these descriptors under this policy; null where they have none that can be kept.
@@ -316,10 +314,7 @@ int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coa
     plan->structure = view.header().structure_hash;
     const int built =
         BuildFrom(attachment, view, coarse_step_ns, descriptors, count, shape, place, plan);
-    // The same word again: all that was read belonged together. The fence keeps the reads of the
-    // buffer before this load; it pairs with the daemon's release store of the word.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (attachment.control->policy.load(std::memory_order_relaxed) == policy) return built;
+    if (IsInForce(attachment, policy)) return built;
   }
   plan->count = 0;
   return SLUICE_E_RULES;
@@ -412,7 +407,7 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
   const bool has_class = mark != label.size();
   label = label.substr(0, mark);
   for (int attempt = 0; attempt < kPolicyReads; ++attempt) {
-    // Here and at the end: pairs with the daemon's release store, see BuildLong.
+    // Pairs with the daemon's release store, see BuildLong.
     key->policy = attachment.control->policy.load(std::memory_order_acquire);
     if (key->policy == 0) return SLUICE_E_NO_RULE;
     const PolicyView view = ViewOf(attachment, key->policy);
@@ -437,8 +432,7 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
       result = 0;
       break;
     }
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (attachment.control->policy.load(std::memory_order_relaxed) == key->policy) return result;
+    if (IsInForce(attachment, key->policy)) return result;
   }
   return SLUICE_E_NO_RULE;
 }
@@ -450,8 +444,7 @@ size_t CopyLabel(const Attachment& attachment, uint64_t policy, uint16_t rule,
   const std::string_view label = view.text(view.rule(rule).label);
   const size_t n = label.size() <= shm::kMaxLabelBytes ? label.size() : 0;
   std::memcpy(out, label.data(), n);
-  std::atomic_thread_fence(std::memory_order_acquire);
-  return attachment.control->policy.load(std::memory_order_relaxed) == policy ? n : 0;
+  return IsInForce(attachment, policy) ? n : 0;
 }
 
 }  // namespace sluice::client

@@ -107,6 +107,15 @@ inline shm::PolicyView ViewOf(const Attachment& attachment, uint64_t policy) {
   return shm::PolicyView(attachment.policy_buffers + uint64_t{buffer} * shm::kPolicyBufferBytes);
 }
 
+// After all that was read in place of the policy `policy`: true where it is still in force, so that
+// what was read belonged together.
+// Memory orders: pairs with the daemon's release store of the word. The fence keeps the reads of
+// the buffer before the load, which itself orders nothing.
+inline bool IsInForce(const Attachment& attachment, uint64_t policy) {
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return attachment.control->policy.load(std::memory_order_relaxed) == policy;
+}
+
 // Reads the numbers of rules under the policy in force, for what was matched under another one of
 // the same structure.
 // Memory orders: the first load of the policy word pairs with the daemon's release store: the

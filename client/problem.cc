@@ -34,10 +34,7 @@ size_t CopyMetadata(const Attachment& a, const sluice_decision_t& d, std::string
     *is_found = true;
     break;
   }
-  // Pairs with the daemon's release store of the word: what was read counts if the policy is the
-  // same afterwards.
-  std::atomic_thread_fence(std::memory_order_acquire);
-  if (a.control->policy.load(std::memory_order_relaxed) != d.policy) *is_found = false;
+  if (!IsInForce(a, d.policy)) *is_found = false;
   return n;
 }
 

@@ -43,10 +43,7 @@ uint32_t SmallestCapacity(const Plan& plan) {
 bool Hold(Context& ctx, uint64_t hold_ns, sluice_reservation_t* r) {
   const Attachment& a = *ctx.attachment;
   ctx.time.ReadPrecise();
-  // Relaxed as in Locate.
-  const Table::Env env{.now_ns = ctx.time.now_ns(),
-                       .grace_ns = a.control->grace_ns.load(std::memory_order_relaxed),
-                       .max_debt_ns = a.control->max_debt_ns.load(std::memory_order_relaxed)};
+  const Table::Env env = EnvOf(ctx);
   for (int attempt = 0; attempt < kNames; ++attempt) {
     const uint64_t name = RandomName();
     bool claimed = false;
@@ -144,13 +141,12 @@ class Extra {
   }
 
   // The numbers in force. Where the rules have changed since, and with them what the spend's number
-  // means, only a token bucket is charged: its time was written down with the spend.
+  // means, only a token bucket is charged: its time was written down with the spend. The bound is a
+  // number that orders nothing.
   bool ReadRule(const sluice_spend_t& spend, Rule* rule) const {
     const Attachment& a = *ctx_.attachment;
     *rule = ViewOf(a, r_.decision.policy).rule(spend.rule).numbers;
-    // Pairs with the daemon's release store of the word: what was read counts if it is the same.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (a.control->policy.load(std::memory_order_relaxed) == r_.decision.policy) return true;
+    if (IsInForce(a, r_.decision.policy)) return true;
     if (KindOfFlags(spend.flags) != shm::Kind::kTokenBucket) return false;
     *rule = {};
     rule->kind = shm::Kind::kTokenBucket;
@@ -199,8 +195,7 @@ int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descriptors, siz
   const int built =
       BuildPlan(*a, client->coarse_step_ns, descriptors, count, &client->shapes, &plan);
   if (built != 0) return AnswerDefault(client, built, decision);
-  // Nothing to hold where no rule matches: a check answers that.
-  if (plan.count == 0) return sluice_check(client, descriptors, count, estimate, decision);
+  if (plan.count == 0) return sluice::client::AnswerNoMatch(decision);  // nothing to hold
   return sluice::client::Reserve(client, *a, plan, estimate, hold_ns, reservation);
 }
 

@@ -28,8 +28,6 @@ int AnswerDefault(const sluice_t* client, int code, sluice_decision_t* decision)
   return code != 0 ? code : client->default_allowed;
 }
 
-namespace {
-
 int AnswerNoMatch(sluice_decision_t* decision) {
   if (decision != nullptr) {
     std::memset(decision, 0, offsetof(sluice_decision_t, spends));
@@ -39,6 +37,16 @@ int AnswerNoMatch(sluice_decision_t* decision) {
     decision->remaining = UINT64_MAX;
   }
   return 1;
+}
+
+namespace {
+
+// A plan of at least one item, looked at: nothing is spent or counted, and no slot is claimed.
+int LookAt(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost,
+           sluice_decision_t* decision) {
+  Absent absent;
+  Context ctx(client, &a, plan.coarse_serves, &absent);
+  return CheckItems(ctx, plan.items, plan.count, plan.policy, cost, decision);
 }
 
 // True where a direct shape admitted the request. The policy word pairs with the daemon's store.
@@ -162,9 +170,7 @@ int sluice_peek(sluice_t* client, const sluice_descriptor_t* descriptors, size_t
       BuildPlan(*a, client->coarse_step_ns, descriptors, count, &client->shapes, &plan);
   if (built != 0) return AnswerDefault(client, built, decision);
   if (plan.count == 0) return sluice::client::AnswerNoMatch(decision);
-  sluice::client::Absent absent;
-  Context ctx(client, a, plan.coarse_serves, &absent);
-  return CheckItems(ctx, plan.items, plan.count, plan.policy, cost, decision);
+  return sluice::client::LookAt(client, *a, plan, cost, decision);
 }
 
 int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t count,
@@ -195,8 +201,7 @@ int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t
       } else if (plans[i].count == 0) {
         result = sluice::client::AnswerNoMatch(decision);
       } else if (requests[begin + i].cost == 0) {
-        const sluice_request_t& r = requests[begin + i];
-        result = sluice_peek(client, r.descriptors, r.count, 0, decision);
+        result = sluice::client::LookAt(client, *a, plans[i], 0, decision);
       } else {
         Context ctx(client, a, plans[i].coarse_serves);
         result = CheckItems(ctx, plans[i].items, plans[i].count, plans[i].policy,

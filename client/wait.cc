@@ -42,10 +42,7 @@ uint64_t BoundOf(const Attachment* a, const sluice_decision_t& d, uint64_t max_w
   uint64_t said_ms = 0;
   if (a != nullptr && a->generation == d.generation) {
     const uint64_t wait_ms = shm::WaitMsOf(ViewOf(*a, d.policy).rule(d.rule).numbers);
-    // As in NumbersReader: the fence keeps the read before the load, and what was read counts if
-    // the policy is the same afterwards.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (a->control->policy.load(std::memory_order_relaxed) == d.policy) said_ms = wait_ms;
+    if (IsInForce(*a, d.policy)) said_ms = wait_ms;
   }
   if (said_ms != 0) return std::min(max_wait_ns, said_ms * 1'000'000);
   return max_wait_ns >= SLUICE_WAIT_BY_RULE ? 0 : max_wait_ns;
