@@ -6,6 +6,7 @@
 
 #include "client/include/sluice.hpp"
 #include "shm/clock.h"
+#include "tests/client/served_client.h"
 #include "tests/support/served_segments.h"
 
 namespace sluice::test {
@@ -23,11 +24,11 @@ rules:
      calendar: {anchor_day: 31}}
 )";
 
-class CalendarTest : public testing::Test {
+class CalendarTest : public ServedClient {
  protected:
-  CalendarTest() : served_(kRules), client_({.runtime_dir = served_.dir().c_str()}) {}
+  CalendarTest() : ServedClient(kRules) {}
   void SetUp() override {
-    ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message;
+    ServedClient::SetUp();
     BeAt(14 * kHourUs);
   }
   // As if it were so long after 2026-02-10 00:00 UTC.
@@ -47,9 +48,6 @@ class CalendarTest : public testing::Test {
     EXPECT_LE(found, wanted);
     EXPECT_GT(found, wanted - 60s);  // what the test has taken
   }
-
-  ServedSegments served_;
-  Client client_;
 };
 
 TEST_F(CalendarTest, AnswersAreToTheTrueBoundary) {

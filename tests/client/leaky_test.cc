@@ -13,6 +13,7 @@
 #include "client/include/sluice.h"
 #include "client/include/sluice.hpp"
 #include "shm/clock.h"
+#include "tests/client/served_client.h"
 #include "tests/support/served_segments.h"
 
 namespace sluice::test {
@@ -39,10 +40,9 @@ rules:
      limit: 1000/s, max_delay: 1h}
 )";
 
-class LeakyTest : public testing::Test {
+class LeakyTest : public ServedClient {
  protected:
-  LeakyTest() : served_(kRules), client_({.runtime_dir = served_.dir().c_str()}) {}
-  void SetUp() override { ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message; }
+  LeakyTest() : ServedClient(kRules) {}
 
   // The delays of `checks`, in whole tenths of `of`; -1: denied.
   template <class Check>
@@ -56,9 +56,6 @@ class LeakyTest : public testing::Test {
     }
     return delays;
   }
-
-  ServedSegments served_;
-  Client client_;
 };
 
 TEST_F(LeakyTest, EachWaitsAnIntervalLongerUntilTheWaitIsTooLong) {

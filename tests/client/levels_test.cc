@@ -11,6 +11,7 @@
 #include "client/include/sluice.hpp"
 #include "shm/clock.h"
 #include "shm/layout.h"
+#include "tests/client/served_client.h"
 #include "tests/support/served_segments.h"
 
 namespace sluice::test {
@@ -61,11 +62,9 @@ rules:
     when_degraded: {mode: closed}
 )";
 
-class LevelsTest : public testing::Test {
+class LevelsTest : public ServedClient {
  protected:
-  explicit LevelsTest(ServedSegments::Options options = {})
-      : served_(kRules, options), client_({.runtime_dir = served_.dir().c_str()}) {}
-  void SetUp() override { ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message; }
+  explicit LevelsTest(ServedSegments::Options options = {}) : ServedClient(kRules, options) {}
 
   // The levels of checks until the first denial, as letters.
   template <class Check>
@@ -85,9 +84,6 @@ class LevelsTest : public testing::Test {
     return std::string(reinterpret_cast<const char*>(b.slots()),
                        shm::GeometryFor(b.capacity()).bytes);
   }
-
-  ServedSegments served_;
-  Client client_;
 };
 
 TEST_F(LevelsTest, RiseWithWhatIsUsed) {

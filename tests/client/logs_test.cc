@@ -16,6 +16,7 @@
 #include "client/include/sluice.hpp"
 #include "shm/clock.h"
 #include "shm/layout.h"
+#include "tests/client/served_client.h"
 #include "tests/support/served_segments.h"
 
 namespace sluice::test {
@@ -44,20 +45,9 @@ rules:
     tiers: {paid: {limit: 7 per 10m}}
 )";
 
-class ClientLogsTest : public testing::Test {
+class ClientLogsTest : public ServedClient {
  protected:
-  ClientLogsTest() : served_(kRules), client_({.runtime_dir = served_.dir().c_str()}) {}
-  void SetUp() override { ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message; }
-
-  template <class Check>
-  static int Allowed(int checks, const Check& check) {
-    int allowed = 0;
-    for (int i = 0; i < checks; ++i) allowed += check() ? 1 : 0;
-    return allowed;
-  }
-
-  ServedSegments served_;
-  Client client_;
+  ClientLogsTest() : ServedClient(kRules) {}
 };
 
 TEST_F(ClientLogsTest, EveryWayToCheckCountsInOneLog) {
@@ -106,22 +96,10 @@ TEST_F(ClientLogsTest, TheAnswerTellsWhatIsLeftAndWhenThereIsMore) {
   EXPECT_NE(fields.find("\"log\";r=4;t=60"), std::string::npos) << fields;
 }
 
-TEST_F(ClientLogsTest, CostsCountWholeOrNotAtAll) {
-  auto handle = client_.bind({{"route", "/costly"}, {"user", "u"}});
-  ASSERT_TRUE(handle);
-  EXPECT_TRUE(handle->check(3));
-  EXPECT_FALSE(handle->check(2));
-  EXPECT_EQ(handle->check(1).remaining(), 1u);
-  EXPECT_FALSE(handle->check(1));
-}
+TEST_F(ClientLogsTest, CostsCountWholeOrNotAtAll) { ExpectCostsCountWholeOrNotAtAll(); }
 
 TEST_F(ClientLogsTest, ARequestOverSeveralRulesSpendsNothingWhereOneSaysNo) {
-  const auto check = [&](const char* user) {
-    return client_.check({{"route", "/both"}, {"user", user}, {"tenant", "t"}});
-  };
-  EXPECT_EQ(Allowed(5, [&] { return check("a"); }), 2);
-  EXPECT_EQ(Allowed(5, [&] { return check("b"); }), 1) << "what a was denied, the tenant kept";
-  EXPECT_EQ(served_.TotalUse(), 9);
+  ExpectNothingSpentWhereOneSaysNo();
 }
 
 TEST_F(ClientLogsTest, ARefundIsThereToBeSpentAgain) {

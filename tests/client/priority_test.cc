@@ -8,7 +8,7 @@
 
 #include "client/include/sluice.h"
 #include "client/include/sluice.hpp"
-#include "tests/support/served_segments.h"
+#include "tests/client/served_client.h"
 
 namespace sluice::test {
 namespace {
@@ -46,25 +46,13 @@ rules:
     limit: 10 per 10h
 )";
 
-class PriorityTest : public testing::Test {
+class PriorityTest : public ServedClient {
  protected:
-  PriorityTest() : served_(kRules), client_({.runtime_dir = served_.dir().c_str()}) {}
-  void SetUp() override { ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message; }
-
-  // How many of `checks` are allowed.
-  template <class Check>
-  static int Allowed(int checks, const Check& check) {
-    int allowed = 0;
-    for (int i = 0; i < checks; ++i) allowed += check() ? 1 : 0;
-    return allowed;
-  }
+  PriorityTest() : ServedClient(kRules) {}
 
   Decision Api(const char* tenant, const char* name, uint32_t cost = 1) {
     return client_.check({{"route", "/api"}, {"tenant", tenant}, {"class", name}}, cost);
   }
-
-  ServedSegments served_;
-  Client client_;
 };
 
 TEST_F(PriorityTest, EachClassLeavesWhatIsKeptForThoseAboveIt) {

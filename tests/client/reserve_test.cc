@@ -16,6 +16,7 @@
 #include "client/include/sluice.h"
 #include "client/include/sluice.hpp"
 #include "shm/clock.h"
+#include "tests/client/served_client.h"
 #include "tests/support/served_segments.h"
 
 namespace sluice::test {
@@ -36,11 +37,9 @@ rules:
   - {name: wide, match: {route: /wide}, key: [user], limit: 1000000000 per 366d}
 )";
 
-class ReserveTest : public testing::Test {
+class ReserveTest : public ServedClient {
  protected:
-  ReserveTest()
-      : served_(kRules, {.capacity = 1 << 16}), client_({.runtime_dir = served_.dir().c_str()}) {}
-  void SetUp() override { ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message; }
+  ReserveTest() : ServedClient(kRules, {.capacity = 1 << 16}) {}
 
   Reservation Reserve(const char* route, const char* user, uint32_t estimate,
                       std::chrono::nanoseconds hold = 1min) {
@@ -49,9 +48,6 @@ class ReserveTest : public testing::Test {
   uint64_t Left(const char* route, const char* user) {
     return client_.peek({{"route", route}, {"user", user}, {"tenant", "t"}}, 0).remaining();
   }
-
-  ServedSegments served_;
-  Client client_;
 };
 
 TEST_F(ReserveTest, NoMoreIsReservedThanThereIs) {

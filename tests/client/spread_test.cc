@@ -9,7 +9,7 @@
 #include "client/include/sluice.h"
 #include "client/include/sluice.hpp"
 #include "shm/clock.h"
-#include "tests/support/served_segments.h"
+#include "tests/client/served_client.h"
 
 namespace sluice::test {
 namespace {
@@ -27,10 +27,9 @@ rules:
   - {name: other, match: {route: /steady}, key: [tenant], limit: 1000/s}
 )";
 
-class SpreadTest : public testing::Test {
+class SpreadTest : public ServedClient {
  protected:
-  SpreadTest() : served_(kRules), client_({.runtime_dir = served_.dir().c_str()}) {}
-  void SetUp() override { ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message; }
+  SpreadTest() : ServedClient(kRules) {}
 
   // A thousand clients are denied at once, and come back when they were told; how many of them are
   // denied again. A machine that stands still for less than the burst's 0.2 s changes nothing.
@@ -54,9 +53,6 @@ class SpreadTest : public testing::Test {
     }
     return denied;
   }
-
-  ServedSegments served_;
-  Client client_;
 };
 
 TEST_F(SpreadTest, ACrowdThatComesBackAsToldIsServed) {

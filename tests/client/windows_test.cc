@@ -15,6 +15,7 @@
 #include "client/include/sluice.h"
 #include "client/include/sluice.hpp"
 #include "shm/window.h"
+#include "tests/client/served_client.h"
 #include "tests/support/served_segments.h"
 
 namespace sluice::test {
@@ -46,17 +47,9 @@ rules:
      limit: 1 per 10m}
 )";
 
-class ClientWindowsTest : public testing::Test {
+class ClientWindowsTest : public ServedClient {
  protected:
-  ClientWindowsTest() : served_(kRules), client_({.runtime_dir = served_.dir().c_str()}) {}
-  void SetUp() override { ASSERT_TRUE(client_.wait(5000ms)) << client_.info().message; }
-
-  template <class Check>
-  static int Allowed(int checks, const Check& check) {
-    int allowed = 0;
-    for (int i = 0; i < checks; ++i) allowed += check() ? 1 : 0;
-    return allowed;
-  }
+  ClientWindowsTest() : ServedClient(kRules) {}
 
   // As a daemon would take them.
   uint64_t Denials() {
@@ -66,9 +59,6 @@ class ClientWindowsTest : public testing::Test {
     }
     return denials;
   }
-
-  ServedSegments served_;
-  Client client_;
 };
 
 TEST_F(ClientWindowsTest, EveryWayToCheckCountsInOneWindow) {
@@ -129,22 +119,10 @@ TEST_F(ClientWindowsTest, TheAnswerTellsWhatIsLeftAndWhenThereIsMore) {
   EXPECT_NE(fields.find("\"sliding\";r=4;"), std::string::npos) << fields;
 }
 
-TEST_F(ClientWindowsTest, CostsCountWholeOrNotAtAll) {
-  auto handle = client_.bind({{"route", "/costly"}, {"user", "u"}});
-  ASSERT_TRUE(handle);
-  EXPECT_TRUE(handle->check(3));
-  EXPECT_FALSE(handle->check(2));
-  EXPECT_EQ(handle->check(1).remaining(), 1u);
-  EXPECT_FALSE(handle->check(1));
-}
+TEST_F(ClientWindowsTest, CostsCountWholeOrNotAtAll) { ExpectCostsCountWholeOrNotAtAll(); }
 
 TEST_F(ClientWindowsTest, ARequestOverSeveralRulesSpendsNothingWhereOneSaysNo) {
-  const auto check = [&](const char* user) {
-    return client_.check({{"route", "/both"}, {"user", user}, {"tenant", "t"}});
-  };
-  EXPECT_EQ(Allowed(5, [&] { return check("a"); }), 2);
-  EXPECT_EQ(Allowed(5, [&] { return check("b"); }), 1) << "what a was denied, the tenant kept";
-  EXPECT_EQ(served_.TotalUse(), 9);
+  ExpectNothingSpentWhereOneSaysNo();
 }
 
 TEST_F(ClientWindowsTest, ARefundIsThereToBeSpentAgain) {

@@ -8,44 +8,10 @@
 #include <memory>
 #include <vector>
 
-#include "tests/reconcile/fleet.h"
+#include "tests/reconcile/traffic.h"
 
 namespace sluice::test {
 namespace {
-
-config::Config OneRule(uint64_t limit, uint64_t period_ns, uint64_t burst) {
-  config::RuleConfig rule;
-  rule.name = "per-user";
-  rule.key = {{.descriptor = "user"}};
-  rule.limit = config::LimitConfig{.limit = limit, .period_ns = period_ns, .burst = burst};
-  config::Config config;
-  config.redis.emplace();
-  config.rules = {rule};
-  return config;
-}
-
-// `per_ms` checks of user "u" on a host, spread evenly; fractions carry over.
-class Demand {
- public:
-  Demand(Host& host, double per_second) : host_(host), per_ms_(per_second / 1000) {}
-  void Step() {
-    for (owed_ += per_ms_; owed_ >= 1; owed_ -= 1) host_.Check("per-user", "u");
-  }
-
- private:
-  Host& host_;
-  double per_ms_;
-  double owed_ = 0;
-};
-
-// A step of all of them: so many checks a second on each of the first hosts.
-std::function<void()> DemandOf(Fleet& fleet, const std::vector<double>& per_second) {
-  auto demands = std::make_shared<std::vector<Demand>>();
-  for (const double rate : per_second) demands->emplace_back(fleet.host(demands->size()), rate);
-  return [demands] {
-    for (Demand& demand : *demands) demand.Step();
-  };
-}
 
 TEST(ReconcilerTest, TwoHostsAtTwiceTheLimitAdmitTheLimitTogether) {
   Fleet fleet(2, OneRule(2000, kSecond, 400));
@@ -104,19 +70,7 @@ TEST(ReconcilerTest, UnderTheLimitNobodyIsDenied) {
 }
 
 TEST(ReconcilerTest, NothingIsLostOrDoubledWhenMessagesAre) {
-  Fleet fleet(3, OneRule(5000, kSecond, 1000));
-  fleet.network.lose_request = 0.2;
-  fleet.network.lose_reply = 0.2;
-  fleet.Run(10 * kSecond, [&] {
-    for (int h = 0; h < 3; ++h) {
-      for (int user = 0; user < 3; ++user) {
-        fleet.host(static_cast<size_t>(h)).Check("per-user", "u" + std::to_string(user));
-      }
-    }
-  });
-  fleet.Run(20 * kSecond);
-  EXPECT_GT(fleet.host(0).reconciler().stats().resends, 10u);
-  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+  ExpectNothingIsLostOrDoubled(OneRule(5000, kSecond, 1000));
 }
 
 TEST(ReconcilerTest, AFailoverThatLosesWritesIsMadeUpFromTheJournal) {

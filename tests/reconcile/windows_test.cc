@@ -8,35 +8,10 @@
 #include <vector>
 
 #include "shm/window.h"
-#include "tests/reconcile/fleet.h"
+#include "tests/reconcile/traffic.h"
 
 namespace sluice::test {
 namespace {
-
-config::Config OneWindow(shm::Kind kind, uint64_t limit, uint64_t period_ns) {
-  config::RuleConfig rule;
-  rule.name = "per-user";
-  rule.key = {{.descriptor = "user"}};
-  rule.limit = config::LimitConfig{.limit = limit, .period_ns = period_ns, .burst = limit};
-  rule.kind = kind;
-  config::Config config;
-  config.redis.emplace();
-  config.rules = {rule};
-  return config;
-}
-
-// A step of all hosts: so many checks a second on each of the first, of `tokens` each.
-std::function<void()> DemandOf(Fleet& fleet, const std::vector<double>& per_second,
-                               uint32_t tokens = 1) {
-  auto owed = std::make_shared<std::vector<double>>(per_second.size());
-  return [&fleet, per_second, tokens, owed] {
-    for (size_t i = 0; i < per_second.size(); ++i) {
-      for ((*owed)[i] += per_second[i] / 1000; (*owed)[i] >= 1; (*owed)[i] -= 1) {
-        fleet.host(i).Check("per-user", "u", tokens);
-      }
-    }
-  };
-}
 
 class WindowsTest : public testing::TestWithParam<shm::Kind> {};
 
@@ -117,19 +92,7 @@ TEST_P(WindowsTest, LargeAndSmallLimitsAreShared) {
 }
 
 TEST_P(WindowsTest, NothingIsLostOrDoubledWhenMessagesAre) {
-  Fleet fleet(3, OneWindow(GetParam(), 5000, kSecond));
-  fleet.network.lose_request = 0.2;
-  fleet.network.lose_reply = 0.2;
-  fleet.Run(10 * kSecond, [&] {
-    for (int h = 0; h < 3; ++h) {
-      for (int user = 0; user < 3; ++user) {
-        fleet.host(static_cast<size_t>(h)).Check("per-user", "u" + std::to_string(user));
-      }
-    }
-  });
-  fleet.Run(20 * kSecond);
-  EXPECT_GT(fleet.host(0).reconciler().stats().resends, 10u);
-  EXPECT_EQ(fleet.Counted(), static_cast<int64_t>(fleet.Admitted()));
+  ExpectNothingIsLostOrDoubled(OneWindow(GetParam(), 5000, kSecond));
 }
 
 // Through an outage each host goes on with its share, window by window; what was used then is
