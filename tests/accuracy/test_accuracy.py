@@ -9,6 +9,7 @@ import pytest
 from harness.sluice import build_dir
 
 SUITE_TIMEOUT_S = 900
+SUITE_PARALLEL = True
 RUN_TIMEOUT_S = 240
 ACCURACY = os.path.join(build_dir(), "tests/accuracy/accuracy")
 

@@ -12,6 +12,7 @@ from harness.mutants import link_with, run, write_mutant
 from harness.sluice import build_dir
 
 SUITE_TIMEOUT_S = 600
+SUITE_PARALLEL = True
 MUTANT_TIMEOUT_S = 120
 ACCURACY = "tests/accuracy/accuracy"
 HOST = "daemon/lease/lease.cc"

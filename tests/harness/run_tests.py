@@ -24,10 +24,12 @@ PYTHON = "/usr/bin/python3"
 # machine that others load, is a failure.
 RUN_DEADLINE_S = 70 * 60
 BUILD_TIMEOUT_S = 25 * 60
-# A Python file's cases together; a file that needs more says SUITE_TIMEOUT_S = seconds, and one that
-# mostly sleeps SUITE_WAITS = True.
+# A Python file's cases together; a file that needs more says SUITE_TIMEOUT_S = seconds, one that
+# mostly sleeps SUITE_WAITS = True, and one whose single process does not mind others at work beside
+# it SUITE_PARALLEL = True.
 PYTEST_TIMEOUT_S = 600
-LINT_TIMEOUT_S = 1200
+# clang-tidy has what processor time the others leave.
+LINT_TIMEOUT_S = 2700
 # A gtest program that sets no bound of its own (timeout: 0) gets this one.
 UNIT_TIMEOUT_S = 600
 # Sanitizers cost a factor of 3 to 15.
@@ -163,6 +165,7 @@ class Plan:
                                     env={"SLUICE_BUILD": self.build_dir(),
                                          "PYTHONDONTWRITEBYTECODE": "1"},
                                     timeout_s=int(_own(path, "TIMEOUT_S", PYTEST_TIMEOUT_S)),
+                                    parallel=_own(path, "PARALLEL", "False") == "True",
                                     waits=_own(path, "WAITS", "False") == "True"))
         return suites
 
@@ -175,9 +178,8 @@ class Plan:
             if self.args.quick:
                 argv.append("--quick")
             # clang-tidy's minutes fit into the time in which others wait.
-            idle = check == "tidy"
             suites.append(Suite(f"lint/{check}", argv, report=report, cwd=ROOT,
-                                timeout_s=LINT_TIMEOUT_S, waits=idle, idle=idle))
+                                timeout_s=LINT_TIMEOUT_S, parallel=True, idle=check == "tidy"))
         return suites
 
     def skip(self, name):

@@ -42,8 +42,8 @@ class Suite:
 
     `report` is the JUnit file that it writes; with `may_report` it may write none, and is then one
     case, which its exit code decides. `parallel`: beside others, one for each processor. `waits`:
-    it mostly sleeps, so some of these go side by side. `idle`: it takes what processor time the
-    others leave.
+    it mostly sleeps, so some of these go side by side. `idle`: it goes behind all the others, from
+    the first to the last, on what processor time they leave.
     """
 
     def __init__(self, name, argv, *, report=None, may_report=False, env=None, cwd=None,
@@ -186,18 +186,27 @@ class Runner:
 
     def run(self, suites, deadline):
         """Runs them all, those that go beside others first; those not begun by `deadline` fail."""
+        idle = [suite for suite in suites if suite.idle]
+        suites = [suite for suite in suites if not suite.idle]
         parallel = [suite for suite in suites if suite.parallel]
-        waits = [suite for suite in suites if suite.waits]
-        waits.sort(key=lambda suite: not suite.idle)  # it takes long
+        waits = [suite for suite in suites if suite.waits and not suite.parallel]
         alone = [suite for suite in suites if not suite.parallel and not suite.waits]
+        for suite in idle:
+            self._begin(suite, deadline)
         for batch, jobs in ((parallel, self._jobs), (waits, WAITING_JOBS), (alone, 1)):
             waiting = list(batch)
-            while waiting or self._running:
-                while waiting and len(self._running) < jobs:
+            while waiting or self._busy():
+                while waiting and len(self._busy()) < jobs:
                     self._begin(waiting.pop(0), deadline)
                 self._look(deadline)
                 time.sleep(0.02)
             self._end_orphans()
+        while self._running:
+            self._look(deadline)
+            time.sleep(0.02)
+
+    def _busy(self):
+        return [running for running in self._running if not running.suite.idle]
 
     def _begin(self, suite, deadline):
         if time.monotonic() >= deadline:
@@ -219,7 +228,7 @@ class Runner:
             running.kill_group()
             result = running.finish()
             self._running.remove(running)
-            if not self._running:
+            if not self._busy() and not running.suite.idle:
                 for orphan in self._end_orphans():
                     result.fail("left behind", f"a process that outlived its test: {orphan}")
             self._report(result)

@@ -142,6 +142,12 @@ def test_an_idle_suite_is_behind_the_others(tmp_path):
         "idle": [1, 0, []], "other": [1, 0, []]}
 
 
+def test_an_idle_suite_goes_beside_those_that_go_by_themselves(tmp_path):
+    assert outcome(tmp_path, shell("idle", meets(tmp_path, "a.here", "b.here"), idle=True),
+                   shell("alone", meets(tmp_path, "b.here", "a.here"))) == {
+        "idle": [1, 0, []], "alone": [1, 0, []]}
+
+
 def write_project(folder):
     """A tree with the real runner and one meson test that does not end."""
     os.makedirs(folder / "tests")

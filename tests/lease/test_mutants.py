@@ -13,6 +13,7 @@ from harness.mutants import COMPILE_TIMEOUT_S, link_with, run, write_mutant
 from harness.sluice import build_dir
 
 SUITE_TIMEOUT_S = 600
+SUITE_PARALLEL = True
 RUN_TIMEOUT_S = 60
 
 HOST = "daemon/lease/lease.cc"

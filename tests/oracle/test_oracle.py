@@ -16,6 +16,7 @@ from harness.sluice import build_dir
 
 # Building Go's standard library for the first time takes most of it.
 SUITE_TIMEOUT_S = 900
+SUITE_PARALLEL = True
 DOWNLOAD_DEADLINE_S = 120.0
 BUILD_DEADLINE_S = 400.0
 # Ten million checks take seconds; a loaded machine takes longer.

@@ -7,6 +7,7 @@ import subprocess
 from harness.sluice import build_dir
 
 SUITE_TIMEOUT_S = 300
+SUITE_PARALLEL = True
 RUN_TIMEOUT_S = 240
 SIMULATE = os.path.join(build_dir(), "tests/simulation/simulate")
 
