@@ -59,7 +59,7 @@ absl::StatusOr<LoadedConfig> LoadConfig(const std::string& path, const std::stri
   loaded.problems = Lines(parsed.problems);
   if (!fallback.empty()) {
     config::ParseResult former = config::ParseConfig(fallback, path);
-    if (former.ok()) {
+    if (former.ok() && config::ReadPrivateKeys(&former.config).ok()) {
       loaded.config = std::move(former.config);
       loaded.text = fallback;
       return loaded;
@@ -112,6 +112,7 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
   auto rules = config::CompiledRules::Load(control_->policy());
   if (!rules.ok()) return rules.status();
   rules->AddRegions(wanted_);
+  rules->AddPrivacy(wanted_);
   rules->AddCalendars(calendars_.tables());
   in_force_.rules = std::make_shared<const config::CompiledRules>(*std::move(rules));
   in_force_.config = std::make_shared<const config::Config>(wanted_);
@@ -126,6 +127,7 @@ absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   absl::Status read = former.status();
   if (read.ok()) {
     former->AddRegions(wanted_);
+    former->AddPrivacy(wanted_);
     former_ = std::make_shared<const config::CompiledRules>(*std::move(former));
   }
   absl::Status status = Publish(now_ns);

@@ -20,6 +20,8 @@
 --                          length_us, -1 (fixed) or -2 (sliding), rate
 --            of windows by the calendar -3, and length_us is the longest
 --          then for each bucket 8: field rule(1..R) cost_us tokens age_us d dprev gen
+--            field       or several with a NUL between: its name, and those of before, of which one
+--                          that is there is taken over
 --            cost_us     use as time, tokens the same as a count; negative: refunds
 --            age_us      how old the oldest of it was when frozen, 0 in normal operation
 --            d, dprev    the host's demand now, and what it said in its generation `gen` (-1: none)
@@ -64,11 +66,23 @@ if now == 0 then
 end
 local gen = math.floor(now / gen_us)
 
-local names = {instance, 's:'}
+local names, former = {instance, 's:'}, {}
 for i = 1, count do
-  names[i + 2] = ARGV[first + 8 * (i - 1)]
+  local field = ARGV[first + 8 * (i - 1)]
+  if string.find(field, '%z') then
+    field, former[i] = string.match(field, '^(%Z*)%z(.*)$')
+  end
+  names[i + 2] = field
 end
 local stored = redis.call('HMGET', key, unpack(names))
+local gone = {}
+for i = 1, count do
+  for name in string.gmatch(former[i] or '', '%Z+') do
+    local state = redis.call('HMGET', key, name)[1]
+    stored[i + 2] = stored[i + 2] or state
+    if state then gone[#gone + 1] = name end
+  end
+end
 
 local last = -1
 if stored[1] then
@@ -201,7 +215,7 @@ for i = 1, count do
   local debt = max(0, tat - now)
   longest = max(longest, debt)
   if apply then
-    fields[at + 1] = ARGV[a]
+    fields[at + 1] = names[i + 2]
     fields[at + 2] = format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f', tat, tokens, gen, d0, d1, n0, n1)
     if is_window then
       fields[at + 2] = fields[at + 2] .. format(' %.0f %.0f %.0f', stop, cur, prev)
@@ -226,7 +240,6 @@ if apply then
   -- Forget buckets that are full again and daemons that are gone, at twice the pace at which
   -- fields come: a fixed small sample would leak.
   local sample = redis.call('HRANDFIELD', key, 2 * created + SWEEP_EXTRA, 'WITHVALUES')
-  local gone = {}
   for i = 1, #sample, 2 do
     local name, value = sample[i], sample[i + 1]
     local head = string.sub(name, 1, 2)

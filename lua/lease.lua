@@ -69,9 +69,11 @@ local rules = tonumber(ARGV[6])
 local first = 7 + 5 * rules
 local count = (#ARGV - first + 1) / 16
 
-local names = {instance, 'f:'}
+local names, former = {instance, 'f:'}, {}
 for i = 1, count do
-  names[i + 2] = ARGV[first + 16 * (i - 1)]
+  local field = ARGV[first + 16 * (i - 1)]
+  if string.find(field, '%z') then field, former[i] = match(field, '^(%Z*)%z(.*)$') end
+  names[i + 2] = field
 end
 local mark_at = {} -- by rule
 for r = 1, rules do
@@ -91,6 +93,15 @@ if stored[1] then
     local told = {1, words[2]}
     for i = 3, #words do told[i] = words[i] end
     return told
+  end
+end
+
+local gone = {}
+for i = 1, count do -- as in fold.lua
+  for name in gmatch(former[i] or '', '%Z+') do
+    local state = redis.call('HMGET', key, name)[1]
+    stored[i + 2] = stored[i + 2] or state
+    if state then gone[#gone + 1] = name end
   end
 end
 
@@ -262,7 +273,7 @@ for i = 1, count do
   local full_us = max(t, out > 0 and (gen + 2) * GEN_US or 0) + ceil((burst * unit - level) / limit)
   if not strict and cut ~= 0 then full_us = max(full_us, lost_us + LATE_US) end -- `lost` is to pay
   longest = max(longest, full_us - now)
-  fields[3 + 2 * i] = ARGV[a]
+  fields[3 + 2 * i] = names[i + 2]
   fields[4 + 2 * i] = format(
     '%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f',
     level, t, passed, gen, o0, o1, d0, d1, n0, n1, unit, lost, lost_us, cut, full_us)
@@ -281,7 +292,6 @@ redis.call('HSET', key, unpack(fields))
 -- Forget buckets that are full again and daemons that are gone, at twice the pace at which fields
 -- come.
 local sample = redis.call('HRANDFIELD', key, 2 * created + SWEEP_EXTRA, 'WITHVALUES')
-local gone = {}
 for i = 1, #sample, 2 do
   local name, value = sample[i], sample[i + 1]
   local head = string.sub(name, 1, 2)

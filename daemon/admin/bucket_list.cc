@@ -133,15 +133,19 @@ ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& bu
     char text[kMaxNameBytes];
     const size_t n =
         shm::WriteNameText(seen.name.label, seen.name.values, seen.name.count, text, sizeof text);
-    const std::string_view name(text, std::min(n, sizeof text));
-    if (!name.starts_with(query.prefix)) continue;
+    const std::string_view plain(text, std::min(n, sizeof text));
+    const bool is_private = rule != nullptr && rule->privacy != nullptr;
+    const std::string name =
+        is_private ? config::OuterName(seen.name, *rule->privacy, 0) : std::string(plain);
+    // Whoever knows the value finds the bucket by it.
+    if (!name.starts_with(query.prefix) && !plain.starts_with(query.prefix)) continue;
     if (list.size() >= query.limit) {
       truncated = true;
       break;
     }
-    ordered_json bucket = {{"name", std::string(name)},
+    ordered_json bucket = {{"name", name},
                            {"rule", std::string(seen.name.label)},
-                           {"shard", shm::ShardOf(name, info.shard_count)}};
+                           {"shard", shm::ShardOf(plain, info.shard_count)}};
     if (rule != nullptr) AddState(buckets, slot, seen, *rule, now_ns, &bucket);
     list.push_back(std::move(bucket));
   }

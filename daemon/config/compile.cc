@@ -372,30 +372,6 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
   return compiled;
 }
 
-void CompiledRules::AddCalendars(const std::vector<std::shared_ptr<const CalendarTable>>& tables) {
-  for (CompiledRule& rule : rules_) {
-    const uint32_t place = rule.calendar_place;
-    rule.calendar = place != 0 && place <= tables.size() ? tables[place - 1] : nullptr;
-  }
-}
-
-void CompiledRules::AddRegions(const Config& config) {
-  if (!config.redis || config.redis->regions.empty()) return;
-  const std::vector<std::string> names = RegionNames(*config.redis);
-  for (CompiledRule& rule : rules_) {
-    rule.exchanged =
-        rule.kind == shm::Kind::kTokenBucket ||
-        (shm::IsWindow(rule.kind) && IsWindowExchanged(*config.redis, rule.limit.period_ns));
-    if (rule.kind != shm::Kind::kLease) continue;
-    const std::string name = RuleName(rule.label);
-    for (const RuleConfig& written : config.rules) {
-      if (written.name != name || written.home.by == HomeBy::kNone) continue;
-      rule.home = std::make_shared<const Home>(written, rule.label, names);
-      break;
-    }
-  }
-}
-
 const CompiledRule* CompiledRules::Find(std::string_view label) const {
   const auto at = by_label_.find(ToAbsl(label));
   return at == by_label_.end() ? nullptr : &rules_[at->second];

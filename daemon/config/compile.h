@@ -17,6 +17,7 @@
 #include "daemon/config/calendar.h"
 #include "daemon/config/config.h"
 #include "daemon/config/home.h"
+#include "daemon/config/private_keys.h"
 #include "shm/bucket_name.h"
 #include "shm/gcra.h"
 #include "shm/hash.h"
@@ -63,6 +64,7 @@ struct CompiledRule {
   uint32_t calendar_place = 0;  // of a fixed window, from 1; 0: it follows none
   // What is published of it; null without one.
   std::shared_ptr<const CalendarTable> calendar = nullptr;
+  std::shared_ptr<const Privacy> privacy = nullptr;  // null: nothing of its key is private
 
   // Under which a bucket of this name stands in the table.
   uint64_t HashOf(const shm::ParsedName& name, const shm::HashKey& key) const {
@@ -82,6 +84,7 @@ class CompiledRules {
   // What a policy's bytes do not say, since clients need none of it: of the rules of `config` that
   // have these names.
   void AddRegions(const Config& config);
+  void AddPrivacy(const Config& config);
   // `tables`: by place, from 0.
   void AddCalendars(const std::vector<std::shared_ptr<const CalendarTable>>& tables);
 

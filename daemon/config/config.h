@@ -3,13 +3,16 @@
 // range stated here, so nobody downstream checks them again.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "daemon/config/private_keys.h"
 #include "shm/layout.h"
 #include "shm/policy_view.h"
 
@@ -115,8 +118,9 @@ struct MatchConfig {
 struct KeyConfig {
   std::string descriptor;
   shm::KeyForm form = shm::KeyForm::kRaw;
-  uint8_t v4_bits = 32;  // kIp only
-  uint8_t v6_bits = 64;  // kIp only
+  uint8_t v4_bits = 32;     // kIp only
+  uint8_t v6_bits = 64;     // kIp only
+  bool is_private = false;  // its values leave the daemon as keyed hashes only
 };
 
 enum class CalendarUnit : uint8_t { kDay, kWeek, kMonth, kYear };
@@ -197,11 +201,22 @@ struct RuleConfig {
   uint64_t retry_spread_ns = 0;  // of token and leaky buckets: whole seconds, 1..8 min; 0: not said
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
+
+  bool IsPrivate() const {
+    return std::any_of(key.begin(), key.end(),
+                       [](const KeyConfig& part) { return part.is_private; });
+  }
+};
+
+struct PrivacyConfig {
+  std::string keys_file;                    // absolute, or a credential's; empty: no key is private
+  std::shared_ptr<const PrivateKeys> keys;  // as read; null: not read
 };
 
 struct Config {
   DaemonConfig daemon;
-  std::optional<RedisConfig> redis;       // absent: a complete limiter for this host alone
+  std::optional<RedisConfig> redis;  // absent: a complete limiter for this host alone
+  PrivacyConfig privacy;
   std::vector<RuleConfig> rules;          // 0..kMaxGroups
   std::vector<CalendarConfig> calendars;  // of the limits, each once; 0..shm::kMaxCalendars
 };

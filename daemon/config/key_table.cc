@@ -106,6 +106,22 @@ constexpr KeySpec kDaemonKeys[] = {
      .example = "[generate, search]"},
 };
 
+constexpr KeySpec kPrivacyKeys[] = {
+    {.path = "privacy",
+     .type = KeyType::kSection,
+     .doc = "For keys with `private: true`, which need it: see [privacy](privacy.md)."},
+    {.path = "privacy.keys_file",
+     .type = KeyType::kText,
+     .required = true,
+     .min = 1,
+     .max = 4096,
+     .doc = "Absolute path of a file with the secrets that private values are hashed with, or "
+            "credential:NAME of systemd's LoadCredential=. A line for each, `ID HEX`, the one in "
+            "use first; the same on all hosts. Read with the configuration, so a change of the "
+            "file alone needs a reload.",
+     .example = "/etc/sluice/private.keys"},
+};
+
 constexpr KeySpec kRuleKeys[] = {
     {.path = "rules",
      .type = KeyType::kSections,
@@ -425,7 +441,7 @@ absl::Span<const KeySpec> AllKeys() {
     std::vector<KeySpec> keys;
     for (const absl::Span<const KeySpec> part :
          {absl::Span<const KeySpec>(kDaemonKeys), RedisKeys(),
-          absl::Span<const KeySpec>(kRuleKeys)}) {
+          absl::Span<const KeySpec>(kPrivacyKeys), absl::Span<const KeySpec>(kRuleKeys)}) {
       keys.insert(keys.end(), part.begin(), part.end());
     }
     return keys;

@@ -195,6 +195,7 @@ void ParseDocument(const YAML::Node& document, ParseResult* result, Findings* fi
   ParseDaemon(&top, &result->config.daemon, &chaos_rules, findings);
   ParseRedis(&top, &result->config, findings);
   ParseRules(&top, &result->config, findings);
+  ParsePrivacy(&top, &result->config, findings);
   CheckChaosRules(chaos_rules, result->config, findings);
   if (!result->ok()) return;
   const auto compiled = Compile(result->config, shm::HashKey{}, 1);

@@ -17,6 +17,7 @@ inline constexpr size_t kMaxConfigBytes = 1u << 20;
 // More problems than this are not listed; the last one says so.
 inline constexpr size_t kMaxProblems = 200;
 inline constexpr size_t kMaxPasswordBytes = 4096;
+inline constexpr size_t kMaxKeysFileBytes = 64 * 1024;
 
 // One thing to say about one place of the file.
 struct Finding {
@@ -45,8 +46,13 @@ struct ParseResult {
 ParseResult ParseConfig(std::string_view text, std::string_view filename);
 
 // Reads the file and parses it. A file that cannot be read, or is no regular file, or is larger
-// than kMaxConfigBytes, is one problem. Warns of a password that everybody on the host can read.
+// than kMaxConfigBytes, is one problem. Reads privacy.keys_file too. Warns of a password that
+// everybody on the host can read.
 ParseResult ParseConfigFile(const std::string& path);
+
+// Reads config->privacy.keys_file, where one is named, into config->privacy.keys. InvalidArgument
+// or another status names the file and the mend.
+absl::Status ReadPrivateKeys(Config* config);
 
 // Before the name of one of the credentials that systemd gives to the service (LoadCredential=), in
 // the place of a path.

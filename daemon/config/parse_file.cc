@@ -49,18 +49,23 @@ absl::StatusOr<FileText> ReadFile(const std::string& path, size_t max_bytes) {
 }
 
 // `key` names `path` in messages.
+absl::StatusOr<FileText> ReadSecret(std::string_view key, const std::string& path,
+                                    size_t max_bytes) {
+  auto file = ReadFile(FileOf(path), max_bytes);
+  if (file.ok()) return file;
+  const std::string_view mend = path.starts_with(kCredentialPrefix)
+                                    ? "add LoadCredential=NAME:FILE to the service's [Service]"
+                                    : "name a file that the daemon's user can read";
+  return absl::Status(
+      file.status().code(),
+      ToAbsl(Cat(key, " ", path, " ", std::string(file.status().message()), "; ", mend)));
+}
+
 absl::StatusOr<std::string> PasswordOf(std::string_view key, const std::string& password,
                                        const std::string& path) {
   if (path.empty()) return password;
-  const auto file = ReadFile(FileOf(path), kMaxPasswordBytes);
-  if (!file.ok()) {
-    const std::string_view mend = path.starts_with(kCredentialPrefix)
-                                      ? "add LoadCredential=NAME:FILE to the service's [Service]"
-                                      : "name a file that the daemon's user can read";
-    return absl::Status(
-        file.status().code(),
-        ToAbsl(Cat(key, " ", path, " ", std::string(file.status().message()), "; ", mend)));
-  }
+  const auto file = ReadSecret(key, path, kMaxPasswordBytes);
+  if (!file.ok()) return file.status();
   std::string line = file->text.substr(0, file->text.find('\n'));
   if (!line.empty() && line.back() == '\r') line.pop_back();
   if (line.empty()) {
@@ -83,6 +88,9 @@ ParseResult ParseConfigFile(const std::string& path) {
     return result;
   }
   ParseResult result = ParseConfig(file->text, path);
+  if (const absl::Status keys = ReadPrivateKeys(&result.config); result.ok() && !keys.ok()) {
+    result.problems.push_back({.file = path, .what = std::string(keys.message())});
+  }
   const auto& redis = result.config.redis;
   const bool secret = redis && (!redis->password.empty() ||
                                 (redis->sentinel && !redis->sentinel->password.empty()));
@@ -93,6 +101,20 @@ ParseResult ParseConfigFile(const std::string& path) {
                                .mend = "write `password_file`, or take the right away: chmod o-r"});
   }
   return result;
+}
+
+absl::Status ReadPrivateKeys(Config* config) {
+  PrivacyConfig& privacy = config->privacy;
+  if (privacy.keys_file.empty()) return absl::OkStatus();
+  const auto file = ReadSecret("privacy.keys_file", privacy.keys_file, kMaxKeysFileBytes);
+  if (!file.ok()) return file.status();
+  auto keys = PrivateKeys::Parse(file->text);
+  if (!keys.ok()) {
+    return absl::InvalidArgumentError(ToAbsl(
+        Cat("privacy.keys_file ", privacy.keys_file, " ", std::string(keys.status().message()))));
+  }
+  privacy.keys = std::make_shared<const PrivateKeys>(*std::move(keys));
+  return absl::OkStatus();
 }
 
 std::string FileOf(const std::string& path) {

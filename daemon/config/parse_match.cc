@@ -104,19 +104,24 @@ bool ParseKeyText(const std::string& text, KeyConfig* part) {
   return true;
 }
 
-// {ip: {v4: 24, v6: 64}}
+// {ip: {v4: 24, v6: 64}}, {user: {private: true}}
 bool ParseKeyMap(const YAML::Node& node, KeyConfig* part) {
   if (node.size() != 1) return false;
   // Held here: what an iterator points to lives no longer than the expression.
   const YAML::Node name = node.begin()->first;
-  const YAML::Node bits_by_kind = node.begin()->second;
-  if (!name.IsScalar() || !bits_by_kind.IsMap()) return false;
+  const YAML::Node how = node.begin()->second;
+  if (!name.IsScalar() || !how.IsMap()) return false;
   part->descriptor = name.Scalar();
-  part->form = shm::KeyForm::kIp;
   bool v4_seen = false;
   bool v6_seen = false;
-  for (const auto& pair : bits_by_kind) {
+  bool private_seen = false;
+  for (const auto& pair : how) {
     if (!pair.first.IsScalar() || !pair.second.IsScalar()) return false;
+    if (pair.first.Scalar() == "private") {
+      if (private_seen || !YAML::convert<bool>::decode(pair.second, part->is_private)) return false;
+      private_seen = true;
+      continue;
+    }
     const bool is_v4 = pair.first.Scalar() == "v4";
     if (!is_v4 && pair.first.Scalar() != "v6") return false;
     bool& seen = is_v4 ? v4_seen : v6_seen;
@@ -125,7 +130,8 @@ bool ParseKeyMap(const YAML::Node& node, KeyConfig* part) {
     seen = true;
     (is_v4 ? part->v4_bits : part->v6_bits) = *bits;
   }
-  return v4_seen || v6_seen;
+  if (v4_seen || v6_seen || part->descriptor == "ip") part->form = shm::KeyForm::kIp;
+  return v4_seen || v6_seen || private_seen;
 }
 
 void ParseKeyPart(const YAML::Node& node, const YAML::Mark& at, const std::string& path,
@@ -140,7 +146,8 @@ void ParseKeyPart(const YAML::Node& node, const YAML::Mark& at, const std::strin
                       node.IsScalar() ? Cat(Shown(node.Scalar()), " has no such prefix length")
                                       : Cat(KindOf(node), " makes no key"),
                       "write a descriptor's name; for addresses ip/24 (IPv4, 0 to 32), ip/48 "
-                      "(IPv6, 33 to 128), \"ip/24,64\" or {ip: {v4: 24, v6: 64}}");
+                      "(IPv6, 33 to 128), \"ip/24,64\" or {ip: {v4: 24, v6: 64}}; where values "
+                      "are nobody's business {user: {private: true}}");
     return;
   }
   if (!CheckDescriptorName(part.descriptor, mark, path, findings)) return;

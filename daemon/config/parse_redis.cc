@@ -61,27 +61,12 @@ void ParseAddresses(Section* section, RedisConfig* redis, Findings* findings) {
   }
 }
 
-// Reads where a secret or a certificate is: an absolute path, or one of systemd's credentials.
-void ReadPath(Section* section, std::string_view name, std::string* path,
-              std::string_view example) {
-  if (!section->Read(name, path) || path->front() == '/') return;
-  if (path->starts_with(kCredentialPrefix)) {
-    const std::string_view credential = std::string_view(*path).substr(kCredentialPrefix.size());
-    if (!credential.empty() && HasOnly(credential, "_-.") && credential.front() != '.') return;
-    section->Problem(name, Cat(Shown(*path), " is no name of a credential"),
-                     "write credential:NAME as LoadCredential= names it");
-    return;
-  }
-  section->Problem(name, Cat(Shown(*path), " is no absolute path"),
-                   Cat("write it from the root, as in ", example, ", or credential:NAME"));
-}
-
 // What redis and redis.sentinel both have.
 template <class HasLogin>
 void ParseLogin(Section* section, HasLogin* login, std::string_view example) {
   section->Read("username", &login->username);
   section->Read("password", &login->password);
-  ReadPath(section, "password_file", &login->password_file, example);
+  section->ReadPath("password_file", &login->password_file, example);
   if (section->Has("password") && section->Has("password_file")) {
     section->Problem("password_file", "there is a password as well", "keep one of the two");
   }
@@ -115,9 +100,9 @@ void ParseTls(Section* redis_section, RedisConfig* redis, Findings* findings) {
   Section section(redis_section->Value("tls"), redis_section->MarkOf("tls"),
                   redis_section->PathOf("tls"), redis_section->SpecPathOf("tls"), findings);
   TlsConfig& tls = redis->tls.emplace();
-  ReadPath(&section, "ca_file", &tls.ca_file, "/etc/sluice/redis-ca.pem");
-  ReadPath(&section, "certificate_file", &tls.certificate_file, "/etc/sluice/redis-client.pem");
-  ReadPath(&section, "key_file", &tls.key_file, "/etc/sluice/redis-client.key");
+  section.ReadPath("ca_file", &tls.ca_file, "/etc/sluice/redis-ca.pem");
+  section.ReadPath("certificate_file", &tls.certificate_file, "/etc/sluice/redis-client.pem");
+  section.ReadPath("key_file", &tls.key_file, "/etc/sluice/redis-client.key");
   if (section.Has("certificate_file") != section.Has("key_file")) {
     const bool has_key = section.Has("key_file");
     section.Problem(has_key ? "key_file" : "certificate_file", "stands alone",

@@ -18,6 +18,8 @@ void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Find
 void ParsePriority(Section* rule, RuleConfig* out, Findings* findings);
 // Reads `near`, `soft`, `metadata` and `retry_spread`: what answers tell beside yes and no.
 void ParseAnswers(Section* rule, RuleConfig* out, Findings* findings);
+// Reads `privacy`; the rules, whose keys may need it, stand already.
+void ParsePrivacy(Section* top, Config* config, Findings* findings);
 
 // Reads `calendar`, all but its unit; false when there is none.
 bool ParseCalendar(Section* rule, CalendarConfig* calendar, Findings* findings);

@@ -60,6 +60,7 @@ Each different combination of these descriptors' values has a bucket of its own.
 | `[ip/24]` | IPv4 network of 24 bits (0 to 32 bits are IPv4), IPv6 as above |
 | `[ip/48]` | IPv6 network of 48 bits (33 to 128 bits are IPv6), IPv4 as above |
 | `["ip/24,48"]` or `[{ip: {v4: 24, v6: 48}}]` | both |
+| `[tenant, {user: {private: true}}]` | user of a tenant, named outside the host by a hash: [privacy](privacy.md) |
 | `[]` | the rule itself: all requests that match share one bucket |
 
 A descriptor of any name takes a prefix length: `[client/24]`; only `ip` has one by itself. Addresses

@@ -245,6 +245,19 @@ bool Section::Read(std::string_view name, std::string* out) {
   return true;
 }
 
+void Section::ReadPath(std::string_view name, std::string* path, std::string_view example) {
+  if (!Read(name, path) || path->front() == '/') return;
+  if (path->starts_with(kCredentialPrefix)) {
+    const std::string_view credential = std::string_view(*path).substr(kCredentialPrefix.size());
+    if (!credential.empty() && HasOnly(credential, "_-.") && credential.front() != '.') return;
+    Problem(name, Cat(Shown(*path), " is no name of a credential"),
+            "write credential:NAME as LoadCredential= names it");
+    return;
+  }
+  Problem(name, Cat(Shown(*path), " is no absolute path"),
+          Cat("write it from the root, as in ", example, ", or credential:NAME"));
+}
+
 bool Section::Read(std::string_view name, bool* out) {
   std::string text;
   if (!Scalar(name, &text)) return false;

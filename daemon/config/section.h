@@ -60,6 +60,8 @@ class Section {
   // Each Read takes the value of `name` into `*out`. False, and `*out` as it was, when the key is
   // absent or its value is a problem; absence of a required key is a problem too.
   bool Read(std::string_view name, std::string* out);
+  // Where a secret or a certificate is: an absolute path, or one of systemd's credentials.
+  void ReadPath(std::string_view name, std::string* path, std::string_view example);
   bool Read(std::string_view name, bool* out);
   bool Read(std::string_view name, uint64_t* out);  // kInteger
   bool ReadDuration(std::string_view name, uint64_t* ns);

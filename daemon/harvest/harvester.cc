@@ -149,6 +149,7 @@ bool Harvester::Resolve(uint32_t slot, uint64_t key, uint64_t now_ns, Sink& sink
   named.text.assign(text, std::min(n, sizeof text));
   named.shard = shm::ShardOf(named.text, shard_count_);
   named.rule = rule;
+  if (rule->privacy != nullptr) named.wire = config::WireName(name, *rule->privacy);
   Known& known = known_[slot];
   // What a tenancy met for the first time may have admitted: at the start all that came while no
   // daemon ran, later what came since the last whole sweep.

@@ -31,9 +31,10 @@ struct Place {
 
 // A bucket as its name tells it.
 struct Named {
-  std::string text;  // "label:value:..."
+  std::string text;  // "label:value:...", never for the outside
   uint32_t shard = 0;
   const config::CompiledRule* rule = nullptr;  // of the rules last set
+  std::string wire;  // in Redis, where that differs: see config::WireName; empty: the text
 };
 
 class Sink {

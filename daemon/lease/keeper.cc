@@ -76,6 +76,7 @@ uint32_t Keeper::OnBucket(const harvest::Place& place, harvest::Named&& named, u
     by_text_.emplace(std::move(named.text), id);
   }
   Book& b = books_[id];
+  b.wire = named.wire.empty() ? b.text : std::move(named.wire);
   b.touched_ns = now_ns;
   if (!b.lease.has_value()) {
     b.shard = named.shard;
@@ -226,7 +227,7 @@ void Keeper::Flush(uint32_t shard, uint64_t now_ns) {
     }
     b.queued = false;
     if (b.rule == nullptr || b.shard != shard || b.lease->in_flight()) continue;
-    asked.push_back({b.text, b.terms, AskOf(b, now_ns), b.home});
+    asked.push_back({b.wire, b.terms, AskOf(b, now_ns), b.home});
     s.asked.push_back(s.queue[n]);
   }
   s.queue.erase(s.queue.begin(), s.queue.begin() + static_cast<std::ptrdiff_t>(n));

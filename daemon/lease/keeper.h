@@ -117,6 +117,7 @@ class Keeper {
  private:
   struct Book {
     std::string text;                            // empty: free
+    std::string wire;                            // in Redis
     const config::CompiledRule* rule = nullptr;  // null: as lease
     uint32_t shard = 0;
     uint32_t shown_shard = 0;

@@ -119,9 +119,10 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
   for (const BatchItem& item : items) {
     const Bucket& b = ledger.bucket(item.bucket);
     table.IndexOf(b);
-    text_bytes += b.text.size();
-    __builtin_prefetch(b.text.data());
-    __builtin_prefetch(b.text.data() + b.text.size());
+    const std::string& name = b.wire_name();
+    text_bytes += name.size();
+    __builtin_prefetch(name.data());
+    __builtin_prefetch(name.data() + name.size());
   }
   Batch batch;
   batch.seq = seq;
@@ -143,7 +144,7 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
     }
     item.said_milli = static_cast<int64_t>(b.demand.rate() * kMilli);
     item.is_window = shm::IsCountedInWindows(b.kind);
-    redis::AppendBulk(&args, b.text);
+    redis::AppendBulk(&args, b.wire_name());
     redis::AppendBulkInt(&args, static_cast<int64_t>(table.IndexOf(b)));
     AppendUse(b, item, now_ns, interval_ns, &args);
     redis::AppendBulkInt(&args, item.said_milli);

@@ -23,6 +23,10 @@ std::string MirrorKey(const std::string& text, uint32_t shard) {
   return key;
 }
 
+std::unique_ptr<const std::string> WireOf(const std::string& wire) {
+  return wire.empty() ? nullptr : std::make_unique<const std::string>(wire);
+}
+
 }  // namespace
 
 BucketId Ledger::IdOf(const std::string& key, const std::string& text) {
@@ -51,6 +55,7 @@ BucketId Ledger::InternMirror(const Bucket& of, uint32_t shard, uint64_t now_ns)
   b.limit = of.limit;
   b.kind = of.kind;
   b.calendar = of.calendar;
+  b.wire = of.wire == nullptr ? nullptr : WireOf(*of.wire);
   b.touched_ns = now_ns;
   return id;
 }
@@ -63,6 +68,7 @@ BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uin
   b.limit = named.rule->limit;
   b.kind = named.rule->kind;
   b.calendar = named.rule->calendar;
+  b.wire = WireOf(named.wire);
   b.place = place;
   b.touched_ns = now_ns;
   return id;

@@ -85,6 +85,10 @@ struct alignas(64) Bucket {
   uint64_t debt_ns = 0;
 
   std::string text;
+  std::unique_ptr<const std::string> wire;  // as harvest::Named; null: the text
+  const std::string& wire_name() const { return wire == nullptr ? text : *wire; }
+  // For people.
+  std::string outer_name() const { return wire_name().substr(0, wire_name().find('\0')); }
 };
 
 struct BatchItem {

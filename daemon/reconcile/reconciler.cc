@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "daemon/log.h"
 #include "daemon/reconcile/batch.h"
 #include "daemon/reconcile/windows.h"
 #include "shm/take.h"
@@ -166,7 +167,10 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
   if (b.rule != nullptr) {
     const bool is_emergency = ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency;
     Count(*b.rule, tokens, denied, options_.has_redis && (b.forced || is_emergency));
-    if (near_.IsNews(b, *buckets_, now_ns_)) ++totals_by_id_[b.rule->id]->near_limit;
+    if (near_.IsNews(b, *buckets_, now_ns_)) {
+      ++totals_by_id_[b.rule->id]->near_limit;
+      log::Debug("near its limit: %s", b.outer_name());
+    }
   }
   if (!options_.has_redis) {
     b.touched_ns = now_ns_;

@@ -210,6 +210,8 @@ std::string TextWith(const KeySpec& spec) {
   const std::string named = "rules:\n  - name: aa\n    key: [u]\n    ";
   if (section == "daemon") {
     text = "daemon: {" + pair + "}\nrules: []";
+  } else if (section == "privacy") {
+    text = "privacy: {" + pair + "}\nrules: []";
   } else if (section == "daemon.chaos") {
     text = "daemon: {chaos: {" + pair + "}}\nrules:\n  - {name: generate, key: [u], limit: 1/s}\n" +
            "  - {name: search, key: [u], limit: 1/s}\n";

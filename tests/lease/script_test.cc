@@ -81,11 +81,12 @@ class Script : public testing::Test {
 
   test::LuaRedis redis_;
   Terms terms_ = *MakeTerms(10, kSecondUs, 100, 0);
+  std::string bucket_ = "b";
 
  private:
   Session SessionAt(uint64_t instance, uint64_t seq, const Ask& ask) {
     Session session({instance, 0}, 50'000);
-    const Asked asked{"b", terms_, ask};
+    const Asked asked{bucket_, terms_, ask};
     for (uint64_t i = 0; i < seq; ++i) (void)session.Start({&asked, 1}, 0, 0);
     return session;
   }
@@ -119,6 +120,19 @@ TEST_F(Script, ADuplicateIsToldTheSameAndChangesNothing) {
     EXPECT_EQ(first.elements[i].integer, second.elements[i].integer) << i;
   }
   EXPECT_EQ(redis_.data, before);
+}
+
+TEST_F(Script, WhatStandsUnderAFormerNameIsTakenOver) {
+  EXPECT_EQ(Lend(1, 1, Want(40)).tokens, 40u);
+  bucket_ = std::string("c\0b", 3);
+  const Grant grant = Lend(2, 1, Want(80));
+  EXPECT_LE(grant.tokens, 60u);
+  EXPECT_EQ(redis_.data[kKey].count("b"), 0u);
+  EXPECT_EQ(redis_.data[kKey].count("c"), 1u);
+  bucket_ = std::string("b\0c", 3);
+  EXPECT_LE(Lend(1, 2, Want(80)).tokens + grant.tokens, 60u);
+  EXPECT_EQ(redis_.data[kKey].count("b"), 1u);
+  EXPECT_EQ(redis_.data[kKey].count("c"), 0u);
 }
 
 TEST_F(Script, AnOlderCallIsRefused) {

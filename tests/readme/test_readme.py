@@ -138,8 +138,10 @@ def test_a_fragment_compiles(case, tmp_path):
                                   for _, language, text, line in fences(name)
                                   if language == "yaml"], ids=name_of)
 def test_a_configuration_is_accepted_by_the_daemon(case, tmp_path):
+    keys = tmp_path / "private.keys"  # which must be there
+    keys.write_text("1 000102030405060708090a0b0c0d0e0f\n")
     config = tmp_path / "sluice.yaml"
-    config.write_text(case[2])
+    config.write_text(case[2].replace("/etc/sluice/private.keys", str(keys)))
     done = run([binary("sluiced"), "--config", config, "--check-config"], DEADLINE_S)
     assert "warning" not in done.stdout, done.stdout
 

@@ -102,6 +102,7 @@ class Host : public reconcile::Transport {
     absl::StatusOr<config::CompiledRules> rules = config::CompiledRules::Load(*bytes);
     if (!rules.ok()) abort();
     rules->AddRegions(config);
+    rules->AddPrivacy(config);
     if (!calendars_.Set(config, VirtualClock::now_ns).ok()) abort();
     rules->AddCalendars(calendars_.tables());
     rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));

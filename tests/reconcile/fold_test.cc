@@ -90,6 +90,32 @@ TEST(FoldTest, ABatchIsRefusedWhereEarlierOnesAreMissing) {
   EXPECT_EQ(redis.data[kKey].at("s:"), "3");
 }
 
+// Names that change with the keys of private values: one field a bucket, whichever name is first.
+TEST(FoldTest, WhatStandsUnderAFormerNameIsTakenOver) {
+  LuaRedis redis;
+  redis.time_us = kSecondUs;
+  const std::string nul(1, '\0');
+  const auto fold = [&](uint64_t seq, const std::string& name) {
+    const redis::Reply reply = redis.Eval(lua::kFold, kKey, Batch(seq, {{name, "1000", "2"}}));
+    EXPECT_FALSE(reply.is_error()) << reply.text;
+    return reply.is_error() ? -1 : reply.elements[4].integer;
+  };
+  EXPECT_EQ(fold(1, "old"), 1000);
+  EXPECT_EQ(fold(2, "new" + nul + "old"), 2000);
+  LuaRedis::Hash& hash = redis.data[kKey];
+  EXPECT_EQ(hash.count("old"), 0u);
+  EXPECT_EQ(hash.count("new"), 1u);
+  EXPECT_EQ(fold(3, "old" + nul + "older" + nul + "new"), 3000) << "by a host that has not turned";
+  EXPECT_EQ(hash.count("new"), 0u);
+  EXPECT_EQ(fold(4, "new" + nul + "old"), 4000);
+  EXPECT_EQ(fold(4, "new" + nul + "old"), 4000) << "a copy";
+  // By one that did not know the new name: it stands in the new one's way no longer.
+  EXPECT_EQ(fold(5, "old"), 1000);
+  EXPECT_EQ(fold(6, "new" + nul + "old"), 5000);
+  EXPECT_EQ(hash.count("old"), 0u);
+  EXPECT_EQ(hash.at("s:"), "12");
+}
+
 // A sample of fixed size leaves ever more buckets behind that nobody asks for again.
 TEST(FoldTest, KeysThatAreUsedOnceDoNotPileUp) {
   LuaRedis redis;
