@@ -16,6 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "daemon/log.h"
 #include "shm/clock.h"
 #include "shm/handshake.h"
@@ -149,10 +151,16 @@ absl::Status App::OpenSegments() {
 
 absl::Status App::StartAll() {
   const admin::RulesInForce in_force = book_->InForce();
+  if (const std::string& path = in_force.config->daemon.checkpoints; !path.empty()) {
+    auto quotas = checkpoint::CheckpointStore::Open(path, absl::ToUnixMicros(absl::Now()));
+    if (!quotas.ok()) return quotas.status();
+    quotas_ = *std::move(quotas);
+  }
   engine_ = MakeEngine({.control = &segments_.control(),
                         .buckets = &segments_.buckets(),
                         .redis = in_force.config->redis,
-                        .former_rules = book_->former()});
+                        .former_rules = book_->former(),
+                        .quotas = quotas_.get()});
   absl::Status status = engine_->Start(in_force.rules);
   if (!status.ok()) return status;
   book_->SetEngine(engine_.get());

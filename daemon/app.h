@@ -17,6 +17,7 @@
 #include "daemon/admin/event_loop.h"
 #include "daemon/admin/http.h"
 #include "daemon/admin/status.h"
+#include "daemon/checkpoint/checkpoint_store.h"
 #include "daemon/config_watch.h"
 #include "daemon/engine.h"
 #include "daemon/lock_file.h"
@@ -91,6 +92,7 @@ class App : public admin::StatusSource {
   LockFile lock_;
   Segments segments_;
   std::unique_ptr<RuleBook> book_;
+  std::unique_ptr<checkpoint::CheckpointStore> quotas_;  // null: none are kept
   std::unique_ptr<Engine> engine_;
   admin::EventLoop loop_;
   std::unique_ptr<admin::AttachServer> attach_;

@@ -15,6 +15,7 @@
 #include "daemon/chaos/order.h"
 #include "daemon/config/compile.h"
 #include "daemon/config/config.h"
+#include "daemon/reconcile/quota_store.h"
 #include "daemon/redis/latency.h"
 #include "shm/segment.h"
 
@@ -91,6 +92,7 @@ struct EngineParts {
   std::optional<config::RedisConfig> redis;  // none: this host alone
   // In force while no daemon ran, where segments were taken over: use of that time is theirs.
   std::shared_ptr<const config::CompiledRules> former_rules;
+  reconcile::QuotaStore* quotas = nullptr;  // null: none are kept; outlives the engine
 };
 
 // Harvest and reconcile with their thread. All members may be called from any thread but for

@@ -28,6 +28,7 @@ std::string NeedsRestart(const config::Config& now, const config::Config& fresh)
   if (now.daemon.group != fresh.daemon.group) keys.push_back("daemon.group");
   if (now.daemon.buckets != fresh.daemon.buckets) keys.push_back("daemon.buckets");
   if (now.daemon.log_keys != fresh.daemon.log_keys) keys.push_back("daemon.log_keys");
+  if (now.daemon.checkpoints != fresh.daemon.checkpoints) keys.push_back("daemon.checkpoints");
   if (now.redis != fresh.redis) keys.push_back("redis");
   return absl::StrJoin(keys, ", ");
 }

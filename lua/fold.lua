@@ -28,7 +28,8 @@
 --          of a window's bucket: cost_us is "cur prev", tokens of the host's open window and of the
 --            one before it (what is older only counts as tokens), and age_us how much time the
 --            host's window had left when frozen; less than 0: it was over. By the calendar: "cur
---            begin", and age_us the end, both microseconds of Unix time, the same on all hosts
+--            begin known", and age_us the end, both microseconds of Unix time, the same on all hosts;
+--            known: tokens of that window that were told before, where this hash may have lost them
 --          (of windows by the calendar prev, here and in the reply, is their begin)
 -- Reply    outcome (1: applied; 0: seq was known; 2: batches before it are missing here; nothing was
 --          written but for 1), seq known before (-1: none), now_us, gen, then for each bucket 3:
@@ -121,14 +122,14 @@ end
 
 -- The same by the calendar: of two windows the later stands, unless it lies ahead of this clock, that
 -- is by a clock that goes wrong. Such a host's use is of now all the same.
-local function dated(stop, cur, begin, n, theirs, starts)
-  if n == 0 or theirs <= now then return stop, cur, begin end
+local function dated(stop, cur, begin, n, theirs, starts, known)
+  if (n == 0 and known == 0) or theirs <= now then return stop, cur, begin end
   if starts > now + SKEW_US then
     if stop ~= 0 then cur = max(0, cur + n) end
   elseif stop == theirs and begin == starts then
-    cur = max(0, cur + n)
+    cur = max(0, max(cur, known) + n)
   elseif starts > begin then
-    return theirs, max(0, n), starts
+    return theirs, max(0, known + n), starts
   end
   return stop, cur, begin
 end
@@ -181,10 +182,11 @@ for i = 1, count do
     local used = tonumber(ARGV[a + 3])
     local cost = is_window and 0 or tonumber(ARGV[a + 2])
     if is_window then
-      local open, before = match(ARGV[a + 2], '^(%S+) (%S+)$')
-      open, before = tonumber(open), tonumber(before)
+      local open, before, known = match(ARGV[a + 2], '^(%S+) (%S+) ?(%S*)$')
+      open, before, known = tonumber(open), tonumber(before), tonumber(known) or 0
       if is_dated then
-        stop, cur, prev = dated(stop, cur, prev, open, tonumber(ARGV[a + 4]), before)
+        stop, cur, prev = dated(stop, cur, prev, open, tonumber(ARGV[a + 4]), before,
+          known)
       else
         local theirs = now - late + tonumber(ARGV[a + 4])
         stop, cur, prev = counted(stop, cur, prev, tau, slides, before, theirs - tau)

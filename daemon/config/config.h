@@ -34,6 +34,7 @@ struct DaemonConfig {
   std::string group;                        // of the attach socket; empty: leave as it is
   uint64_t buckets = 131'072;               // capacity, always a valid one (power of two)
   uint64_t log_keys = 1024;                 // rows for sliding logs: a power of two, <= buckets
+  std::string checkpoints;  // absolute path of the file of quotas; empty: none is kept
   LogLevel log_level = LogLevel::kInfo;
   ChaosConfig chaos;
 

@@ -61,6 +61,15 @@ constexpr KeySpec kDaemonKeys[] = {
          "rule. Plan twice as many as are live at once. Read at start, as that limit is: a "
          "larger one needs a restart, with fresh buckets.",
      .example = "4096"},
+    {.path = "daemon.checkpoints",
+     .type = KeyType::kText,
+     .min = 2,
+     .max = 4096,
+     .doc = "Absolute path of a file in which the used part of quotas by the calendar is kept, for "
+            "when Redis has lost its data: see "
+            "[checkpoints](choosing.md#when-redis-loses-its-data). Left out: none is kept. Read at "
+            "start.",
+     .example = "/var/lib/sluice/quotas.db"},
     {.path = "daemon.group",
      .type = KeyType::kText,
      .min = 1,

@@ -160,6 +160,10 @@ void ParseDaemon(Section* top, DaemonConfig* daemon, Texts* chaos_rules, Finding
       daemon->runtime_dir.pop_back();
     }
   }
+  if (section.Read("checkpoints", &daemon->checkpoints) && daemon->checkpoints.front() != '/') {
+    section.Problem("checkpoints", Cat(Shown(daemon->checkpoints), " is no absolute path"),
+                    "write it from the root, as in /var/lib/sluice/quotas.db");
+  }
   if (section.Read("group", &daemon->group) && !HasOnly(daemon->group, "_-.")) {
     section.Problem("group", Cat(Shown(daemon->group), " is no name of a group"),
                     "write it as `getent group` shows it");

@@ -89,9 +89,13 @@ void AppendUse(Bucket& b, const BatchItem& item, uint64_t now_ns, uint64_t inter
   if (b.is_dated()) {
     // Of a window that is long over nothing counts but the tokens.
     const config::CalendarTable::Entry* entry = b.calendar->Near(item.window_end_ns);
+    const config::CalendarTable::Entry* const restored =
+        item.restore == 0 ? nullptr : b.calendar->EndingAt(item.restore_end_us);
+    if (item.in_window == 0 && restored != nullptr) entry = restored;
     const config::CalendarWindow window =
         entry != nullptr ? entry->window : config::CalendarWindow{};
-    redis::AppendBulk(args, absl::StrCat(item.in_window, " ", window.begin_us));
+    const int64_t known = entry == restored && restored != nullptr ? item.restore : 0;
+    redis::AppendBulk(args, absl::StrCat(item.in_window, " ", window.begin_us, " ", known));
     redis::AppendBulkInt(args, item.tokens);
     redis::AppendBulkInt(args, window.end_us);
     return;

@@ -104,7 +104,9 @@ std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
                      .is_window = shm::IsCountedInWindows(b.kind),
                      .window_end_ns = b.window_end_ns,
                      .in_window = b.in_window,
-                     .in_closed = b.in_closed});
+                     .in_closed = b.in_closed,
+                     .restore = b.restore,
+                     .restore_end_us = b.restore_end_us});
     b.in_window = b.in_closed = 0;
     if (b.pending_since_ns != 0) {
       *oldest_ns = *oldest_ns == 0 ? b.pending_since_ns : std::min(*oldest_ns, b.pending_since_ns);

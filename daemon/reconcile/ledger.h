@@ -63,6 +63,7 @@ struct alignas(64) Bucket {
   int64_t in_closed = 0;
   // What Redis told last of the open window: when it ends here, and the tokens of the others in it.
   uint64_t told_end_ns = 0;
+  int64_t told_all = 0;
   int64_t told_others = 0;
   int64_t told_own = 0;                      // of this host's reports
   int64_t told_own_closed = 0;               // the same of the window before
@@ -76,6 +77,11 @@ struct alignas(64) Bucket {
   harvest::Place place;      // key 0: not in the segment any more
   uint64_t fraction_ns = 0;  // use below a microsecond, carried to the next report
   Demand demand;
+
+  // Of a quota: tokens of the window that ends then (Unix time) which Redis is to know of at least;
+  // 0: nothing to tell.
+  int64_t restore = 0;
+  int64_t restore_end_us = 0;
 
   // What Redis said last.
   int64_t said_milli = 0;  // our demand, as counted there
@@ -101,6 +107,8 @@ struct BatchItem {
   uint64_t window_end_ns = 0;
   int64_t in_window = 0;
   int64_t in_closed = 0;
+  int64_t restore = 0;
+  int64_t restore_end_us = 0;
 };
 
 struct Batch {

@@ -142,6 +142,7 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
     b.hosts = hosts_;
     b.inv_share = InverseShare(1.0 / static_cast<double>(hosts_));
   }
+  Recall(b, now_ns_);
   // The claimer's hint may be another's, or of an earlier policy.
   b.forced = IsForced(b);
   shm::SetAux(buckets_->slots()[place.slot], place.key, b.inv_share, b.shown_shard(), rule);
@@ -173,6 +174,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
     }
   }
   if (!options_.has_redis) {
+    KeepOwnQuota(b);
     b.touched_ns = now_ns_;
     return;
   }
@@ -331,6 +333,7 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
   s.backoff_ns = s.retry_ns = 0;
   if (fold->refused) return OnRefusal(shard, fold->last_seq, now_ns);
   Batch batch = *std::exchange(s.batch, std::nullopt);
+  if (fold->applied && fold->last_seq < s.known_seq) RestoreQuotas(shard, now_ns);
   for (size_t i = 0; i < batch.items.size(); ++i) {
     const BatchItem& item = batch.items[i];
     // First the books, then the slot, whose place they tell.
@@ -347,6 +350,8 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
         item.is_window && b.is_dated() ? DatedState(b, told, fold->now_us, now_ns) : told;
     b.in_flight = false;
     ++b.journal_pins;
+    if (item.restore != 0 && b.restore == item.restore) b.restore = 0;
+    if (item.is_window && b.is_dated()) KeepQuota(b, told, fold->now_us);
     // A duplicate's reply does not tell in which generation our demand was counted.
     b.said_milli = item.said_milli;
     b.said_gen = fold->applied ? fold->gen : -1;
@@ -371,6 +376,7 @@ void Reconciler::OnRefusal(uint32_t index, int64_t last_seq, uint64_t now_ns) {
   Shard& s = ledger_.shard(index);
   Batch batch = *std::exchange(s.batch, std::nullopt);
   stats_.requeues += ledger_.Rewind(index, last_seq, std::move(batch));
+  RestoreQuotas(index, now_ns);
   SendAgain(index, now_ns);
 }
 

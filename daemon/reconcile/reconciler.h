@@ -22,6 +22,7 @@
 #include "daemon/reconcile/breaker.h"
 #include "daemon/reconcile/ledger.h"
 #include "daemon/reconcile/near.h"
+#include "daemon/reconcile/quota_store.h"
 #include "daemon/reconcile/transport.h"
 #include "daemon/reconcile/windows.h"
 #include "daemon/redis/reply.h"
@@ -69,9 +70,10 @@ struct ReconcilerOptions {
   uint32_t region_count = 1;             // the own one and others, each with a cluster
   uint64_t exchange_ns = 1'000'000'000;  // how often the others are told what is used here
   uint64_t flush_interval_ns = 100'000'000;
-  std::string instance;       // 32 hex digits, random at each start
-  uint64_t use_since_ns = 0;  // see Harvester
-  bool has_redis = true;      // false: harvest and count, report to nobody
+  std::string instance;          // 32 hex digits, random at each start
+  uint64_t use_since_ns = 0;     // see Harvester
+  bool has_redis = true;         // false: harvest and count, report to nobody
+  QuotaStore* quotas = nullptr;  // null: none are kept; outlives the reconciler
 };
 
 struct RuleTotals {
@@ -147,7 +149,8 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
  private:
   struct Primary {
     Breaker breaker;
-    uint64_t asked_ns = 0;  // last call or ping sent
+    uint64_t asked_ns = 0;     // last call or ping sent
+    uint64_t restored_ns = 0;  // last look for quotas that it has lost; 0: none
     bool pinging = false;
     bool known = false;  // as the transport said last
   };
@@ -189,6 +192,12 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
                 const WindowSeen& seen);
   uint64_t IntervalOf(uint32_t shard) const;
   bool IsDue(uint32_t shard, uint64_t now_ns) const;
+
+  // quotas.cc
+  void Recall(Bucket& b, uint64_t now_ns);
+  void KeepQuota(const Bucket& b, const BucketState& told, uint64_t redis_us);
+  void KeepOwnQuota(const Bucket& b);
+  void RestoreQuotas(uint32_t shard, uint64_t now_ns);
 
   // strict.cc
   void OpenKeeper();

@@ -68,6 +68,7 @@ int64_t NoteTold(Bucket& b, const BatchItem& item, const BucketState& state, uin
   const int64_t others = std::max<int64_t>(state.in_window - b.told_own, 0);
   const int64_t added = std::max<int64_t>(others - b.told_others, 0);
   b.told_end_ns = end_ns;
+  b.told_all = state.in_window;
   b.told_others = others;
   b.told_most = std::max(b.told_most, added);
   return std::max(added, is_same ? std::exchange(b.told_added, added) : b.told_added);

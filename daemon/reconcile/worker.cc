@@ -151,6 +151,7 @@ absl::Status Worker::Open() {
   }
   ReconcilerOptions options;
   options.shard_count = parts_.control->info().shard_count;
+  options.quotas = parts_.quotas;
   options.region_count = has_redis ? client_->count() : 1;
   if (has_redis) options.exchange_ns = parts_.redis->exchange_ns;
   options.flush_interval_ns = has_redis ? parts_.redis->flush_interval_ns : 100'000'000;

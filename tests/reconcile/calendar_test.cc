@@ -2,9 +2,14 @@
 // the boundary by its instant, whatever their clocks say.
 #include <gtest/gtest.h>
 
-#include <functional>
-#include <string>
+#include <unistd.h>
 
+#include <functional>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "daemon/checkpoint/checkpoint_store.h"
 #include "daemon/config/parse.h"
 #include "tests/reconcile/fleet.h"
 
@@ -53,6 +58,21 @@ class CalendarTest : public testing::Test {
     return fleet_.Admitted() - before;
   }
 
+  // The tokens that Redis has of u and of idle.
+  std::pair<int64_t, int64_t> InRedis() const {
+    std::pair<int64_t, int64_t> found{-1, -1};
+    for (const auto& [key, hash] : fleet_.redis.data) {
+      for (const auto& [name, value] : hash) {
+        if (name != "per-user:u" && name != "per-user:idle") continue;
+        std::istringstream words(value);
+        int64_t word = 0;
+        for (int i = 0; i < 9; ++i) words >> word;
+        (name == "per-user:u" ? found.first : found.second) = word;
+      }
+    }
+    return found;
+  }
+
   Fleet fleet_{2, PerDay()};
 };
 
@@ -88,6 +108,19 @@ TEST_F(CalendarTest, AClockThatIsSetByAnHourAndBackGivesNothingTwice) {
   }
 }
 
+// Of CLOCK_MONOTONIC, which stands still meanwhile: by it the day would end eight hours late.
+TEST_F(CalendarTest, AHostThatWasSuspendedIsInTheDayOfItsWallClock) {
+  fleet_.redis.time_us += static_cast<uint64_t>(20 * kHourUs);
+  for (size_t i = 0; i < 2; ++i) SetClock(i, 0);
+  EXPECT_NEAR(static_cast<double>(Run(10 * kSecond, 100)), kTokens, kTokens * 0.02);
+  fleet_.redis.time_us += static_cast<uint64_t>(2 * kHourUs);
+  for (size_t i = 0; i < 2; ++i) SetClock(i, 0);
+  EXPECT_EQ(Run(2 * kSecond, 100), 0u) << "the same day";
+  fleet_.redis.time_us += static_cast<uint64_t>(8 * kHourUs);
+  for (size_t i = 0; i < 2; ++i) SetClock(i, 0);
+  EXPECT_NEAR(static_cast<double>(Run(10 * kSecond, 100)), kTokens, kTokens * 0.02);
+}
+
 TEST_F(CalendarTest, AClockThatWasWrongByDaysFindsTheCountOfItsDayAgain) {
   fleet_.redis.time_us += static_cast<uint64_t>(12 * kHourUs);
   for (size_t i = 0; i < 2; ++i) SetClock(i, 0);
@@ -105,6 +138,53 @@ TEST_F(CalendarTest, WhatWasLostOnTheWayIsCountedOnceInItsDay) {
   Run(15 * kSecond, 10);
   fleet_.Run(3 * kSecond);
   EXPECT_EQ(fleet_.Counted(), static_cast<int64_t>(fleet_.Admitted()));
+}
+
+// Redis is empty of a sudden; both hosts tell it again what it told them.
+TEST_F(CalendarTest, ADayGoesOnWhereRedisHasLostItsData) {
+  fleet_.redis.time_us += static_cast<uint64_t>(12 * kHourUs);
+  for (size_t i = 0; i < 2; ++i) SetClock(i, 0);
+  uint64_t admitted = Run(8 * kSecond, 20);  // 320
+  fleet_.host(0).Check("per-user", "idle", 700);
+  fleet_.Run(kSecond);
+  for (int loss = 0; loss < 3; ++loss) {
+    fleet_.redis.data.clear();
+    admitted += Run(3 * kSecond, 20);  // 120
+    EXPECT_LE(admitted, kTokens);
+    const auto [tokens, idle] = InRedis();
+    // What is sent again of the last two seconds, or was counted from nothing meanwhile.
+    EXPECT_NEAR(static_cast<double>(tokens), static_cast<double>(admitted), 80.0) << loss;
+    EXPECT_EQ(idle, 700) << "nobody used it since";
+  }
+  admitted += Run(20 * kSecond, 50);
+  EXPECT_NEAR(static_cast<double>(admitted), kTokens, 3 * 80.0);
+}
+
+// What is kept in a file outlasts the host's memory too.
+TEST_F(CalendarTest, ADayGoesOnWhereRedisAndTheHostHaveLostEverything) {
+  fleet_.redis.time_us += static_cast<uint64_t>(12 * kHourUs);
+  const std::string path = testing::TempDir() + "quotas-" + std::to_string(getpid()) + ".db";
+  const auto now_us = static_cast<int64_t>(fleet_.redis.time_us);
+  uint64_t admitted = 0;
+  for (int life = 0; life < 3; ++life) {
+    auto quotas = checkpoint::CheckpointStore::Open(path, now_us);
+    ASSERT_TRUE(quotas.ok()) << quotas.status();
+    Host host(life, PerDay(), &fleet_.redis, &fleet_.network, {.quotas = quotas->get()});
+    host.SetWallOffset(static_cast<int64_t>(fleet_.redis.time_us) -
+                       static_cast<int64_t>(VirtualClock::now_ns / 1000));
+    uint64_t steps = 0;
+    fleet_.Run(4 * kSecond, [&] {
+      if (++steps % 10 == 0) host.Check("per-user", "u");  // 400
+      host.Advance();
+    });
+    admitted += host.admitted;
+    if (life == 2) {
+      EXPECT_LE(host.admitted, kTokens - 800u + 10u) << "from its file at once, before Redis tells";
+    }
+    fleet_.redis.data.clear();
+  }
+  EXPECT_NEAR(static_cast<double>(admitted), kTokens, 20.0);
+  for (const char* rest : {"", "-wal", "-shm"}) unlink((path + rest).c_str());
 }
 
 }  // namespace

@@ -50,6 +50,7 @@ struct HostOptions {
   uint64_t flush_interval_ns = 100 * kMs;
   uint32_t regions = 1;  // others are told to Host::far
   uint64_t exchange_ns = kSecond;
+  reconcile::QuotaStore* quotas = nullptr;
 };
 
 // Another region's Redis, and the way there.
@@ -89,7 +90,8 @@ class Host : public reconcile::Transport {
                                      .exchange_ns = options_.exchange_ns,
                                      .flush_interval_ns = options_.flush_interval_ns,
                                      .instance = instance,
-                                     .use_since_ns = use_since_ns},
+                                     .use_since_ns = use_since_ns,
+                                     .quotas = options_.quotas},
         &buckets_.buckets(), &control_, this,
         [this] { return std::uniform_real_distribution<double>(0, 1)(random_); });
     reconciler_->SetRules(rules_, VirtualClock::now_ns);
