@@ -49,7 +49,9 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
                options.is_global ? "counted in Redis" : "not yet reported", ""});
   for (const json& bucket : answer.at("buckets")) {
     const std::string name = SafeText(bucket.at("name").get<std::string>());
-    const std::string shard = absl::StrCat(bucket.at("shard").get<uint64_t>());
+    const std::string region = bucket.value("region", std::string());
+    const std::string shard =
+        absl::StrCat(region, region.empty() ? "" : "/", bucket.at("shard").get<uint64_t>());
     if (!bucket.contains("limit")) {
       table.Row({name, "-", "-", "-", "-", shard, "-", "its rule is gone"});
       continue;

@@ -1,8 +1,5 @@
 #include "daemon/admin/global_buckets.h"
 
-#include <hiredis/hiredis.h>
-#include <openssl/ssl.h>
-
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -14,11 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "daemon/admin/global_lease.h"
+#include "daemon/admin/redis_node.h"
 #include "daemon/config/parse.h"
-#include "daemon/redis/codec.h"
 #include "daemon/redis/slot.h"
 #include "daemon/redis/tls_session.h"
-#include "shm/clock.h"
 #include "shm/gcra.h"
 #include "shm/window.h"
 
@@ -28,164 +24,6 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr size_t kMaxScanRounds = 100'000;  // a cursor that never ends is no cursor
-
-struct FreeContext {
-  void operator()(redisContext* context) const { redisFree(context); }
-};
-struct FreeReply {
-  void operator()(redisReply* reply) const { freeReplyObject(reply); }
-};
-using Reply = std::unique_ptr<redisReply, FreeReply>;
-
-std::string_view TextOf(const redisReply* reply) {
-  return reply != nullptr && reply->str != nullptr ? std::string_view(reply->str, reply->len)
-                                                   : std::string_view();
-}
-
-// One blocking connection, logged in, with the distance of the node's clock.
-class Node {
- public:
-  // `tls` may be null: plain TCP.
-  static std::unique_ptr<Node> Open(const NodeAddress& at, const config::RedisConfig& redis,
-                                    const redis::TlsContext* tls, std::string* problem);
-
-  // Null when the connection has failed: see error().
-  Reply Command(const std::vector<std::string>& args);
-  bool is_broken() const { return context_->err != 0; }
-  std::string error() const { return tls_error_.empty() ? context_->errstr : tls_error_; }
-  int64_t now_us() const {
-    return offset_us_ + static_cast<int64_t>(shm::MonotonicClock::PreciseNs() / 1000);
-  }
-
- private:
-  bool LogIn(const config::RedisConfig& redis, std::string* problem);
-  bool ShakeHands(const NodeAddress& at, const redis::TlsContext& tls);
-  Reply TlsCommand(const std::string& command);
-
-  std::unique_ptr<redisContext, FreeContext> context_;
-  std::unique_ptr<redis::TlsSession> tls_;  // null: plain TCP
-  std::string tls_error_;
-  int64_t offset_us_ = 0;  // of its TIME beyond our CLOCK_MONOTONIC
-};
-
-// Without its port and brackets.
-std::string HostOf(const std::string& address) {
-  std::string host = address.substr(0, address.rfind(':'));
-  if (host.size() > 1 && host.front() == '[') host = host.substr(1, host.size() - 2);
-  return host;
-}
-
-redisContext* Connect(const std::string& address) {
-  const timeval timeout = {kGlobalCommandMs / 1000, kGlobalCommandMs % 1000 * 1000};
-  if (address.starts_with("unix:")) {
-    return redisConnectUnixWithTimeout(address.substr(5).c_str(), timeout);
-  }
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port)) {
-    return nullptr;
-  }
-  return redisConnectWithTimeout(HostOf(address).c_str(), port, timeout);
-}
-
-Reply Node::Command(const std::vector<std::string>& args) {
-  if (tls_ != nullptr) {
-    std::string command;
-    redis::AppendArrayHead(&command, args.size());
-    for (const std::string& arg : args) redis::AppendBulk(&command, arg);
-    return TlsCommand(command);
-  }
-  std::vector<const char*> parts;
-  std::vector<size_t> sizes;
-  for (const std::string& arg : args) {
-    parts.push_back(arg.data());
-    sizes.push_back(arg.size());
-  }
-  return Reply(static_cast<redisReply*>(redisCommandArgv(
-      context_.get(), static_cast<int>(parts.size()), parts.data(), sizes.data())));
-}
-
-// The socket's own time-outs bound each write and read.
-Reply Node::TlsCommand(const std::string& command) {
-  SSL* const ssl = tls_->get();
-  void* reply = nullptr;
-  bool alive = SSL_write(ssl, command.data(), static_cast<int>(command.size())) > 0;
-  while (alive && reply == nullptr) {
-    char bytes[16 * 1024];
-    const int got = SSL_read(ssl, bytes, sizeof bytes);
-    alive = got > 0 &&
-            redisReaderFeed(context_->reader, bytes, static_cast<size_t>(got)) == REDIS_OK &&
-            redisReaderGetReply(context_->reader, &reply) == REDIS_OK;
-  }
-  if (!alive) tls_error_ = "the connection was lost, or Redis answered too late";
-  return Reply(static_cast<redisReply*>(reply));
-}
-
-bool Node::ShakeHands(const NodeAddress& at, const redis::TlsContext& tls) {
-  absl::StatusOr<std::unique_ptr<redis::TlsSession>> session =
-      redis::TlsSession::New(tls, at.hostname.empty() ? HostOf(at.address) : at.hostname);
-  if (!session.ok()) {
-    tls_error_ = std::string(session.status().message());
-    return false;
-  }
-  tls_ = *std::move(session);
-  if (SSL_set_fd(tls_->get(), context_->fd) == 1 && SSL_do_handshake(tls_->get()) == 1) return true;
-  tls_error_ = absl::StrCat("TLS handshake: ", tls_->TakeTrouble().what);
-  return false;
-}
-
-std::unique_ptr<Node> Node::Open(const NodeAddress& at, const config::RedisConfig& redis,
-                                 const redis::TlsContext* tls, std::string* problem) {
-  const std::string& address = at.address;
-  auto node = std::make_unique<Node>();
-  node->context_.reset(Connect(address));
-  if (node->context_ == nullptr || node->is_broken()) {
-    *problem = absl::StrCat(address, ": ", node->context_ ? node->error() : "no address");
-    return nullptr;
-  }
-  const timeval timeout = {kGlobalCommandMs / 1000, kGlobalCommandMs % 1000 * 1000};
-  redisSetTimeout(node->context_.get(), timeout);
-  if (tls != nullptr && !node->ShakeHands(at, *tls)) {
-    *problem = absl::StrCat(address, ": ", node->error());
-    return nullptr;
-  }
-  std::string why;
-  if (!node->LogIn(redis, &why)) {
-    *problem = absl::StrCat(address, ": ", why);
-    return nullptr;
-  }
-  return node;
-}
-
-bool Node::LogIn(const config::RedisConfig& redis, std::string* problem) {
-  const absl::StatusOr<std::string> password = config::ReadPassword(redis);
-  if (!password.ok()) {
-    *problem = std::string(password.status().message());
-    return false;
-  }
-  if (!password->empty()) {
-    std::vector<std::string> auth = {"AUTH"};
-    if (!redis.username.empty()) auth.push_back(redis.username);
-    auth.push_back(*password);
-    const Reply reply = Command(auth);
-    if (reply == nullptr || reply->type == REDIS_REPLY_ERROR) {
-      *problem = reply == nullptr ? error() : std::string(TextOf(reply.get()));
-      return false;
-    }
-  }
-  const Reply time = Command({"TIME"});
-  int64_t seconds = 0;
-  int64_t micros = 0;
-  if (time == nullptr || time->type != REDIS_REPLY_ARRAY || time->elements != 2 ||
-      !absl::SimpleAtoi(std::string(TextOf(time->element[0])), &seconds) ||
-      !absl::SimpleAtoi(std::string(TextOf(time->element[1])), &micros)) {
-    *problem = time == nullptr ? error() : absl::StrCat("TIME: ", std::string(TextOf(time.get())));
-    return false;
-  }
-  offset_us_ =
-      seconds * 1'000'000 + micros - static_cast<int64_t>(shm::MonotonicClock::PreciseNs() / 1000);
-  return true;
-}
 
 // A pattern that matches names beginning with `prefix`, whatever is in it.
 std::string GlobOf(const std::string& prefix) {
@@ -197,18 +35,27 @@ std::string GlobOf(const std::string& prefix) {
   return glob + "*";
 }
 
+using Clock = std::chrono::steady_clock;
+
+struct GlobalList {
+  ordered_json buckets = ordered_json::array();
+  uint64_t unreachable = 0;  // shards
+  bool truncated = false;
+};
+
 class Lister {
  public:
+  // `out`: what is there already counts for the query's limit.
   Lister(const BucketQuery& query, const config::RedisConfig& redis,
-         const config::CompiledRules& rules)
-      : query_(query), redis_(redis), rules_(rules) {
+         const config::CompiledRules& rules, Clock::time_point end, GlobalList* out)
+      : query_(query), redis_(redis), rules_(rules), end_(end), out_(out) {
     if (!redis.tls) return;
     tls_ = std::make_unique<redis::TlsContext>(redis::TlsOptions{
         config::FileOf(redis.tls->ca_file), config::FileOf(redis.tls->certificate_file),
         config::FileOf(redis.tls->key_file), redis.tls->server_name});
   }
 
-  absl::StatusOr<ordered_json> Run(const std::vector<NodeAddress>& seeds) {
+  absl::Status Run(const std::vector<NodeAddress>& seeds) {
     const std::vector<std::string> keys = redis::ShardKeys(redis_.prefix, redis_.shards);
     if (tls_ != nullptr) {
       const absl::Status status = tls_->Refresh();
@@ -227,24 +74,20 @@ class Lister {
     const auto& all = rules_.rules();
     const bool has_strict = std::any_of(
         all.begin(), all.end(), [](const auto& rule) { return rule.kind == shm::Kind::kLease; });
-    uint64_t unreachable = 0;
-    for (uint32_t shard = 0; shard < redis_.shards && !truncated_; ++shard) {
+    for (uint32_t shard = 0; shard < redis_.shards && !out_->truncated; ++shard) {
       if (IsLate()) {
-        truncated_ = true;
+        out_->truncated = true;
       } else if (!ScanShard(shard, keys[shard], /*is_lent=*/false) ||
-                 (has_strict && !truncated_ &&
+                 (has_strict && !out_->truncated &&
                   !ScanShard(shard, redis::FamilyKey(keys[shard], "strict"), /*is_lent=*/true))) {
-        ++unreachable;
+        ++out_->unreachable;
       }
     }
-    return ordered_json{{"scope", "global"},
-                        {"truncated", truncated_},
-                        {"unreachable_shards", unreachable},
-                        {"buckets", list_}};
+    return absl::OkStatus();
   }
 
  private:
-  bool IsLate() const { return std::chrono::steady_clock::now() > end_; }
+  bool IsLate() const { return Clock::now() > end_; }
 
   Node* NodeAt(const std::string& address) {
     const auto found = nodes_.find(address);
@@ -283,11 +126,11 @@ class Lister {
       if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2) return false;
       cursor = std::string(TextOf(reply->element[0]));
       const redisReply* pairs = reply->element[1];
-      for (size_t i = 0; i + 1 < pairs->elements && !truncated_; i += 2) {
+      for (size_t i = 0; i + 1 < pairs->elements && !out_->truncated; i += 2) {
         Add(shard, is_lent, TextOf(pairs->element[i]), TextOf(pairs->element[i + 1]),
             node->now_us());
       }
-      if (cursor == "0" || truncated_) return true;
+      if (cursor == "0" || out_->truncated) return true;
     }
     return false;
   }
@@ -296,16 +139,17 @@ class Lister {
            int64_t now_us) {
     // The hash's own books: no rule's name is that short.
     if (name.size() > 1 && name[1] == ':') return;
-    if (list_.size() >= query_.limit) {
-      truncated_ = true;
+    if (out_->buckets.size() >= query_.limit) {
+      out_->truncated = true;
       return;
     }
     const std::string label(name.substr(0, name.find(':')));
     ordered_json bucket = {{"name", std::string(name)}, {"rule", label}, {"shard", shard}};
+    if (!redis_.region.empty()) bucket["region"] = redis_.region;
     if (is_lent) {
       const config::CompiledRule* const rule = rules_.Find(label);
       if (rule != nullptr) AddLentState(*rule, value, now_us, &bucket);
-      list_.push_back(std::move(bucket));
+      out_->buckets.push_back(std::move(bucket));
       return;
     }
     const std::vector<std::string> parts = absl::StrSplit(std::string(value), ' ');
@@ -315,7 +159,7 @@ class Lister {
         absl::SimpleAtoi(parts[1], &tokens)) {
       AddState(label, tat_us, tokens, now_us, parts, &bucket);
     }
-    list_.push_back(std::move(bucket));
+    out_->buckets.push_back(std::move(bucket));
   }
 
   // A window's fields as lua/fold.lua keeps them: its end, the tokens in it and in the one before.
@@ -372,11 +216,26 @@ class Lister {
   std::map<std::string, std::unique_ptr<Node>> nodes_;  // null: did not answer
   std::string home_;                                    // where the next shard is asked for first
   std::string problem_;
-  const std::chrono::steady_clock::time_point end_ =
-      std::chrono::steady_clock::now() + std::chrono::milliseconds(kGlobalTotalMs);
-  ordered_json list_ = ordered_json::array();
-  bool truncated_ = false;
+  const Clock::time_point end_;
+  GlobalList* const out_;
 };
+
+// Where to begin in that cluster. Where there are regions, a primary's address begins with its own.
+std::vector<NodeAddress> SeedsOf(const config::RedisConfig& redis,
+                                 const std::vector<NodeAddress>& primaries) {
+  std::vector<NodeAddress> seeds;
+  const std::string mark = redis.region.empty() ? "" : redis.region + "/";
+  for (const NodeAddress& primary : primaries) {
+    if (primary.address.starts_with(mark)) {
+      seeds.push_back({primary.address.substr(mark.size()), primary.hostname});
+    }
+  }
+  // Sentinels hold no buckets.
+  if (redis.mode != config::RedisMode::kSentinel) {
+    for (const std::string& address : redis.addresses) seeds.push_back({address, ""});
+  }
+  return seeds;
+}
 
 }  // namespace
 
@@ -384,12 +243,30 @@ absl::StatusOr<ordered_json> GlobalBuckets(const BucketQuery& query,
                                            const config::RedisConfig& redis,
                                            const std::vector<NodeAddress>& primaries,
                                            const config::CompiledRules& rules) {
-  std::vector<NodeAddress> seeds = primaries;
-  // Sentinels hold no buckets.
-  if (redis.mode != config::RedisMode::kSentinel) {
-    for (const std::string& address : redis.addresses) seeds.push_back({address, ""});
+  std::vector<const config::RedisConfig*> clusters = {&redis};
+  for (const config::RedisConfig& region : redis.regions) {
+    if (region.region != redis.region) clusters.push_back(&region);
   }
-  return Lister(query, redis, rules).Run(seeds);
+  const Clock::time_point end = Clock::now() + std::chrono::milliseconds(kGlobalTotalMs);
+  GlobalList list;
+  absl::Status problem;
+  size_t answered = 0;
+  for (const config::RedisConfig* const cluster : clusters) {
+    if (list.truncated) break;
+    const absl::Status status =
+        Lister(query, *cluster, rules, end, &list).Run(SeedsOf(*cluster, primaries));
+    if (status.ok()) {
+      ++answered;
+    } else {
+      list.unreachable += cluster->shards;
+      problem.Update(status);
+    }
+  }
+  if (answered == 0) return problem;
+  return ordered_json{{"scope", "global"},
+                      {"truncated", list.truncated},
+                      {"unreachable_shards", list.unreachable},
+                      {"buckets", std::move(list.buckets)}};
 }
 
 }  // namespace sluice::admin

@@ -10,25 +10,22 @@
 
 #include "absl/status/statusor.h"
 #include "daemon/admin/bucket_list.h"
+#include "daemon/admin/redis_node.h"
 #include "daemon/config/compile.h"
 #include "daemon/config/config.h"
 
 namespace sluice::admin {
 
-inline constexpr int kGlobalCommandMs = 1'000;
 inline constexpr int kGlobalTotalMs = 8'000;
 // Redirects from node to node for one shard; a map that moves under us ends the look.
 inline constexpr int kGlobalRedirects = 3;
 
-struct NodeAddress {
-  std::string address;   // host:port
-  std::string hostname;  // what its certificate names; empty: the host of the address
-};
-
 // {"scope": "global", "truncated": bool, "unreachable_shards": n, "buckets": [{name, rule, shard,
 // algorithm, remaining, limit, period_ns, burst, reset_after_s, denying, tokens}]}; a strict bucket
-// has what AddLentState says instead of tokens.
-// `primaries`: addresses to begin at; the configured ones serve too. Unavailable when none answers.
+// has what AddLentState says instead of tokens. Where there are regions all are asked, the own one
+// first, and each bucket tells its `region`; those of a region that does not answer are
+// unreachable. `primaries`: addresses to begin at; the configured ones serve too. Unavailable when
+// none answers.
 absl::StatusOr<nlohmann::ordered_json> GlobalBuckets(const BucketQuery& query,
                                                      const config::RedisConfig& redis,
                                                      const std::vector<NodeAddress>& primaries,

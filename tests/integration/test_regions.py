@@ -4,7 +4,7 @@ import pytest
 
 from harness.load import admitted
 from harness.regions import regions
-from harness.sluice import wait_until
+from harness.sluice import ctl, ctl_json, wait_until
 
 from integration.test_strict import SECOND_NS, measured, most_over
 
@@ -58,6 +58,11 @@ def test_by_rendezvous_each_bucket_has_one_home_and_all_regions_have_some():
                 load.finish()
         homes = {user: homes_of(world, user) for user in users}
         print(homes)
+        # Asked in any region, all are found, each where it stands.
+        listed = ctl_json("buckets", "--global", daemon=daemons[2])["buckets"]
+        assert {b["name"]: b["region"] for b in listed} == \
+            {f"strict:{user}": names[0] for user, names in homes.items()}
+        assert f"{homes['u0'][0]}/" in ctl("buckets", "--global", daemon=daemons[0]).stdout
         assert all(len(names) == 1 for names in homes.values())
         assert {names[0] for names in homes.values()} == {"ap", "eu", "us"}
 
