@@ -3,6 +3,7 @@
 
 #include "client/admit.h"
 #include "client/check.h"
+#include "client/refund.h"
 
 namespace sluice::client {
 namespace {

@@ -5,6 +5,7 @@
 
 #include "client/check.h"
 #include "client/direct.h"
+#include "client/refund.h"
 
 namespace sluice::client {
 
