@@ -76,7 +76,7 @@ int main(int argc, char** argv) {
     const bool cancels = cancel_one_in != 0 && random() % cancel_one_in == 0;
     const itimerspec off = {};
     const itimerspec soon = {.it_interval = {},
-                             .it_value = {0, 1'000 + static_cast<long>(random() % 300'000'000)}};
+                             .it_value = {0, 1'000 + static_cast<long>(random() % 100'000'000)}};
     timerfd_settime(timer, 0, cancels ? &soon : &off, nullptr);
     const sluice::Decision d = client.acquire(descriptors, max_wait, 1, timer);
     const int result = d.error() != 0 ? d.error() : static_cast<int>(d.allowed());

@@ -1,6 +1,7 @@
 """Waiting for a turn, with a real daemon and processes: their order, the rate, and how it ends."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -27,8 +28,10 @@ rules:
 class Waiter:
     """One queue_up process, ready."""
 
-    def __init__(self, daemon, name, api, max_wait_ms, count=1, **env):
-        self.path = os.path.join(daemon.directory, f"queue-{name}")
+    numbers = itertools.count()
+
+    def __init__(self, daemon, api, max_wait_ms, count=1, **env):
+        self.path = os.path.join(daemon.directory, f"queue-{next(self.numbers)}")
         self.process = Process(
             [os.path.join(build_dir(), "tests", "integration", "queue_up"), daemon.runtime_dir,
              max_wait_ms, count, f"api={api}"], self.path, env=env, stdin=subprocess.PIPE)
@@ -54,13 +57,15 @@ class Waiter:
         return self.answers()
 
 
-def waiters(daemon, stack, count=PROCESSES, **arguments):
-    return [stack.enter_context(Waiter(daemon, n, **arguments)) for n in range(count)]
+def waiters(daemon, stack, **arguments):
+    return [stack.enter_context(Waiter(daemon, **arguments)) for _ in range(PROCESSES)]
 
 
 def ahead_ns(daemon, api):
     """How far the bucket's word is ahead of now."""
-    return ctl_json("check", f"api={api}", "--peek", daemon=daemon)["reset_after_ns"]
+    # A look that finds too little ends as a denial does.
+    done = ctl("check", f"api={api}", "--peek", "--json", daemon=daemon, check=False)
+    return json.loads(done.stdout)["reset_after_ns"]
 
 
 def await_ahead(daemon, api, least_ns):
@@ -124,7 +129,7 @@ def test_the_rate_is_held_exactly_whoever_gives_up_and_nearly_all_of_it_is_used(
 def test_a_signal_ends_the_wait_and_gives_the_turn_back(daemon, signum):
     ctl("check", "api=slow", "--cost", "20", daemon=daemon, check=False)
     begin_ns = ahead_ns(daemon, "slow")
-    with Waiter(daemon, f"signal-{signum}", "slow", 19 * 60_000) as waiter:
+    with Waiter(daemon, "slow", 19 * 60_000) as waiter:
         await_ahead(daemon, "slow", begin_ns + 30 * SECOND_NS)
         waiter.process.send(signum)
         assert waiter.finished(KILL_WAIT_S)[0]["result"] == E_CANCELLED
@@ -135,7 +140,7 @@ def test_a_signal_ends_the_wait_and_gives_the_turn_back(daemon, signum):
 def test_who_is_killed_has_spent_its_turn(daemon):
     ctl("check", "api=slow", "--cost", "20", daemon=daemon, check=False)
     begin_ns = ahead_ns(daemon, "slow")
-    with Waiter(daemon, "killed", "slow", 19 * 60_000) as waiter:
+    with Waiter(daemon, "slow", 19 * 60_000) as waiter:
         await_ahead(daemon, "slow", begin_ns + 30 * SECOND_NS)
         waiter.process.kill()
         assert ahead_ns(daemon, "slow") >= begin_ns + 30 * SECOND_NS
