@@ -154,6 +154,31 @@ Contenders ReserveAndSettle() {
   return {row, beside};
 }
 
+// A caller that would wait and need not, beside a check by the same list with its decision.
+Contenders AcquireAtOnce() {
+  static constexpr sluice_descriptor_t kRequest[] = {{"classless", 9, kKey, kKeyBytes}};
+  sluice_t* const client = Stage::Get().client();
+  const Contender row = {"ns", [=](uint64_t n) {
+                           sluice_decision_t decision;
+                           int allowed = 0;
+                           for (uint64_t i = 0; i < n; ++i) {
+                             allowed += sluice_acquire(client, kRequest, 1, 1, UINT64_MAX,
+                                                       /*cancel_fd=*/-1, &decision);
+                           }
+                           benchmark::DoNotOptimize(allowed);
+                         }};
+  const Contender beside = {"beside_ns", [=](uint64_t n) {
+                              sluice_decision_t decision;
+                              int allowed = 0;
+                              for (uint64_t i = 0; i < n; ++i) {
+                                allowed += sluice_check(client, kRequest, 1, 1, &decision);
+                              }
+                              benchmark::DoNotOptimize(allowed);
+                            }};
+  row.run(1);
+  return {row, beside};
+}
+
 // Keys in turn, so that none is at its limit: the shortest period and the largest limit are four
 // checks in a microsecond.
 Contenders CheckLog() {
@@ -325,6 +350,7 @@ constexpr CheckRow kRows[] = {
     {"check_priority_keyed", kHotUnits, 1, CheckPriorityKeyed},
     {"check_priority_list", kHotUnits, 1, CheckPriorityList},
     {"reserve_and_settle", kHotUnits, 1, ReserveAndSettle},
+    {"acquire_at_once", kHotUnits, 1, AcquireAtOnce},
     {"check_sliding_window", kHotUnits, 1, [] { return CheckWindow("sliding"); }},
     {"check_sliding_log", kHotUnits, 1, CheckLog},
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},

@@ -305,11 +305,14 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
   const uint64_t per_token = std::max<uint64_t>(interval, 1);
   const uint64_t lag_ns = std::min(time.lag_ns(), per_token - 1);
   decision->remaining = shm::Remaining(tat, now_ns + lag_ns, per_token, rule.limit.tau_ns);
-  decision->retry_after_ns =
-      shm::RetryAfterNs(seen.verdict, now_ns, seen.cost_ns, rule.limit.tau_ns);
+  // Patience lets a share's cost grow beyond the whole bucket; it fits for all that.
+  const uint64_t fitting_ns = attempt.charge.cost_ns > rule.limit.tau_ns
+                                  ? seen.cost_ns
+                                  : std::min(seen.cost_ns, rule.limit.tau_ns);
+  decision->retry_after_ns = shm::RetryAfterNs(seen.verdict, now_ns, fitting_ns, rule.limit.tau_ns);
   if (allowed) decision->retry_after_ns = 0;
   decision->reset_after_ns = shm::ResetAfterNs(tat, now_ns);
-  decision->delay_ns = allowed ? DelayOf(rule, seen, now_ns) : 0;
+  decision->delay_ns = allowed ? DelayOf(rule, attempt, now_ns) : 0;
 }
 
 void RaiseLevel(const Time& time, const Rule& rule, const Attempt& attempt,
@@ -345,9 +348,10 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.tokens = attempt.charge.tokens;
   spend.gen = attempt.seen.gen;
   spend.rule = rule.id;
-  spend.flags =
-      static_cast<uint16_t>((spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) |
-                            (denied ? kDeniedBy : 0) | KindFlags(rule.kind, rule.limit.limit));
+  const bool waits = spent && DelayOf(rule, attempt, decision->now_ns) != 0;
+  spend.flags = static_cast<uint16_t>(
+      (spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) | (denied ? kDeniedBy : 0) |
+      (waits ? kToldToWait : 0) | KindFlags(rule.kind, rule.limit.limit));
   spend.floor_q16 = rule.floor_q16;
 }
 
@@ -359,7 +363,9 @@ void SpreadRetry(const Attachment& attachment, const Rule& rule, const Attempt& 
   constexpr int kStepBits = 10;
   constexpr uint64_t kTimeMask = (uint64_t{1} << 48) - 1;
   constexpr int kTries = 8;
-  if (attempt.overflow || decision->retry_after_ns == SLUICE_NEVER) return;
+  // Who has the patience to wait comes back in a way of its own.
+  const bool waits = attempt.charge.tau_ns != rule.limit.tau_ns;
+  if (attempt.overflow || waits || decision->retry_after_ns == SLUICE_NEVER) return;
   std::atomic<uint64_t>& cell = attachment.second[attempt.index];
   const uint64_t most_ns = uint64_t{rule.spread_s} * 1'000'000'000;
   const uint64_t first_ns = decision->now_ns + decision->retry_after_ns;

@@ -37,6 +37,7 @@ inline constexpr uint64_t kClosedRetryNs = 1'000'000'000;
 inline constexpr uint16_t kSpent = 1;
 inline constexpr uint16_t kOverflowSlot = 2;
 inline constexpr uint16_t kDeniedBy = 4;
+inline constexpr uint16_t kToldToWait = 8;
 // The kind of word, and a window's scale (in eights, from -1): what a refund must know.
 inline uint16_t KindFlags(shm::Kind kind, uint64_t limit) {
   const int scale = shm::IsWindow(kind) ? shm::window::ScaleOf(limit) / 8 + 1 : 0;
@@ -58,6 +59,7 @@ struct Context {
   Time time;
   // Not null: the check only looks. What it looks for and does not find is one of these.
   Absent* absent;
+  uint64_t patience_ns = 0;  // how long the caller would wait for its turn
 
   Context(sluice_t* c, const Attachment* a, bool coarse_serves, Absent* looking = nullptr)
       : client(c),
@@ -214,69 +216,28 @@ inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attemp
                                   attempt->fp, attempt->charge, ctx.time, &attempt->seen);
 }
 
-// The entries of a sliding log; none of an overflow bucket.
-inline shm::logs::Row<std::atomic<uint64_t>> LogOf(const Attachment& a, uint32_t index,
-                                                   bool overflow) {
-  if (overflow || index >= a.logs.rows) return {};
-  return {a.log_entries + uint64_t{index} * a.logs.entries, a.logs.entries};
+// What passes at once under a rule: nobody waits while a bucket's word is no further ahead.
+inline uint64_t AtOnceNs(const Rule& rule) {
+  return rule.limit.tau_ns - std::min<uint64_t>(rule.limit.tau_ns, rule.max_delay_ns);
 }
 
-// Takes back what was spent in a sliding log; false where it has no entries.
-inline bool RefundLogged(const Attachment& a, shm::Slot& slot, uint64_t fp, uint32_t index,
-                         bool overflow, uint16_t gen, uint64_t new_ns, uint32_t tokens,
-                         uint64_t period_ns, uint64_t fresh_ns) {
-  const auto row = LogOf(a, index, overflow);
-  return row && shm::logs::RefundLog(slot, row, fp, gen, new_ns, tokens, period_ns, fresh_ns);
+// How long a caller with so much patience may wait for its turn in a token bucket. What stands
+// ahead of the present is debt, so that it ends where debt does; a cost that never fits waits in
+// vain.
+inline uint64_t PatienceOf(const Rule& rule, uint64_t cost_ns, uint64_t patience_ns) {
+  const bool waits =
+      rule.kind == shm::Kind::kTokenBucket && rule.shadow == 0 && cost_ns <= rule.limit.tau_ns;
+  return waits ? std::min(patience_ns, rule.limit.debt_max_ns) : 0;
 }
 
-// Takes back what was spent in a slot, by the rule of refunds of its kind, but of a sliding log.
-// `new_ns`: the word that the spend left; `cost_ns` is of a token bucket, `scale` of a window.
-inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t gen, uint64_t new_ns,
-                       uint64_t cost_ns, uint32_t tokens, int scale, uint64_t fresh_ns) {
-  if (kind == shm::Kind::kTokenBucket) {
-    return shm::RefundSlot(slot, fp, gen, new_ns, cost_ns, fresh_ns);
-  }
-  if (shm::IsWindow(kind)) {
-    return shm::window::RefundWindow(slot, fp, gen, new_ns, shm::window::RefundUnits(tokens, scale),
-                                     fresh_ns);
-  }
-  return shm::credits::RefundLease(slot, fp, gen, new_ns, tokens, fresh_ns);
-}
-
-// The slot of a spend; null where there is none of that number.
-inline shm::Slot* SlotOf(const Attachment& a, const sluice_spend_t& spend) {
-  const bool overflow = (spend.flags & kOverflowSlot) != 0;
-  if (spend.slot >= (overflow ? shm::kMaxRules : a.capacity)) return nullptr;
-  return overflow ? &a.overflow[spend.slot] : &a.slots[spend.slot];
-}
-
-// For how long what was spent in a sliding log under the policy `policy` counts. Where the rules
-// have changed since, for as long as its slot keeps its tenant. The load orders nothing: a wrong
-// answer gives back what counts no more.
-inline uint64_t LogPeriodNs(const Attachment& a, uint64_t policy, uint16_t rule) {
-  const uint64_t period_ns = ViewOf(a, policy).rule(rule).numbers.limit.period_ns;
-  const bool is_same = a.control->policy.load(std::memory_order_acquire) == policy;
-  return is_same ? std::min(period_ns, shm::kMaxSpanNs) : shm::kMaxSpanNs;
-}
-
-// Gives back `tokens` of a spend under `policy`, which took `cost_ns` of its time. True where
-// anything still stood.
-inline bool GiveBack(const Attachment& a, uint64_t policy, const sluice_spend_t& spend,
-                     uint64_t cost_ns, uint32_t tokens, uint64_t fresh_ns) {
-  shm::Slot* const slot = SlotOf(a, spend);
-  if (slot == nullptr) return false;
-  const shm::Kind kind = KindOfFlags(spend.flags);
-  const bool is_back =
-      kind == shm::Kind::kSlidingLog
-          ? RefundLogged(a, *slot, 0, spend.slot, (spend.flags & kOverflowSlot) != 0, spend.gen,
-                         spend.new_ns, tokens, LogPeriodNs(a, policy, spend.rule), fresh_ns)
-          : RefundKind(kind, *slot, 0, spend.gen, spend.new_ns, cost_ns, tokens,
-                       ScaleOfFlags(spend.flags), fresh_ns);
-  if (!is_back) return false;
-  if ((spend.flags & kOverflowSlot) == 0) {
-    shm::TakeBackUse(*slot, a.dirty, spend.slot, spend.gen, tokens);
-  }
-  return true;
+// Lets a request come before its time by what its caller would wait: a bucket with a place to wait,
+// for this request alone. The order of the words is the order of the turns. In an emergency that
+// admits everything nobody waits.
+inline void ApplyPatience(const Rule& rule, uint64_t patience_ns, shm::Charge* charge) {
+  if (charge->admit_always) return;
+  const uint64_t waits_ns = PatienceOf(rule, charge->cost_ns, patience_ns);
+  charge->tau_ns = rule.limit.tau_ns + waits_ns;
+  charge->debt_max_ns = rule.limit.debt_max_ns - waits_ns;
 }
 
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
@@ -295,6 +256,9 @@ inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, 
         *ctx.attachment, attempt->slot->aux.load(std::memory_order_relaxed), ctx.time.now_ns());
     if (degraded.is) [[unlikely]] {
       if (!ApplyDegraded(*ctx.attachment, item, degraded, ctx.time.now_ns(), attempt)) return;
+    }
+    if (ctx.patience_ns != 0) [[unlikely]] {
+      ApplyPatience(*item.rule, ctx.patience_ns, &attempt->charge);
     }
     attempt->outcome = CheckAnyKind(ctx, *item.rule, attempt);
     if (attempt->outcome == shm::Outcome::kAllowed || attempt->outcome == shm::Outcome::kDenied)
@@ -329,11 +293,13 @@ void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt&
 // kGaveUp becomes an answer by the rule's fail mode; a shadow rule's denial is none.
 void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt);
 
-// How long an admitted item waits for its turn; 0 but for leaky buckets that are in force.
-inline uint64_t DelayOf(const Rule& rule, const shm::Seen& seen, uint64_t now_ns) {
-  return rule.max_delay_ns == 0 || rule.shadow
+// How long an admitted item waits for its turn; 0 but for leaky buckets that are in force, and for
+// callers with patience.
+inline uint64_t DelayOf(const Rule& rule, const Attempt& attempt, uint64_t now_ns) {
+  const uint64_t most_ns = attempt.charge.tau_ns - AtOnceNs(rule);
+  return most_ns == 0 || rule.shadow
              ? 0
-             : shm::DelayNs(seen.verdict.new_ns, now_ns, rule.limit.tau_ns, rule.max_delay_ns);
+             : shm::DelayNs(attempt.seen.verdict.new_ns, now_ns, attempt.charge.tau_ns, most_ns);
 }
 
 // How near an item came to its limit, and whether that is above what the decision says already.

@@ -3,6 +3,7 @@
 
 #include "client/admit.h"
 #include "client/check.h"
+#include "client/refund.h"
 
 namespace sluice::client {
 namespace {
@@ -182,7 +183,8 @@ class RequestCheck {
       }
       RefundKind(rule.kind, *attempt.slot, attempt.fp, attempt.seen.gen,
                  attempt.seen.verdict.new_ns, attempt.seen.cost_ns, attempt.charge.tokens,
-                 shm::window::ScaleOf(rule.limit.limit), fresh_ns);
+                 shm::window::ScaleOf(rule.limit.limit), fresh_ns,
+                 DelayOf(rule, attempt, ctx_.time.now_ns()) == 0 ? shm::kNever : AtOnceNs(rule));
     }
   }
 
@@ -207,8 +209,8 @@ class RequestCheck {
         RaiseLevel(ctx_.time, *items_[i].rule, attempts_[i], decision);
         // A request of several queues goes on when the last of them lets it.
         if (denied_ != 0 || attempts_[i].outcome != Outcome::kAllowed) continue;
-        decision->delay_ns = std::max(
-            decision->delay_ns, DelayOf(*items_[i].rule, attempts_[i].seen, ctx_.time.now_ns()));
+        decision->delay_ns = std::max(decision->delay_ns,
+                                      DelayOf(*items_[i].rule, attempts_[i], ctx_.time.now_ns()));
       }
     }
     return denied_ == 0 ? 1 : 0;

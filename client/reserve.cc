@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "client/check.h"
+#include "client/refund.h"
 
 namespace sluice::client {
 namespace {

@@ -5,6 +5,7 @@
 
 #include "client/check.h"
 #include "client/direct.h"
+#include "client/refund.h"
 
 namespace sluice::client {
 
@@ -292,6 +293,8 @@ const char* sluice_strerror(int code) {
       return "the decision belongs to an earlier generation of buckets";
     case SLUICE_E_FULL:
       return "no slot is free to hold a reservation; give the daemon more buckets";
+    case SLUICE_E_CANCELLED:
+      return "a signal or the caller ended the wait; the request is not admitted";
     default:
       return "unknown code";
   }

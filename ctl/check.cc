@@ -1,5 +1,8 @@
 // `sluicectl check`: asks the rules as any client would, through libsluice.
 
+#include <signal.h>
+#include <time.h>
+
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -8,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "ctl/client.h"
 #include "ctl/command.h"
 #include "ctl/text.h"
@@ -24,6 +28,7 @@ struct CheckOptions {
   std::optional<uint32_t> cost;  // 1 where nothing is said, 0 for a look
   uint32_t count = 1;
   bool is_peek = false;
+  std::string acquire;  // for how long it may wait for its turn; empty: not at all
 };
 
 const char* SourceText(uint16_t source) {
@@ -124,7 +129,8 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
               << "  remaining    " << d.remaining << "\n"
               << "  level        " << LevelText(d.level) << "\n";
     if (d.delay_ns != 0) {
-      std::cout << "  goes on in   " << FormatDuration(d.delay_ns) << "\n";
+      std::cout << (options.acquire.empty() ? "  goes on in   " : "  waited       ")
+                << FormatDuration(d.delay_ns) << "\n";
     }
     if (d.allowed == 0) {
       std::cout << "  retry after  " << FormatDuration(d.retry_after_ns)
@@ -146,6 +152,21 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
   }
 }
 
+// Ctrl-C gives back a turn that is waited for.
+void LetSignalsEndTheWait() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) {};
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+uint64_t DeadlineNs(absl::Duration from_now) {
+  timespec now = {};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(
+      absl::ToInt64Nanoseconds(absl::DurationFromTimespec(now) + from_now));
+}
+
 absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* exit_code) {
   std::vector<sluice_descriptor_t> descriptors;
   for (const std::string& text : options.descriptors) {
@@ -157,6 +178,15 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
     descriptors.push_back(
         {text.data(), equals, text.data() + equals + 1, text.size() - equals - 1});
   }
+  absl::Duration patience;
+  if (!options.acquire.empty()) {
+    if (!absl::ParseDuration(options.acquire, &patience) || patience < absl::ZeroDuration() ||
+        patience > absl::Hours(24 * 365)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--acquire ", options.acquire, ": write how long to wait, such as 30s"));
+    }
+    LetSignalsEndTheWait();
+  }
   absl::StatusOr<Client> client = Client::Attach(globals, "sluicectl check");
   if (!client.ok()) return client.status();
 
@@ -166,8 +196,13 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   // A look without a cost shows what is left, not what a check would leave.
   const uint32_t cost = options.cost.value_or(options.is_peek ? 0 : 1);
   for (uint32_t i = 0; i < options.count; ++i) {
-    const auto ask = options.is_peek ? sluice_peek : sluice_check;
-    result = ask(client->get(), descriptors.data(), descriptors.size(), cost, &decision);
+    if (options.acquire.empty()) {
+      const auto ask = options.is_peek ? sluice_peek : sluice_check;
+      result = ask(client->get(), descriptors.data(), descriptors.size(), cost, &decision);
+    } else {
+      result = sluice_acquire(client->get(), descriptors.data(), descriptors.size(), cost,
+                              DeadlineNs(patience), /*cancel_fd=*/-1, &decision);
+    }
     if (result < 0) break;
     allowed_count += decision.allowed != 0 ? 1 : 0;
   }
@@ -194,6 +229,7 @@ void AddCheck(CLI::App* root, Globals* globals) {
       "  sluicectl check tenant=acme --cost 50      one request that costs 50\n"
       "  sluicectl check tenant=acme --count 100    how many of 100 in a row are let through\n"
       "  sluicectl check tenant=acme --peek         what it would answer; nothing is spent\n"
+      "  sluicectl check api=partner --acquire 30s  waits for its turn, so long at most\n"
       "  sluicectl check tenant=acme --json | jq .retry_after_ns\n\n"
       "Exit code: 0 allowed, 1 denied (of several: the last), 2 wrong arguments, 3 no daemon.");
   auto options = std::make_shared<CheckOptions>();
@@ -203,7 +239,10 @@ void AddCheck(CLI::App* root, Globals* globals) {
   verb->add_option("--count", options->count, "check so many times in a row")
       ->check(CLI::Range(1u, kMaxCount))
       ->capture_default_str();
-  verb->add_flag("--peek", options->is_peek, "spend nothing (a cost of 0)");
+  CLI::Option* const peek =
+      verb->add_flag("--peek", options->is_peek, "spend nothing (a cost of 0)");
+  verb->add_option("--acquire", options->acquire, "wait for its turn so long at most, as in 30s")
+      ->excludes(peek);
   verb->callback([globals, options] {
     const absl::Status status = RunCheck(*globals, *options, &globals->exit_code);
     if (!status.ok()) globals->exit_code = Fail(status);

@@ -188,9 +188,12 @@ inline uint64_t AddUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint3
 // Takes back a spend of this slot: by CAS, at most what RefundNs allows, only while the tenancy and
 // the kind of word are the same. Returns true when anything was given back. Word before key: the
 // acquire load pairs with step 4's CAS (I2).
+// `at_once_ns`: of a spend that was told to wait, the tolerance within which nobody waits. Those
+// who stand behind it keep their turns, so whoever came next would be told the turn of the last of
+// them once more: then it stays spent, and no time holds more than the limit.
 template <class Cell>
 inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_t new_ns,
-                       uint64_t cost_ns, uint64_t fresh_now_ns) {
+                       uint64_t cost_ns, uint64_t fresh_now_ns, uint64_t at_once_ns = kNever) {
   const uint64_t back = RefundNs(new_ns, cost_ns, fresh_now_ns);
   if (back == 0) return false;
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
@@ -200,6 +203,7 @@ inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_
     if ((fp != 0 && key::Fp(k) != fp) || key::Gen(k) != gen) return false;
     // Never below the present: time that has passed is not given back twice.
     if (w <= fresh_now_ns) return false;
+    if (w != new_ns && w - fresh_now_ns > at_once_ns) return false;
     const uint64_t lowered = std::max(fresh_now_ns, w - std::min(back, w));
     if (slot.word.compare_exchange_weak(w, lowered, std::memory_order_acq_rel)) return true;
   }

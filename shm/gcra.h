@@ -96,8 +96,9 @@ inline uint64_t RetryAfterNs(const Verdict& v, uint64_t now_ns, uint64_t cost_ns
   return v.new_ns - tau_ns - now_ns;
 }
 
-// How long an admitted request of a leaky bucket waits for its turn: what its TAT is ahead of what
-// passes at once. Never more than max_delay_ns, also where a rule that fails open admits anyway.
+// How long an admitted request waits for its turn, of a leaky bucket or of a caller that has the
+// patience: what its TAT is ahead of what passes at once. Never more than max_delay_ns, also where
+// a rule that fails open admits anyway.
 inline uint64_t DelayNs(uint64_t new_ns, uint64_t now_ns, uint64_t tau_ns, uint64_t max_delay_ns) {
   const uint64_t ahead = new_ns > now_ns ? new_ns - now_ns : 0;
   const uint64_t at_once = tau_ns - std::min(tau_ns, max_delay_ns);

@@ -47,7 +47,8 @@ enum sluice_error {
   SLUICE_E_MEMORY = -5,      /* out of memory (open and bind only) */
   SLUICE_E_BUFFER = -6,      /* the buffer is too small */
   SLUICE_E_STALE = -7,       /* the decision belongs to an earlier generation of buckets */
-  SLUICE_E_FULL = -8         /* no slot is free to hold a reservation; nothing was spent */
+  SLUICE_E_FULL = -8,        /* no slot is free to hold a reservation; nothing was spent */
+  SLUICE_E_CANCELLED = -9    /* a signal, or the caller's own word, ended the wait; not admitted */
 };
 
 /* Where an answer came from. */
@@ -101,7 +102,8 @@ typedef struct sluice_decision {
   uint64_t remaining;      /* tokens left under the deciding rule after this decision */
   uint64_t retry_after_ns; /* 0 when allowed; until this very cost fits; SLUICE_NEVER: it cannot */
   uint64_t reset_after_ns; /* until the deciding rule's bucket is full again */
-  uint64_t delay_ns;       /* leaky buckets: allowed, but to go on so long after now_ns; else 0 */
+  uint64_t delay_ns;       /* allowed, but to go on so long after now_ns (leaky buckets, and
+                              sluice_acquire, which has waited for it); else 0 */
   uint64_t now_ns;         /* of the decision, CLOCK_MONOTONIC */
   /* what follows serves the functions below */
   uint64_t policy;
@@ -164,6 +166,22 @@ SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* de
                                  size_t count, uint32_t cost, uint64_t max_wait_ns,
                                  sluice_decision_t* decision);
 
+/* The same for a caller that waits for its turn under the limit, as one that makes calls to others
+ * does: at most until `deadline_ns` (CLOCK_MONOTONIC; one that is past: not at all).
+ *   Token and leaky buckets: the turn is taken at once, so that all processes of the host have
+ * theirs in the order in which they came, then slept for. Turns are told for as long in advance as
+ * debt may stand (the burst's time, a second at least); who comes for a later one sleeps until it
+ * can be told, without an order among those. Windows, logs, strict rules and emergencies: sleeps
+ * until tokens come, and tries again; in no order. Several rules: admitted by all or by none, and
+ * the longest of the delays is slept for. Where the deadline cannot be kept it is denied at once
+ * and nothing is spent. `cancel_fd`: a file such as an eventfd whose readability ends the wait (it
+ * is not read), or -1. A signal that the thread handles ends it too; then the answer is
+ * SLUICE_E_CANCELLED, decision->allowed is 0, and the turn is given back unless somebody stands
+ * behind it, whose turn stays as it was told: it passes unused. `cost` is at least 1. */
+SLUICE_API int sluice_acquire(sluice_t* client, const sluice_descriptor_t* descriptors,
+                              size_t count, uint32_t cost, uint64_t deadline_ns, int cancel_fd,
+                              sluice_decision_t* decision);
+
 /* Binds a list of descriptors once, for the shortest path. Values are copied. The handle follows
  * changes of the rules and re-attachments by itself. */
 SLUICE_API int sluice_handle_bind(sluice_t* client, const sluice_descriptor_t* descriptors,
@@ -198,7 +216,8 @@ SLUICE_API int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* k
                                       uint32_t cost, int* results, sluice_decision_t* decisions);
 
 /* Sleeps until an allowed decision's delay is over, if it has any (leaky buckets). With
- * sluice_wait and sluice_check_wait the only call that may block: for the rule's max_delay at most.
+ * sluice_wait, sluice_check_wait and sluice_acquire the only call that may block: for the rule's
+ * max_delay at most.
  * Returns 1 when the time has come, 0 when a signal came first (call it again to go on waiting, or
  * refund the decision), or SLUICE_E_ARGUMENT. Not needed by callers that wait by a timer of their
  * own. */

@@ -45,7 +45,7 @@ class Decision {
   std::chrono::nanoseconds reset_after() const {
     return std::chrono::nanoseconds(raw_.reset_after_ns);
   }
-  // Leaky buckets: allowed, but to go on only after this time; zero else.
+  // Leaky buckets: allowed, but to go on only after this time; what acquire() waited; zero else.
   std::chrono::nanoseconds delay() const { return std::chrono::nanoseconds(raw_.delay_ns); }
   // Sleeps until then; false where a signal came first.
   bool wait_turn() const { return sluice_wait_turn(&raw_) > 0; }
@@ -180,6 +180,35 @@ class Client {
   Decision check_wait(std::initializer_list<Descriptor> descriptors,
                       std::chrono::nanoseconds max_wait, uint32_t cost = 1) {
     return check_wait(std::span(descriptors.begin(), descriptors.size()), max_wait, cost);
+  }
+
+  // Sleeps until its turn under the limit has come, at most until `deadline`; see sluice_acquire.
+  // `cancel_fd`: ends the wait when it can be read; error() is SLUICE_E_CANCELLED then.
+  Decision acquire(std::span<const Descriptor> descriptors,
+                   std::chrono::steady_clock::time_point deadline, uint32_t cost = 1,
+                   int cancel_fd = -1) {
+    Decision d;
+    d.raw().allowed = 0;
+    const auto since = std::chrono::nanoseconds(deadline.time_since_epoch()).count();
+    d.Take(sluice_acquire(client_.get(), descriptors.data(), descriptors.size(), cost,
+                          since > 0 ? static_cast<uint64_t>(since) : 0, cancel_fd, &d.raw()));
+    return d;
+  }
+  Decision acquire(std::initializer_list<Descriptor> descriptors,
+                   std::chrono::steady_clock::time_point deadline, uint32_t cost = 1,
+                   int cancel_fd = -1) {
+    return acquire(std::span(descriptors.begin(), descriptors.size()), deadline, cost, cancel_fd);
+  }
+  // The same for at most so long from now.
+  Decision acquire(std::span<const Descriptor> descriptors, std::chrono::nanoseconds max_wait,
+                   uint32_t cost = 1, int cancel_fd = -1) {
+    const auto now = std::chrono::steady_clock::now();
+    const auto left = std::chrono::steady_clock::time_point::max() - now;
+    return acquire(descriptors, now + (max_wait < left ? max_wait : left), cost, cancel_fd);
+  }
+  Decision acquire(std::initializer_list<Descriptor> descriptors, std::chrono::nanoseconds max_wait,
+                   uint32_t cost = 1, int cancel_fd = -1) {
+    return acquire(std::span(descriptors.begin(), descriptors.size()), max_wait, cost, cancel_fd);
   }
 
   // The yes or no alone, without the numbers of a decision: the shortest path for a list.

@@ -134,6 +134,18 @@ TEST_F(StrictClientTest, ACallerThatMayWaitIsServedAsSoonAsItsHostIsLentEnough) 
   EXPECT_FALSE(client_.check_wait({{"user", "u"}, {"tiny", "yes"}}, 10s)) << "another denies";
 }
 
+TEST_F(StrictClientTest, ACallerThatAcquiresAsksAgainUntilItsHostIsLentEnough) {
+  EXPECT_FALSE(client_.acquire({{"user", "u"}}, 5ms)) << "nobody lends";
+  std::thread lender([this] {
+    // Until it was asked a third time: what was asked for may have gone to others.
+    while (shm::wanted::Tokens(Wanted()) < 3) std::this_thread::sleep_for(1ms);
+    Lend(2);
+  });
+  EXPECT_TRUE(client_.acquire({{"user", "u"}}, 1h));
+  lender.join();
+  EXPECT_EQ(client_.acquire({{"user", "u"}}, 1h, 51).raw().retry_after_ns, SLUICE_NEVER);
+}
+
 TEST_F(StrictClientTest, ACallerWaitsNoLongerThanItsRuleSaysAndNotForWhatComesTooLate) {
   // How often this thread slept meanwhile.
   const auto sleeps = [&](const char* name, std::chrono::nanoseconds max_wait) {
