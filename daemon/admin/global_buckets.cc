@@ -58,7 +58,7 @@ class Lister {
   absl::Status Run(const std::vector<NodeAddress>& seeds) {
     const std::vector<std::string> keys = redis::ShardKeys(redis_.prefix, redis_.shards);
     if (tls_ != nullptr) {
-      const absl::Status status = tls_->Refresh();
+      absl::Status status = tls_->Refresh();
       if (!status.ok()) return status;
     }
     for (const NodeAddress& seed : seeds) hostnames_.emplace(seed.address, seed.hostname);
