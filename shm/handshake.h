@@ -39,8 +39,8 @@ struct Hello {
   uint32_t abi_major;
   uint32_t abi_minor;
   uint64_t layout_hash;
-  uint32_t pid;  // in the client's namespace; for people
-  uint32_t reserved;
+  uint32_t pid;             // in the client's namespace; for people
+  uint32_t holder;          // the number that it had from a daemon before; 0: none
   char label[kLabelBytes];  // for people; any bytes, NUL-padded
 };
 static_assert(sizeof(Hello) == 64);
@@ -57,7 +57,7 @@ struct Welcome {
   WelcomeStatus status;
   uint32_t abi_major;
   uint32_t abi_minor;
-  uint32_t reserved;
+  uint32_t holder;  // by which it holds places of requests in flight; 0: it cannot
   uint64_t layout_hash;
   uint64_t daemon_now_ns;  // CLOCK_MONOTONIC
   uint64_t generation;

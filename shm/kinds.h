@@ -36,6 +36,11 @@ inline constexpr bool IsCountedInWindows(Kind kind) {
   return IsWindow(kind) || kind == Kind::kSlidingLog;
 }
 
+// Kinds with a row of entries beside the slot: their keys stand in the first slots of the table.
+inline constexpr bool HasRow(Kind kind) {
+  return kind == Kind::kSlidingLog || kind == Kind::kInFlight;
+}
+
 // The word of a tenancy that begins at `time_ns`: nothing used, and expired already.
 inline constexpr uint64_t FreshWord(Kind kind, uint64_t time_ns) {
   return kind == Kind::kTokenBucket ? time_ns : payload::Make(time_ns, 0);
@@ -43,6 +48,11 @@ inline constexpr uint64_t FreshWord(Kind kind, uint64_t time_ns) {
 
 // The next word that is above `w` whatever the payload: spending a credit lowers a word.
 inline constexpr uint64_t AboveNs(uint64_t w) { return (w | payload::kMask) + 1; }
+
+inline constexpr uint64_t FingerprintOf(uint64_t hash) {
+  const uint64_t fp = hash >> 19;
+  return fp ? fp : 1;
+}
 
 // The hash under which a bucket of this kind stands in the table, from its name's. Token buckets
 // alone stand under the name's own: the short ways of the client, which know no other kind, do not

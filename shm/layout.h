@@ -56,7 +56,8 @@ inline constexpr uint32_t kMinLogRows = 8;  // two groups of the table
 inline constexpr uint32_t kMaxLogRows = 1u << 20;
 inline constexpr uint32_t kMinLogEntries = 8;  // a cache line
 inline constexpr uint32_t kMaxLogEntries = 4096;
-inline constexpr uint32_t kKeyTextBytes = 120;                       // longer texts: prefix + hash
+inline constexpr uint32_t kMaxHolders = 8192;   // numbers of clients, 0 is nobody's; 13 bits
+inline constexpr uint32_t kKeyTextBytes = 120;  // longer texts: prefix + hash
 inline constexpr uint64_t kMaxSpanNs = 400ull * 86'400'000'000'000;  // tau, period: 400 days
 inline constexpr uint64_t kHugePageBytes = 2ull << 20;
 
@@ -105,6 +106,7 @@ enum class Kind : uint8_t {
   kSlidingWindow = 2,  // a length after its end:40 | count:23, the closed window in the second word
   kLease = 3,          // expiry:40 (2^23 ns) | turn:3 | credits:20, see credits.h
   kSlidingLog = 4,     // until:40 (2^23 ns) | hint:23, and a row of entries, see log.h
+  kInFlight = 5,       // until:40 (2^23 ns) | state:23, and a row of entries, see places.h
 };
 
 namespace word {
@@ -334,8 +336,19 @@ inline constexpr uint64_t kShardStatesOffset = sizeof(ControlHeader);
 inline constexpr uint64_t kPolicyOffset = kShardStatesOffset + uint64_t{kMaxShards} * 8;
 // The tail is never written: a reader of a torn policy may run this far past a masked offset.
 inline constexpr uint64_t kControlTailBytes = 64 * 1024;
-inline constexpr uint64_t kControlBytes =
+
+// Who holds places of requests in flight, by number: so that a daemon that starts again knows whose
+// they are. Written by the daemon alone, `birth` before `owner`; a client need not read it.
+struct HolderCell {
+  std::atomic<uint64_t> owner;  // 0: nobody; else bit 63, and the pid as the daemon sees it, or 0
+  std::atomic<uint64_t> birth;  // tells the process from others of that pid; 0: not known
+};
+static_assert(sizeof(HolderCell) == 16);
+inline constexpr uint64_t kHolderOwned = uint64_t{1} << 63;
+inline constexpr uint64_t kHoldersOffset =
     kPolicyOffset + uint64_t{kPolicyBuffers} * kPolicyBufferBytes + kControlTailBytes;
+inline constexpr uint64_t kControlBytes =
+    kHoldersOffset + uint64_t{kMaxHolders} * sizeof(HolderCell);
 static_assert(kPolicyOffset == 36864 &&
               kPolicyOffset + kPolicyBuffers * kPolicyBufferBytes == 2134016);
 static_assert(kPolicyOffset % 4096 == 0 && kControlBytes % 4096 == 0);
@@ -352,7 +365,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   13 /* policy and header, words */};
+                            kKeyTextBytes,   14 /* policy and header, words */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

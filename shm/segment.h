@@ -212,6 +212,10 @@ class ControlWriter {
   void SetReconciling(bool reconciling);
   // How many hosts share limits; a hint for clients.
   void SetHosts(uint64_t hosts);
+  // Who holds places, [kMaxHolders]; see HolderCell.
+  HolderCell* holders() const {
+    return reinterpret_cast<HolderCell*>(mapping_.data() + kHoldersOffset);
+  }
   // Of the calendar at that place, from 0; `ends_ns` holds at most kCalendarEnds, rising.
   void SetCalendar(uint32_t place, const std::vector<uint64_t>& ends_ns);
 

@@ -47,17 +47,13 @@
 #include "shm/kinds.h"
 #include "shm/layout.h"
 #include "shm/log_row.h"
+#include "shm/move_use.h"
+#include "shm/places.h"
 #include "shm/window.h"
 
 namespace sluice::shm {
 
 inline constexpr uint32_t kNoSlot = ~0u;
-inline constexpr int kMaxRestarts = 32;  // changes under our feet before a check gives up
-
-inline constexpr uint64_t FingerprintOf(uint64_t hash) {
-  const uint64_t fp = hash >> 19;
-  return fp ? fp : 1;
-}
 
 template <class Cell>
 class SlotTable {
@@ -90,6 +86,13 @@ class SlotTable {
     table.logs_ = {entries,
                    shape.entries,
                    {std::min(terms.limit, std::max(shape.entries, 1u)), terms.period_us}};
+    return table;
+  }
+  // The same for places of requests in flight, by a rule's limit.
+  static SlotTable OfPlaces(SlotType* slots, LogShape shape, Cell* counters, Cell* entries,
+                            uint64_t limit) {
+    SlotTable table = OfLogs(slots, shape, counters, entries, logs::TermsOf({.limit = limit}));
+    table.has_places_ = true;
     return table;
   }
   const logs::Rows<Cell>& log_rows() const { return logs_; }
@@ -181,6 +184,10 @@ class SlotTable {
       winner = WinnerOf(hash);
     }
     if (winner == kNoSlot) return kNoSlot;
+    if (has_places_) {
+      return places::Resolve(*this, hash, winner, env.now_ns,
+                             [&](uint32_t i) { Empty(i, hash, env); });
+    }
     for (const uint32_t group : {FirstGroup(hash), SecondGroup(hash)}) {
       for (uint32_t i = group; i < group + kGroupSlots; ++i) {
         if (i <= winner || FpAt(i) != FingerprintOf(hash)) continue;
@@ -397,6 +404,7 @@ class SlotTable {
       }
       uint64_t k = s.key.load(std::memory_order_acquire);
       if (key::Fp(k) != FingerprintOf(hash)) return;
+      if (key::KindOf(k) == Kind::kInFlight && !places::IsLoose(w)) return;  // P3
       const bool has_payload = key::KindOf(k) != Kind::kTokenBucket;
       const uint64_t d = word::Dead(key::Gen(k), TimeAbove(w, has_payload, env));
       if (!s.word.compare_exchange_strong(w, d, std::memory_order_acq_rel)) continue;
@@ -453,38 +461,22 @@ class SlotTable {
       }
       const uint64_t k = s.key.load(std::memory_order_acquire);
       if (key::Fp(k) != FingerprintOf(hash)) continue;
-      if (use != 0 && !AddUseOf(s, k, use, /*is_back=*/false)) continue;
+      if (use != 0 && !MoveUse(s, k, use, /*is_back=*/false)) continue;
       const uint64_t ceiling_ns = env.now_ns + env.max_debt_ns;
       const uint64_t sum = std::max(w, env.now_ns) + owed.debt_ns;
       uint64_t moved = owed.debt_ns == 0 ? w : std::max(w, std::min(sum, ceiling_ns));
       if (owed.window_word != 0) moved = window::Merged(w, owed.window_word, env.now_ns);
       if (s.word.compare_exchange_strong(w, moved, std::memory_order_acq_rel)) return;
-      if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;
+      if (use != 0 && !MoveUse(s, k, -use, /*is_back=*/true)) use = 0;
     }
     Abandon(use);
-  }
-
-  // Adds to the use of the tenancy `k`; less than nothing where refunds outweigh it. Taking back
-  // what was added needs as much to be there still: else somebody has taken it. False where nothing
-  // was changed.
-  static bool AddUseOf(SlotType& s, uint64_t k, int64_t use, bool is_back) {
-    for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-      uint64_t u = s.used.load(std::memory_order_seq_cst);
-      if (used::Gen(u) != key::Gen(k)) return false;
-      const int64_t count = used::Count(u);
-      if (is_back && (use < 0 ? count < -use : count > -use)) return false;
-      if (s.used.compare_exchange_strong(u, used::Make(key::Gen(k), count + use),
-                                         std::memory_order_seq_cst)) {
-        return true;
-      }
-    }
-    return false;
   }
 
   SlotType* slots_;
   uint64_t group_mask_;
   Cell* counters_;
   logs::Rows<Cell> logs_{};
+  bool has_places_ = false;
 };
 
 }  // namespace sluice::shm

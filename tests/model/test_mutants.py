@@ -154,7 +154,7 @@ MUTANTS = {
     "a_word_of_before_believed": (
         "K4", PURSE, "credits::NextTurn(w), 0);", "credits::Turn(w), credits::Count(w));"),
     "moved_use_not_taken_back": (
-        "I3", TABLE, "if (use != 0 && !AddUseOf(s, k, -use, /*is_back=*/true)) use = 0;", ""),
+        "I3", TABLE, "if (use != 0 && !MoveUse(s, k, -use, /*is_back=*/true)) use = 0;", ""),
     "entry_taken_without_compare": (
         "L1", LOG_ROW,
         "    if (IsFree(t, e, gen, now_ns) &&\n"
