@@ -129,6 +129,11 @@ const char* TextOf(AttachProblem problem) {
 }  // namespace
 
 Attacher::~Attacher() {
+  // A child may have the socket too, and the daemon is to see that this client is gone. A child
+  // that has not taken a step since is no client, and leaves its parent's alone.
+  if (socket_ >= 0 && page_->fork_epoch.load(std::memory_order_relaxed) != 0) {
+    shutdown(socket_, SHUT_RDWR);
+  }
   const shm::OwnedFd closed(std::exchange(socket_, -1));
   for (uint32_t i = 0; i < attachment_count_; ++i) delete attachments_[i];
   if (page_ != nullptr) munmap(page_, sizeof(ForkPage));
@@ -221,6 +226,8 @@ bool Attacher::SendHello() {
   hello.abi_minor = shm::kAbiMinor;
   hello.layout_hash = shm::kLayoutHash;
   hello.pid = static_cast<uint32_t>(getpid());
+  hello.holder =
+      static_cast<uint32_t>(page_->holder.load(std::memory_order_relaxed) >> kGenerationBits);
   memcpy(hello.label, label_, sizeof hello.label);
   return send(socket_, &hello, sizeof hello, MSG_NOSIGNAL | MSG_DONTWAIT) ==
          static_cast<ssize_t>(sizeof hello);
@@ -262,10 +269,18 @@ void Attacher::Receive(const shm::Welcome& welcome, int control_fd, int buckets_
     }
     if (!Attach(control_fd, buckets_fd, daemon_uid, now_ns)) return;
   }
+  SetHolder(welcome.holder, welcome.generation);
   incarnation_ = shm::Incarnation(*current()->control);
   phase_ = Phase::kAttached;
   attach_count_.fetch_add(1, std::memory_order_relaxed);  // a counter: orders nothing
   SetProblem(AttachProblem::kNone, shm::SegmentError::kOk, 0);
+}
+
+// The daemon has written down whose the number is. The word tells all by itself.
+void Attacher::SetHolder(uint32_t number, uint64_t generation) {
+  const uint64_t h = uint64_t{number & (shm::kMaxHolders - 1)} << kGenerationBits |
+                     (generation & ((uint64_t{1} << kGenerationBits) - 1));
+  page_->holder.store(h, std::memory_order_relaxed);
 }
 
 bool Attacher::Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint64_t now_ns) {

@@ -111,6 +111,18 @@ class Attacher {
   // least 1). Empty when attached and the daemon is alive.
   void Message(uint64_t now_ns, char* out, size_t size) const;
 
+  // The number by which this client holds places in the segments of `generation`; 0: none (yet). In
+  // a forked child 0 until it has a connection of its own, so that it holds and leaves nothing of
+  // its parent's. Tells all by itself: relaxed orders nothing.
+  uint32_t holder(uint64_t generation) const {
+    const uint64_t h = page_->holder.load(std::memory_order_relaxed);
+    return (h ^ generation) << kHolderShift >> kHolderShift == 0
+               ? static_cast<uint32_t>(h >> kGenerationBits)
+               : 0;
+  }
+  // Never given before to who has that number here. A counter: orders nothing.
+  uint64_t NextNonce() { return nonce_.fetch_add(1, std::memory_order_relaxed); }
+
   // Names this process since its last fork: 0 in a child until its first Step, then another number
   // than its parent's. Thread-local leases compare it.
   uint64_t fork_epoch() const { return page_->fork_epoch.load(std::memory_order_relaxed); }
@@ -122,7 +134,10 @@ class Attacher {
     std::atomic<uint64_t> due_ns;      // StepDue has nothing to do before
     std::atomic<uint32_t> lock;        // 1: a thread is in StepDue
     std::atomic<uint64_t> fork_epoch;  // see fork_epoch()
+    std::atomic<uint64_t> holder;      // number:13 | generation:51, see holder()
   };
+  static constexpr int kGenerationBits = 51;
+  static constexpr int kHolderShift = 64 - kGenerationBits;
   enum class Phase : uint8_t { kIdle, kAwaitingWelcome, kAttached };
 
   void StepDue(uint64_t now_ns);
@@ -133,6 +148,7 @@ class Attacher {
   void AwaitWelcome(uint64_t now_ns);
   void Receive(const shm::Welcome& welcome, int control_fd, int buckets_fd, uint64_t now_ns);
   bool Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint64_t now_ns);
+  void SetHolder(uint32_t number, uint64_t generation);
   void Drop(AttachProblem problem, int error, uint64_t now_ns);
   void VacateOld(uint64_t now_ns);
   void SetProblem(AttachProblem problem, shm::SegmentError segment, int error);
@@ -141,6 +157,7 @@ class Attacher {
   ForkPage* page_ = nullptr;
   std::atomic<const Attachment*> current_{nullptr};
   std::atomic<uint64_t> attach_count_{0};
+  std::atomic<uint64_t> nonce_{1};
   std::atomic<uint64_t> problem_{0};  // problem:8 | segment error:8 | errno:16
   std::atomic<uint64_t> daemon_text_[shm::kWelcomeTextBytes / 8] = {};  // may tear; for people
 

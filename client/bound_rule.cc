@@ -146,7 +146,7 @@ namespace {
 [[gnu::noinline]] int CheckKeyUnusual(sluice_rule& r, const RuleBlock& block, Text key,
                                       uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
   const shm::Kind kind = block.rule.kind;
-  if (kind == shm::Kind::kSlidingLog || !IsOther(block, now_ns)) {
+  if (shm::HasRow(kind) || !IsOther(block, now_ns)) {
     return CheckRuleLong(r, key, cost, decision);
   }
   const uint64_t hash = shm::HashOfKind(HashPlain(block, key), kind);

@@ -82,16 +82,18 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   attempt->overflow = attempt->absent = false;
   attempt->hash = hash;
   attempt->brief = false;
-  const bool is_log = item.rule->kind == shm::Kind::kSlidingLog;
-  if (is_log && a.logs.rows == 0) return UseOverflow(ctx, item, attempt);
-  Table table = is_log ? LogTableOf(a, *item.rule) : ctx.table;
+  const bool has_row = shm::HasRow(item.rule->kind);
+  if (has_row && a.logs.rows == 0) return UseOverflow(ctx, item, attempt);
+  Table table = item.rule->kind == shm::Kind::kSlidingLog ? LogTableOf(a, *item.rule)
+                : has_row                                 ? PlacesTableOf(a, *item.rule)
+                                                          : ctx.table;
   uint32_t index = hint;
   uint64_t dead = 0;
   if (index == shm::kNoSlot) index = table.Find(hash);
   if (index != shm::kNoSlot) {
     // Pairs with the CASes of steps 2 and 4.
     const uint64_t w = a.slots[index].word.load(std::memory_order_acquire);
-    if (!shm::word::IsDead(w) && (!is_log || ctx.is_looking() || table.IsAlone(hash, index)))
+    if (!shm::word::IsDead(w) && (!has_row || ctx.is_looking() || table.IsAlone(hash, index)))
         [[likely]] {
       attempt->index = index;
       attempt->slot = &a.slots[index];
@@ -106,7 +108,7 @@ void Locate(Context& ctx, const Item& item, uint64_t policy, uint32_t hint, Atte
   ctx.time.ReadPrecise();  // a new tenancy's word must not start in the past of the old one
   const Table::Env env = EnvOf(ctx);
   if (dead != 0) table.SettleOf(hash, index, dead, env);
-  if (is_log && dead == 0 && index != shm::kNoSlot) table.ResolveDuplicates(hash, env);
+  if (has_row && dead == 0 && index != shm::kNoSlot) table.ResolveDuplicates(hash, env);
   Name name;
   const bool named = MakeName(a, item, policy, &name);
   const uint32_t shard = named ? ShardOfName(name, a.shard_count) : 0;
@@ -236,6 +238,37 @@ shm::Outcome CheckLogged(Context& ctx, const Rule& rule, Attempt* attempt) {
                              &attempt->seen);
 }
 
+// A key for which no row is free is denied: nobody could say who holds its places.
+void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
+               Attempt* attempt) {
+  const Rule& rule = *item.rule;
+  const bool enters = ctx.place_name != 0 && !ctx.is_looking();
+  attempt->emergency = false;
+  for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
+    // Who does not enter asks for one: its cost is of other rules.
+    attempt->charge = ChargeOf(rule, enters ? cost : 1, /*cost_ns=*/0, commit && enters);
+    if (attempt->overflow) {
+      const uint64_t limit = rule.limit.limit;
+      const bool fits = attempt->absent && attempt->charge.tokens <= limit;
+      attempt->seen = {};
+      attempt->seen.verdict = {fits, ctx.time.now_ns(), ctx.time.now_ns()};
+      attempt->seen.remaining = attempt->absent ? limit : 0;
+      attempt->seen.retry_after_ns = attempt->charge.tokens > limit ? shm::kNever
+                                     : fits                         ? 0
+                                                                    : shm::places::kRetryNs;
+      attempt->outcome = fits ? Outcome::kAllowed : Outcome::kDenied;
+      return;
+    }
+    attempt->outcome =
+        shm::places::Enter(PlacesTableOf(*ctx.attachment, rule), attempt->index, attempt->hash,
+                           attempt->charge, ctx.place_name, ctx.time, &attempt->seen);
+    if (attempt->outcome == Outcome::kAllowed || attempt->outcome == Outcome::kDenied) return;
+    if (attempt->outcome == Outcome::kGaveUp) break;
+    Locate(ctx, item, policy, shm::kNoSlot, attempt);
+  }
+  attempt->outcome = Outcome::kGaveUp;
+}
+
 // The first cost that a slot misses is told at once, and each that is larger than a token; others
 // are tallied, since the daemon is about to look anyway. aux is a hint here and orders nothing.
 void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
@@ -258,8 +291,7 @@ void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt) {
   attempt->seen = {};
   attempt->charge.commit = false;
   attempt->seen.verdict.base_ns = attempt->seen.verdict.new_ns = ctx.time.now_ns();
-  const bool closed = item.rule->mode == DegradedMode::kClosed ||
-                      item.rule->kind == shm::Kind::kSlidingLog ||
+  const bool closed = item.rule->mode == DegradedMode::kClosed || shm::HasRow(item.rule->kind) ||
                       (item.rule->kind == shm::Kind::kLease && !IsLoose(*item.rule));
   attempt->outcome = closed ? Outcome::kDenied : Outcome::kAllowed;
 }
@@ -291,6 +323,7 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
   decision->period_ns = rule.limit.period_ns;
   decision->burst = rule.limit.burst;
   decision->rule = rule.id;
+  if (rule.kind == shm::Kind::kInFlight) decision->period_ns = 0;
   if (rule.kind != shm::Kind::kTokenBucket) {
     decision->remaining = seen.remaining;
     decision->retry_after_ns = allowed ? 0 : seen.retry_after_ns;
@@ -352,7 +385,9 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.flags = static_cast<uint16_t>(
       (spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) | (denied ? kDeniedBy : 0) |
       (waits ? kToldToWait : 0) | KindFlags(rule.kind, rule.limit.limit));
-  spend.floor_q16 = rule.floor_q16;
+  // Of places, where the first of them stands.
+  spend.floor_q16 = rule.kind == shm::Kind::kInFlight ? static_cast<uint16_t>(attempt.seen.cost_ns)
+                                                      : rule.floor_q16;
 }
 
 // The queue's end stands in the second word as `gen:16 | time:48`, in steps of 2^10 ns: nothing

@@ -12,6 +12,7 @@
 #include "shm/clock.h"
 #include "shm/lease_slot.h"
 #include "shm/log_slot.h"
+#include "shm/place_slot.h"
 #include "shm/window_slot.h"
 
 namespace sluice::client {
@@ -27,6 +28,11 @@ inline Table TableOf(const Attachment& a) {
 // The table of sliding logs, by the terms of one rule. Precondition: a.logs.rows is not 0.
 inline Table LogTableOf(const Attachment& a, const Rule& rule) {
   return Table::OfLogs(a.slots, a.logs, a.counters, a.log_entries, shm::logs::TermsOf(rule.limit));
+}
+
+// The same of places of requests in flight.
+inline Table PlacesTableOf(const Attachment& a, const Rule& rule) {
+  return Table::OfPlaces(a.slots, a.logs, a.counters, a.log_entries, rule.limit.limit);
 }
 
 // Retry-after under `when_degraded: closed`, where nobody knows how long: the daemon's breaker
@@ -60,6 +66,9 @@ struct Context {
   // Not null: the check only looks. What it looks for and does not find is one of these.
   Absent* absent;
   uint64_t patience_ns = 0;  // how long the caller would wait for its turn
+  // Not 0: the request enters, and takes places under this name (see places.h). Others only look
+  // whether there is one.
+  uint64_t place_name = 0;
 
   Context(sluice_t* c, const Attachment* a, bool coarse_serves, Absent* looking = nullptr)
       : client(c),
@@ -240,10 +249,18 @@ inline void ApplyPatience(const Rule& rule, uint64_t patience_ns, shm::Charge* c
   charge->debt_max_ns = rule.limit.debt_max_ns - waits_ns;
 }
 
+// Run() for a rule of requests in flight. An emergency does not change it: its places are this
+// host's.
+void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
+               Attempt* attempt);
+
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
 // aux here is for the shard only: its load orders nothing.
 inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
                 Attempt* attempt) {
+  if (item.rule->kind == shm::Kind::kInFlight) [[unlikely]] {
+    return RunPlaces(ctx, item, policy, cost, commit, attempt);
+  }
   attempt->charge =
       ChargeOf(*item.rule, cost, CostNs(*item.rule, cost), commit && !ctx.is_looking());
   if (IsLoose(*item.rule)) {

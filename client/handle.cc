@@ -251,7 +251,7 @@ bool IsOther(const HandleBlock& block, uint64_t now_ns) {
 // What is not a token bucket's usual check.
 [[gnu::noinline]] int CheckHandleUnusual(const HandleBlock& block, uint64_t now_ns, uint32_t cost,
                                          sluice_decision_t* decision) {
-  if (block.rules[0].kind == shm::Kind::kSlidingLog || !IsOther(block, now_ns)) {
+  if (shm::HasRow(block.rules[0].kind) || !IsOther(block, now_ns)) {
     return CheckHandleLong(*block.handle, cost, decision);
   }
   const HandlePath path{block};

@@ -20,6 +20,7 @@ struct Entry {
   uint64_t window_s;
   uint64_t remaining;
   uint64_t more_s;  // until there is more quota
+  bool in_flight;   // the quota is of requests at once: no window, and nobody knows when
 };
 
 // A rule's quota as the draft speaks of it: q tokens in w seconds. A burst above the limit is what
@@ -36,6 +37,12 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
   const uint64_t capacity =
       rule.numbers.max_delay_ns == 0 ? limit.burst : limit.tau_ns / limit.interval_ns;
   const bool bursty = capacity > limit.limit;
+  entry->in_flight = rule.numbers.kind == shm::Kind::kInFlight;
+  if (entry->in_flight) {
+    entry->quota = limit.limit;
+    entry->remaining = spend.cost_ns;
+    return true;
+  }
   if (rule.numbers.kind == shm::Kind::kLease) {
     entry->quota = bursty ? capacity : limit.limit;
     entry->window_s = std::max<uint64_t>(CeilSeconds(bursty ? limit.tau_ns : limit.period_ns), 1);
@@ -99,7 +106,12 @@ extern "C" int sluice_http_fields(sluice_t* client, const sluice_decision_t* dec
   for (size_t i = 0; i < count; ++i) {
     const Entry& e = entries[i];
     fields.Text(i == 0 ? "RateLimit-Policy: \"" : ", \"").Bytes(e.label, e.label_bytes);
-    fields.Text("\";q=").Number(e.quota).Text(";w=").Number(e.window_s);
+    fields.Text("\";q=").Number(e.quota);
+    if (e.in_flight) {
+      fields.Text(";qu=\"concurrent-requests\"");
+    } else {
+      fields.Text(";w=").Number(e.window_s);
+    }
   }
   if (count != 0) fields.Text("\r\n");
   for (size_t i = 0; i < count; ++i) {
@@ -107,10 +119,8 @@ extern "C" int sluice_http_fields(sluice_t* client, const sluice_decision_t* dec
     fields.Text(i == 0 ? "RateLimit: \"" : ", \"").Bytes(e.label, e.label_bytes);
     // Retry-After is not to be earlier than t; for the deciding rule they agree.
     const bool decides = decision->allowed == 0 && decision->spends[i].rule == decision->rule;
-    fields.Text("\";r=")
-        .Number(e.remaining)
-        .Text(";t=")
-        .Number(decides && retry_s != 0 ? retry_s : e.more_s);
+    fields.Text("\";r=").Number(e.remaining);
+    if (!e.in_flight) fields.Text(";t=").Number(decides && retry_s != 0 ? retry_s : e.more_s);
   }
   if (count != 0) fields.Text("\r\n");
   return fields.Finish();

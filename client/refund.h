@@ -8,7 +8,7 @@
 
 namespace sluice::client {
 
-// The entries of a sliding log; none of an overflow bucket.
+// The entries of a sliding log, or of places; none of an overflow bucket.
 inline shm::logs::Row<std::atomic<uint64_t>> LogOf(const Attachment& a, uint32_t index,
                                                    bool overflow) {
   if (overflow || index >= a.logs.rows) return {};
@@ -37,6 +37,13 @@ inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t ge
                                      fresh_ns);
   }
   return shm::credits::RefundLease(slot, fp, gen, new_ns, tokens, fresh_ns);
+}
+
+// Gives back the places of one request; false where none of them is held any more.
+inline bool LeavePlaces(const Attachment& a, uint32_t index, bool overflow, uint64_t entry,
+                        uint32_t first, uint32_t places) {
+  const auto row = LogOf(a, index, overflow);
+  return row && shm::places::Leave(row, entry, first, places) != 0;
 }
 
 // The slot of a spend; null where there is none of that number.
@@ -72,7 +79,10 @@ inline bool GiveBack(const Attachment& a, uint64_t policy, const sluice_spend_t&
   if (slot == nullptr) return false;
   const shm::Kind kind = KindOfFlags(spend.flags);
   const bool is_back =
-      kind == shm::Kind::kSlidingLog
+      kind == shm::Kind::kInFlight
+          ? LeavePlaces(a, spend.slot, (spend.flags & kOverflowSlot) != 0, spend.new_ns,
+                        spend.floor_q16, tokens)
+      : kind == shm::Kind::kSlidingLog
           ? RefundLogged(a, *slot, 0, spend.slot, (spend.flags & kOverflowSlot) != 0, spend.gen,
                          spend.new_ns, tokens, LogPeriodNs(a, policy, spend.rule), fresh_ns)
           : RefundKind(kind, *slot, 0, spend.gen, spend.new_ns, cost_ns, tokens,

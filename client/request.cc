@@ -175,6 +175,11 @@ class RequestCheck {
       const Attempt& attempt = attempts_[i];
       const Rule& rule = *items_[i].rule;
       spent_[i] = false;
+      if (rule.kind == shm::Kind::kInFlight) {
+        LeavePlaces(*ctx_.attachment, attempt.index, attempt.overflow, attempt.seen.verdict.new_ns,
+                    static_cast<uint32_t>(attempt.seen.cost_ns), attempt.charge.tokens);
+        continue;
+      }
       if (rule.kind == shm::Kind::kSlidingLog) {
         RefundLogged(*ctx_.attachment, *attempt.slot, attempt.fp, attempt.index, attempt.overflow,
                      attempt.seen.gen, attempt.seen.verdict.new_ns, attempt.charge.tokens,

@@ -30,7 +30,8 @@ uint32_t SmallestCapacity(const Plan& plan) {
   uint64_t most = SLUICE_MAX_COST;
   for (size_t i = 0; i < plan.count; ++i) {
     const Rule& rule = *plan.items[i].rule;
-    if (rule.shadow) continue;
+    // A reservation takes no place.
+    if (rule.shadow || rule.kind == shm::Kind::kInFlight) continue;
     const uint64_t tokens = rule.kind == shm::Kind::kTokenBucket
                                 ? rule.limit.tau_ns / std::max<uint64_t>(rule.limit.interval_ns, 1)
                                 : rule.limit.burst;

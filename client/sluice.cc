@@ -121,8 +121,13 @@ int sluice_wait(sluice_t* client, uint32_t timeout_ms) {
   for (;;) {
     const uint64_t now_ns = Clock::PreciseNs();
     client->attacher.Step(now_ns);
-    if (client->attacher.current() != nullptr) return 1;
-    if (now_ns >= until_ns) return 0;
+    const Attachment* const a = client->attacher.current();
+    // A forked child goes on with what its parent mapped, but is to have a connection of its own.
+    if (a != nullptr && client->attacher.fork_epoch() != 0 &&
+        client->attacher.holder(a->generation) != 0) {
+      return 1;
+    }
+    if (now_ns >= until_ns) return a != nullptr ? 1 : 0;
     const timespec pause = {0, 1'000'000};
     nanosleep(&pause, nullptr);
   }

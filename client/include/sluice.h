@@ -92,12 +92,12 @@ typedef struct sluice_spend {
 } sluice_spend_t;
 
 typedef struct sluice_decision {
-  int32_t allowed; /* 1 or 0; the same as the function's result unless that is negative */
-  uint16_t source; /* enum sluice_source */
-  uint8_t shadow;  /* 1: a shadow rule would have denied; `allowed` is not changed by it */
-  uint8_t level;   /* enum sluice_level; OK where no rule decided */
-  uint64_t limit;  /* of the deciding rule: tokens per period; 0 when no rule decided */
-  uint64_t period_ns;
+  int32_t allowed;    /* 1 or 0; the same as the function's result unless that is negative */
+  uint16_t source;    /* enum sluice_source */
+  uint8_t shadow;     /* 1: a shadow rule would have denied; `allowed` is not changed by it */
+  uint8_t level;      /* enum sluice_level; OK where no rule decided */
+  uint64_t limit;     /* of the deciding rule: tokens per period; 0 when no rule decided */
+  uint64_t period_ns; /* 0 of a limit of requests in flight */
   uint64_t burst;
   uint64_t remaining;      /* tokens left under the deciding rule after this decision */
   uint64_t retry_after_ns; /* 0 when allowed; until this very cost fits; SLUICE_NEVER: it cannot */
@@ -140,8 +140,8 @@ SLUICE_API int sluice_open(const sluice_options_t* options, sluice_t** client);
 /* Frees the client. Its handles must be freed before. NULL is ignored. */
 SLUICE_API void sluice_close(sluice_t* client);
 
-/* Waits until attached, at most `timeout_ms`. Returns 1 when attached, 0 when not. This one may
- * block; checks never need it. */
+/* Waits until attached, at most `timeout_ms`; in a forked child, for a connection of its own.
+ * Returns 1 when attached, 0 when not. This one may block; checks never need it. */
 SLUICE_API int sluice_wait(sluice_t* client, uint32_t timeout_ms);
 
 /* Checks one request: all rules that match apply, the strictest decides, and a rejected request
@@ -252,6 +252,28 @@ SLUICE_API int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descr
  * SLUICE_E_ARGUMENT. */
 SLUICE_API int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation,
                              uint32_t actual);
+
+/* A place of a request in flight, see sluice_enter. Plain bytes, of the client that entered: what
+ * another process or client does with a copy changes nothing. */
+typedef struct sluice_place {
+  uint64_t name; /* 0: nothing is held */
+  sluice_decision_t decision;
+} sluice_place_t;
+/* As sluice_check, and where a rule says how many requests may be in flight at once (`in_flight`),
+ * takes `cost` times the rule's cost of its places, all or none, until sluice_leave. What other
+ * rules spend is spent for good. A place that is not left comes back within a second of the
+ * process's end, however it ends, and when the client is closed; never before. `cost` is at least
+ * 1. A forked child holds none of its parent's places, and may enter once it has a connection of
+ * its own, see sluice_wait; until then, as while not attached, the client's default answers and
+ * nothing is held. Of a denial by such a rule, `remaining` are the free places, `period_ns` is 0,
+ * and `retry_after_ns` a guess of a second, for nobody knows. */
+SLUICE_API int sluice_enter(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
+                            uint32_t cost, sluice_place_t* place);
+/* Gives the places back: once, however often it is called and with whatever copies. Never blocks.
+ * Returns 1 when this call did, 0 when nothing was held (any more) or it is not this client's to
+ * give back, or SLUICE_E_STALE / SLUICE_E_ARGUMENT. */
+SLUICE_API int sluice_leave(sluice_t* client, sluice_place_t* place);
+
 /* The label of the deciding rule, NUL-terminated. Returns its length, 0 when no rule decided or
  * the rules have changed since, or SLUICE_E_BUFFER. */
 SLUICE_API int sluice_decision_rule(sluice_t* client, const sluice_decision_t* decision,

@@ -134,6 +134,49 @@ class Reservation {
   int error_ = 0;
 };
 
+// The place of a request in flight, given back when it goes out of scope. Its client must outlive
+// it. Moved, not copied. In a forked child it gives back nothing.
+class Place {
+ public:
+  Place(Place&& other) noexcept
+      : client_(std::exchange(other.client_, nullptr)), raw_(other.raw_), error_(other.error_) {}
+  Place& operator=(Place&& other) noexcept {
+    if (this != &other) {
+      leave();
+      client_ = std::exchange(other.client_, nullptr);
+      raw_ = other.raw_;
+      error_ = other.error_;
+    }
+    return *this;
+  }
+  ~Place() { leave(); }
+
+  // Whether the request may go on. It may also where nothing is held: no rule says how many.
+  explicit operator bool() const { return raw_.decision.allowed != 0; }
+  // The answer to the request.
+  Decision decision() const {
+    Decision d;
+    d.raw() = raw_.decision;
+    return d;
+  }
+  // Gives it back now. True where this call did.
+  bool leave() {
+    sluice_t* const client = std::exchange(client_, nullptr);
+    return client != nullptr && sluice_leave(client, &raw_) > 0;
+  }
+  // 0, or one of enum sluice_error.
+  int error() const { return error_; }
+  const sluice_place_t& raw() const { return raw_; }
+
+ private:
+  friend class Client;
+  explicit Place(sluice_t* client) : client_(client) { raw_.decision.allowed = 0; }
+
+  sluice_t* client_;
+  sluice_place_t raw_;
+  int error_ = 0;
+};
+
 struct Options {
   bool default_allowed = true;        // the answer while no daemon was ever there
   const char* runtime_dir = nullptr;  // $SLUICE_RUNTIME_DIR, else /run/sluice
@@ -263,6 +306,18 @@ class Client {
   // before or its time is over: then the estimate stands.
   bool settle(const Reservation& reservation, uint32_t actual) {
     return sluice_settle(client_.get(), &reservation.raw_, actual) > 0;
+  }
+
+  // Takes a place where rules say how many requests may be in flight; see sluice_enter.
+  Place enter(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+    Place p(client_.get());
+    const int result =
+        sluice_enter(client_.get(), descriptors.data(), descriptors.size(), cost, &p.raw_);
+    p.error_ = result < 0 ? result : 0;
+    return p;
+  }
+  Place enter(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+    return enter(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
   // How many rules got something back; negative: enum sluice_error.

@@ -90,11 +90,13 @@ void ServedSegments::StartServing() {
   thread_ = std::thread([this, &listening] {
     admin::EventLoop loop;
     CheckOk(loop.Init(), "loop");
+    admin::Holders holders(&loop, control_.holders(), &buckets());
     admin::AttachServer server(&loop);
     CheckOk(server.Start(dir_ + "/attach.sock", static_cast<gid_t>(-1), -1,
                          {.control_fd = read_only_.get(),
                           .buckets_fd = buckets_.fd(),
-                          .generation = control_.info().generation}),
+                          .generation = control_.info().generation,
+                          .holders = &holders}),
             "attach server");
     listening = true;
     listening.notify_one();
