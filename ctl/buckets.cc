@@ -44,6 +44,19 @@ std::string LentText(const json& bucket, bool is_global) {
                : head + "holds nothing";
 }
 
+// How many places are held, and by whom.
+std::string HoldersText(const json& bucket) {
+  std::string text = absl::StrCat(bucket.at("held").get<uint64_t>(), " held");
+  const char* before = ": ";
+  for (const json& holder : bucket.at("holders")) {
+    const auto pid = holder.at("pid").get<uint64_t>();
+    absl::StrAppend(&text, before, holder.at("places").get<uint64_t>(), " by ",
+                    pid == 0 ? std::string("a pid not seen here") : absl::StrCat("pid ", pid));
+    before = ", ";
+  }
+  return text;
+}
+
 void PrintBuckets(const json& answer, const BucketsOptions& options) {
   Table table({"bucket", "limit", "burst", "remaining", "full in", "shard",
                options.is_global ? "counted in Redis" : "not yet reported", ""});
@@ -59,6 +72,9 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
     std::string notes = bucket.at("denying").get<bool>() ? "denying" : "";
     if (bucket.contains("consistency")) {
       absl::StrAppend(&notes, notes.empty() ? "" : ", ", LentText(bucket, options.is_global));
+    }
+    if (bucket.contains("held")) {
+      absl::StrAppend(&notes, notes.empty() ? "" : ", ", HoldersText(bucket));
     }
     const double reset_s = bucket.at("reset_after_s").get<double>();
     const char* const tokens = options.is_global ? "tokens" : "unreconciled_tokens";

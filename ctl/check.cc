@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "ctl/client.h"
 #include "ctl/command.h"
@@ -21,6 +22,7 @@ namespace sluice::ctl {
 namespace {
 
 constexpr uint32_t kMaxCount = 1'000'000;
+constexpr double kMaxHoldS = 86'400;
 constexpr size_t kFieldsBytes = 4096;  // SLUICE_MAX_RULES_PER_REQUEST policies with long names
 
 struct CheckOptions {
@@ -29,6 +31,7 @@ struct CheckOptions {
   uint32_t count = 1;
   bool is_peek = false;
   std::string acquire;  // for how long it may wait for its turn; empty: not at all
+  std::optional<double> hold_s;  // enters, and leaves after so long
 };
 
 const char* SourceText(uint16_t source) {
@@ -195,8 +198,12 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   uint64_t allowed_count = 0;
   // A look without a cost shows what is left, not what a check would leave.
   const uint32_t cost = options.cost.value_or(options.is_peek ? 0 : 1);
+  sluice_place_t place{};
   for (uint32_t i = 0; i < options.count; ++i) {
-    if (options.acquire.empty()) {
+    if (options.hold_s) {
+      result = sluice_enter(client->get(), descriptors.data(), descriptors.size(), cost, &place);
+      decision = place.decision;
+    } else if (options.acquire.empty()) {
       const auto ask = options.is_peek ? sluice_peek : sluice_check;
       result = ask(client->get(), descriptors.data(), descriptors.size(), cost, &decision);
     } else {
@@ -214,6 +221,11 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
     PrintText(client->get(), decision, options, allowed_count);
   }
   if (result < 0) return absl::InvalidArgumentError(sluice_strerror(result));
+  if (place.name != 0) {
+    std::cout << std::flush;
+    absl::SleepFor(absl::Seconds(*options.hold_s));
+    sluice_leave(client->get(), &place);
+  }
   *exit_code = decision.allowed != 0 ? kExitOk : kExitDenied;
   return absl::OkStatus();
 }
@@ -230,19 +242,26 @@ void AddCheck(CLI::App* root, Globals* globals) {
       "  sluicectl check tenant=acme --count 100    how many of 100 in a row are let through\n"
       "  sluicectl check tenant=acme --peek         what it would answer; nothing is spent\n"
       "  sluicectl check api=partner --acquire 30s  waits for its turn, so long at most\n"
+      "  sluicectl check tenant=acme --hold 60      hold a place of requests in flight for a "
+      "minute\n"
       "  sluicectl check tenant=acme --json | jq .retry_after_ns\n\n"
       "Exit code: 0 allowed, 1 denied (of several: the last), 2 wrong arguments, 3 no daemon.");
   auto options = std::make_shared<CheckOptions>();
   verb->add_option("DESCRIPTORS", options->descriptors, "NAME=VALUE ...")->required();
   verb->add_option("--cost", options->cost, "tokens that the request costs [1]")
       ->check(CLI::Range(0u, SLUICE_MAX_COST));
-  verb->add_option("--count", options->count, "check so many times in a row")
+  CLI::Option* const count = verb->add_option("--count", options->count, "check so many times in a row")
       ->check(CLI::Range(1u, kMaxCount))
       ->capture_default_str();
   CLI::Option* const peek =
       verb->add_flag("--peek", options->is_peek, "spend nothing (a cost of 0)");
-  verb->add_option("--acquire", options->acquire, "wait for its turn so long at most, as in 30s")
+  CLI::Option* const acquire = verb->add_option("--acquire", options->acquire, "wait for its turn so long at most, as in 30s")
       ->excludes(peek);
+  verb->add_option("--hold", options->hold_s, "enter, and leave after so many seconds")
+      ->check(CLI::Range(0.0, kMaxHoldS))
+      ->excludes(peek)
+      ->excludes(acquire)
+      ->excludes(count);
   verb->callback([globals, options] {
     const absl::Status status = RunCheck(*globals, *options, &globals->exit_code);
     if (!status.ok()) globals->exit_code = Fail(status);

@@ -47,6 +47,7 @@ std::string FormatDuration(uint64_t ns) {
 }
 
 std::string FormatLimit(uint64_t limit, uint64_t period_ns) {
+  if (period_ns == 0) return absl::StrCat(limit, " in flight");
   for (const Unit& unit : kUnits) {
     if (period_ns == unit.ns) return absl::StrCat(limit, "/", unit.name);
   }

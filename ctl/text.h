@@ -11,7 +11,7 @@ namespace sluice::ctl {
 // "0 s", "850 ns", "12.3 ms", "4.0 s", "3 min", "2.5 h", "30 d"; SLUICE_NEVER: "never".
 std::string FormatDuration(uint64_t ns);
 
-// "100/s", "5000/h", "1 per 10 s".
+// "100/s", "5000/h", "1 per 10 s"; of a period of 0 "100 in flight".
 std::string FormatLimit(uint64_t limit, uint64_t period_ns);
 
 // Bytes that are not printable ASCII or UTF-8 lead or continuation bytes as \xNN: a key's text

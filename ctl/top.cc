@@ -95,8 +95,8 @@ std::vector<BucketUse> Busiest(const Look& before, const Look& now, size_t count
     if (!bucket.contains("limit")) continue;
     BucketUse use;
     use.name = bucket.at("name").get<std::string>();
-    const double rate =
-        bucket.at("limit").get<double>() / (bucket.at("period_ns").get<double>() * 1e-9);
+    const double period_s = bucket.at("period_ns").get<double>() * 1e-9;
+    const double rate = period_s > 0 ? bucket.at("limit").get<double>() / period_s : 0;
     const double reset_s = bucket.at("reset_after_s").get<double>();
     const auto earlier = before.reset_after_s.find(use.name);
     const double earlier_s = earlier == before.reset_after_s.end() ? 0 : earlier->second;
@@ -107,8 +107,9 @@ std::vector<BucketUse> Busiest(const Look& before, const Look& now, size_t count
     }
     const double burst = std::max(bucket.at("burst").get<double>(), 1.0);
     use.used_share = reset_s * rate / burst;
-    if (bucket.at("algorithm").get<std::string>().ends_with("_window")) {
-      // Its reset tells when the window ends, not how much was spent.
+    const std::string algorithm = bucket.at("algorithm").get<std::string>();
+    if (algorithm.ends_with("_window") || algorithm == "in_flight") {
+      // Its reset tells when the window ends, not how much was spent; of places there is none.
       const double remaining = bucket.at("remaining").get<double>();
       const auto was = before.remaining.find(use.name);
       const double spent = (was == before.remaining.end() ? burst : was->second) - remaining;

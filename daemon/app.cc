@@ -205,11 +205,14 @@ absl::Status App::StartAttach(const config::DaemonConfig& daemon) {
   held_.clear();
   const std::string path = absl::StrCat(runtime_dir_, "/", shm::kAttachSocketName);
   if (inherited < 0) unlink(path.c_str());
+  holders_ =
+      std::make_unique<admin::Holders>(&loop_, segments_.control().holders(), &segments_.buckets());
   attach_ = std::make_unique<admin::AttachServer>(&loop_);
   return attach_->Start(path, *group, inherited,
                         {.control_fd = segments_.read_only_control_fd(),
                          .buckets_fd = segments_.buckets_fd(),
-                         .generation = segments_.control().info().generation});
+                         .generation = segments_.control().info().generation,
+                         .holders = holders_.get()});
 }
 
 absl::Status App::WatchSignals() {

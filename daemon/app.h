@@ -70,6 +70,7 @@ class App : public admin::StatusSource {
   void EndChaos(uint64_t token) override;
   const shm::MappedBuckets& Buckets() const override { return segments_.buckets(); }
   const shm::SegmentInfo& Info() const override { return segments_.control().info(); }
+  const shm::HolderCell* HolderCells() const override { return segments_.control().holders(); }
 
  private:
   int Load();
@@ -95,6 +96,7 @@ class App : public admin::StatusSource {
   std::unique_ptr<checkpoint::CheckpointStore> quotas_;  // null: none are kept
   std::unique_ptr<Engine> engine_;
   admin::EventLoop loop_;
+  std::unique_ptr<admin::Holders> holders_;
   std::unique_ptr<admin::AttachServer> attach_;
   std::unique_ptr<admin::AdminServer> admin_;
   std::unique_ptr<ConfigWatch> watch_;

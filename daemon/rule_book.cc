@@ -91,9 +91,8 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
   const uint32_t needed = config::LogsFor(wanted_).entries;
   if (const uint32_t has = control_->info().logs.entries; needed > has) {
     return absl::FailedPreconditionError(
-        absl::StrCat(state_.path, ": a sliding_log rule's limit needs logs of ", needed,
-                     " tokens, and the "
-                     "segments of this daemon have ",
+        absl::StrCat(state_.path, ": a sliding_log or in_flight rule's limit needs rows of ",
+                     needed, " entries, and the segments of this daemon have ",
                      has == 0 ? "none" : absl::StrCat("room for ", has),
                      ": restart sluiced, buckets then begin anew, or write a lower limit"));
   }

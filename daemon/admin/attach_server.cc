@@ -69,6 +69,11 @@ absl::Status AttachServer::Start(const std::string& path, gid_t group, int inher
   } else if (absl::Status status = Listen(path, group); !status.ok()) {
     return status;
   }
+  if (offer_.holders != nullptr) {
+    offer_.holders->Start(clock_());
+    places_ =
+        loop_->Every(kPlacesTurnNs, [this](uint64_t now_ns) { offer_.holders->Tick(now_ns); });
+  }
   sweep_ = loop_->Every(kSweepNs, [this](uint64_t) { CloseSilent(clock_()); });
   return loop_->Add(listener_.get(), EPOLLIN, [this](uint32_t) { AcceptSome(); });
 }
@@ -76,6 +81,11 @@ absl::Status AttachServer::Start(const std::string& path, gid_t group, int inher
 void AttachServer::Stop() {
   if (listener_.get() < 0) return;
   loop_->Cancel(sweep_);
+  if (offer_.holders != nullptr) {
+    loop_->Cancel(places_);
+    offer_.holders->Tick(
+        clock_());  // who has closed its client is forgotten by the next daemon too
+  }
   loop_->Remove(listener_.get());
   if (!path_.empty()) unlink(path_.c_str());
   listener_.Reset(-1);
@@ -158,6 +168,9 @@ void AttachServer::Answer(Client& client, const shm::Hello& hello) {
                               hello.abi_major, hello.abi_minor, shm::kAbiMajor, shm::kAbiMinor);
   }
   const std::string label = PrintableLabel(hello.label);
+  if (status == shm::WelcomeStatus::kAttached && offer_.holders != nullptr) {
+    client.holder = offer_.holders->Take(client.fd.get(), client.info.pid, hello.holder);
+  }
   const bool sent = SendWelcome(client, status, refusal);
   std::lock_guard lock(mutex_);
   client.info.label = label;
@@ -188,6 +201,7 @@ bool AttachServer::SendWelcome(const Client& client, shm::WelcomeStatus status,
   welcome.abi_minor = shm::kAbiMinor;
   welcome.layout_hash = shm::kLayoutHash;
   welcome.generation = offer_.generation;
+  welcome.holder = client.holder;
   text.copy(welcome.text, sizeof welcome.text - 1);
   iovec part = {&welcome, sizeof welcome};
   msghdr message = {};
@@ -211,6 +225,9 @@ bool AttachServer::SendWelcome(const Client& client, shm::WelcomeStatus status,
 
 void AttachServer::Close(int fd) {
   loop_->Remove(fd);
+  if (const auto found = clients_.find(fd); found != clients_.end() && found->second.holder != 0) {
+    offer_.holders->End(found->second.holder);
+  }
   std::lock_guard lock(mutex_);
   clients_.erase(fd);
 }

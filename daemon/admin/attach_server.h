@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "daemon/admin/event_loop.h"
+#include "daemon/admin/holders.h"
 #include "shm/clock.h"
 #include "shm/handshake.h"
 #include "shm/segment.h"
@@ -48,6 +49,7 @@ class AttachServer {
     int control_fd = -1;  // read-only
     int buckets_fd = -1;
     uint64_t generation = 0;
+    Holders* holders = nullptr;  // null: clients hold no places of requests in flight
   };
 
   using Clock = uint64_t (*)();  // CLOCK_MONOTONIC in a daemon
@@ -69,6 +71,7 @@ class AttachServer {
   struct Client {
     shm::OwnedFd fd;
     ClientInfo info;
+    uint32_t holder = 0;  // see Holders
     bool is_attached = false;
     bool is_refused = false;  // beyond kMaxClients: told so once it has said Hello
   };
@@ -88,6 +91,7 @@ class AttachServer {
   std::string path_;  // empty: inherited
   shm::OwnedFd listener_;
   EventLoop::TimerId sweep_ = 0;
+  EventLoop::TimerId places_ = 0;
   bool warned_same_user_ = false;
 
   mutable std::mutex mutex_;  // guards what follows, which the loop's thread alone changes

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
 #include <string_view>
+#include <utility>
 
 #include "shm/bucket_name.h"
 #include "shm/clock.h"
@@ -11,6 +13,7 @@
 #include "shm/layout.h"
 #include "shm/lease_slot.h"
 #include "shm/log_row.h"
+#include "shm/places.h"
 #include "shm/slot_table.h"
 #include "shm/window.h"
 
@@ -57,9 +60,36 @@ void AddLog(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen, cons
       tally.free == terms.limit ? 0 : shm::logs::FreeAfterNs(terms, tally.newest_us, now_ns);
 }
 
+// How many places are held, and by the processes of which pids: of at most so many of these.
+constexpr size_t kMaxHoldersListed = 16;
+void AddPlaces(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen,
+               const shm::HolderCell* holders, uint64_t* remaining, ordered_json* out) {
+  const shm::LogShape shape = buckets.geometry().logs;
+  const uint64_t limit = *remaining;
+  uint64_t held = 0;
+  std::map<uint32_t, uint64_t> by_pid;
+  for (uint32_t i = 0; slot < shape.rows && i < shape.entries; ++i) {
+    const uint64_t e =
+        buckets.log_entries()[slot * shape.entries + i].load(std::memory_order_relaxed);
+    if (shm::places::IsFree(e, gen)) continue;
+    ++held;
+    if (holders == nullptr) continue;
+    const uint64_t owner = holders[shm::places::Holder(e)].owner.load(std::memory_order_relaxed);
+    ++by_pid[static_cast<uint32_t>(owner)];
+  }
+  *remaining = limit - std::min(held, limit);
+  ordered_json list = ordered_json::array();
+  for (const auto& [pid, places] : by_pid) {
+    if (list.size() < kMaxHoldersListed) list.push_back({{"pid", pid}, {"places", places}});
+  }
+  (*out)["held"] = held;
+  (*out)["holders"] = std::move(list);
+}
+
 // Counts for people: orders nothing.
 void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,
-              const config::CompiledRule& rule, uint64_t now_ns, ordered_json* out) {
+              const config::CompiledRule& rule, const shm::HolderCell* holders, uint64_t now_ns,
+              ordered_json* out) {
   const shm::Limit& limit = rule.limit;
   const uint64_t used = buckets.slots()[slot].used.load(std::memory_order_relaxed);
   const uint64_t denied = buckets.denied()[slot].load(std::memory_order_relaxed);
@@ -85,6 +115,10 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
     reset_ns = m.reset_after_ns;
   } else if (rule.kind == shm::Kind::kSlidingLog) {
     AddLog(buckets, slot, gen, limit, now_ns, &remaining, &reset_ns);
+  } else if (rule.kind == shm::Kind::kInFlight) {
+    remaining = limit.limit;
+    reset_ns = 0;
+    AddPlaces(buckets, slot, gen, holders, &remaining, out);
   } else if (rule.kind == shm::Kind::kLease) {
     const shm::credits::Measured m =
         shm::credits::Measure(seen.word, second, gen, now_ns, /*tokens=*/0, limit);
@@ -101,7 +135,7 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
   (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
   (*out)["remaining"] = remaining;
   (*out)["limit"] = limit.limit;
-  (*out)["period_ns"] = limit.period_ns;
+  (*out)["period_ns"] = rule.kind == shm::Kind::kInFlight ? 0 : limit.period_ns;
   (*out)["burst"] = limit.burst;
   (*out)["reset_after_s"] = static_cast<double>(reset_ns) * 1e-9;
   (*out)["denying"] = remaining < rule.cost;
@@ -112,8 +146,8 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
 }  // namespace
 
 ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& buckets,
-                          const shm::SegmentInfo& info, const config::CompiledRules& rules,
-                          uint64_t now_ns) {
+                          const shm::SegmentInfo& info, const shm::HolderCell* holders,
+                          const config::CompiledRules& rules, uint64_t now_ns) {
   ordered_json list = ordered_json::array();
   bool truncated = false;
   for (uint64_t slot = 0; slot < buckets.capacity(); ++slot) {
@@ -146,7 +180,7 @@ ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& bu
     ordered_json bucket = {{"name", name},
                            {"rule", std::string(seen.name.label)},
                            {"shard", shm::ShardOf(plain, info.shard_count)}};
-    if (rule != nullptr) AddState(buckets, slot, seen, *rule, now_ns, &bucket);
+    if (rule != nullptr) AddState(buckets, slot, seen, *rule, holders, now_ns, &bucket);
     list.push_back(std::move(bucket));
   }
   return {{"scope", "local"}, {"truncated", truncated}, {"buckets", list}};

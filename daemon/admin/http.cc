@@ -54,8 +54,8 @@ void Buckets(StatusSource& source, const httplib::Request& request, httplib::Res
       request.has_param("scope") ? request.get_param_value("scope") : std::string("local");
   const RulesInForce in_force = source.Rules();
   if (scope == "local") {
-    return Send(response, LocalBuckets(query, source.Buckets(), source.Info(), *in_force.rules,
-                                       source.Status().now_ns));
+    return Send(response, LocalBuckets(query, source.Buckets(), source.Info(), source.HolderCells(),
+                                       *in_force.rules, source.Status().now_ns));
   }
   if (scope != "global") return SendError(response, 400, "scope: write local or global");
   if (!in_force.config->redis.has_value()) {

@@ -92,6 +92,7 @@ class Daemon : public StatusSource {
   void EndChaos(uint64_t) override {}
   const shm::MappedBuckets& Buckets() const override { return buckets_.buckets(); }
   const shm::SegmentInfo& Info() const override { return info_; }
+  const shm::HolderCell* HolderCells() const override { return nullptr; }
 
  private:
   shm::SegmentInfo info_;

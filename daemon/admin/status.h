@@ -85,6 +85,8 @@ class StatusSource {
   // Stay mapped as long as the source lives.
   virtual const shm::MappedBuckets& Buckets() const = 0;
   virtual const shm::SegmentInfo& Info() const = 0;
+  // Who holds places of requests in flight, [kMaxHolders]; null: not known.
+  virtual const shm::HolderCell* HolderCells() const = 0;
 };
 
 }  // namespace sluice::admin

@@ -204,7 +204,7 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"name", from.name},
           {"tier", is_tier ? rule.label.substr(from.name.size() + 1) : ""},
           {"limit", rule.limit.limit},
-          {"period_ns", rule.limit.period_ns},
+          {"period_ns", rule.kind == shm::Kind::kInFlight ? 0 : rule.limit.period_ns},
           {"burst", rule.limit.burst},
           {"cost", rule.cost},
           {"algorithm", config::AlgorithmName(rule.kind, rule.max_delay_ns)},

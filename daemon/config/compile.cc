@@ -8,6 +8,7 @@
 #include "daemon/config/text.h"
 #include "shm/hash.h"
 #include "shm/log.h"
+#include "shm/places.h"
 #include "shm/policy_buffer.h"
 #include "shm/window.h"
 
@@ -130,9 +131,10 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   shm::RuleNumbers& numbers = view.numbers;
   const bool is_window = shm::IsWindow(rule.kind);
   numbers.limit =
-      is_window ? shm::window::MakeLimit(limit.limit, limit.period_ns)
-      : rule.kind == shm::Kind::kSlidingLog
-          ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
+      is_window                             ? shm::window::MakeLimit(limit.limit, limit.period_ns)
+      : rule.kind == shm::Kind::kSlidingLog ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
+      : rule.kind == shm::Kind::kInFlight
+          ? shm::places::MakeLimit(limit.limit)
           : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, limit.max_delay_ns);
   numbers.unit_ns = shm::CostNs(limit.cost, limit.period_ns, limit.limit);
   numbers.for_ns = degraded.for_ns;

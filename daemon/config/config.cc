@@ -4,6 +4,8 @@
 #include <bit>
 #include <utility>
 
+#include "shm/kinds.h"
+
 namespace sluice::config {
 
 std::string_view LogLevelName(LogLevel level) {
@@ -48,13 +50,14 @@ std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns) {
   if (kind == shm::Kind::kFixedWindow) return "fixed_window";
   if (kind == shm::Kind::kSlidingWindow) return "sliding_window";
   if (kind == shm::Kind::kSlidingLog) return "sliding_log";
+  if (kind == shm::Kind::kInFlight) return "in_flight";
   return max_delay_ns != 0 ? "leaky_bucket" : "token_bucket";
 }
 
 shm::LogShape LogsFor(const Config& config) {
   uint64_t most = 0;
   for (const RuleConfig& rule : config.rules) {
-    if (rule.kind != shm::Kind::kSlidingLog) continue;
+    if (!shm::HasRow(rule.kind)) continue;
     if (rule.limit) most = std::max(most, rule.limit->limit);
     for (const TierConfig& tier : rule.tiers) most = std::max(most, tier.limit.limit);
   }

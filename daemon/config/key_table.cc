@@ -29,6 +29,10 @@ constexpr std::string_view kLimitDoc =
     "Tokens per period. Units are s, m, h and d; any duration from 1ms to 400d does for a period. "
     "With `calendar`: per day, week, month or year.";
 
+constexpr std::string_view kInFlightDoc =
+    "In place of `limit`: how many requests of a key may be under way at once on this host, each "
+    "from `enter` to `leave`. See [in flight](in-flight.md).";
+
 constexpr KeySpec kDaemonKeys[] = {
     {.path = "daemon",
      .type = KeyType::kSection,
@@ -56,9 +60,11 @@ constexpr KeySpec kDaemonKeys[] = {
      .min = static_cast<int64_t>(shm::kMinLogRows),
      .max = static_cast<int64_t>(shm::kMaxLogRows),
      .doc =
-         "How many buckets of `sliding_log` rules this host keeps, rounded up to a power of two: "
-         "the first of `buckets`, with 8 bytes for each token of the largest limit of such a "
-         "rule. Plan twice as many as are live at once. Read at start, as that limit is: a "
+         "How many buckets of `sliding_log` and `in_flight` rules this host keeps, rounded up to a "
+         "power of two: the first of `buckets`, with 8 bytes for each token or place of the "
+         "largest "
+         "limit of such a rule. Plan twice as many as are live at once. Read at start, as that "
+         "limit is: a "
          "larger one needs a restart, with fresh buckets.",
      .example = "4096"},
     {.path = "daemon.checkpoints",
@@ -166,6 +172,12 @@ constexpr KeySpec kRuleKeys[] = {
      .max = 1'000'000'000,
      .doc = kLimitDoc,
      .example = "100/s"},
+    {.path = "rules[].in_flight",
+     .type = KeyType::kInteger,
+     .min = 1,
+     .max = shm::kMaxLogEntries,
+     .doc = kInFlightDoc,
+     .example = "100"},
     {.path = "rules[].burst",
      .type = KeyType::kInteger,
      .fallback = "the limit's tokens",
@@ -300,11 +312,16 @@ constexpr KeySpec kRuleKeys[] = {
      .example = "{free: {limit: 10/s}, paid: {limit: 1000/s, burst: 2000}}"},
     {.path = "rules[].tiers.*.limit",
      .type = KeyType::kRate,
-     .required = true,
      .min = 1,
      .max = 1'000'000'000,
      .doc = kLimitDoc,
      .example = "1000/s"},
+    {.path = "rules[].tiers.*.in_flight",
+     .type = KeyType::kInteger,
+     .min = 1,
+     .max = shm::kMaxLogEntries,
+     .doc = kInFlightDoc,
+     .example = "100"},
     {.path = "rules[].tiers.*.burst",
      .type = KeyType::kInteger,
      .fallback = "the limit's tokens",

@@ -90,6 +90,7 @@ void ParsePriority(Section* rule, RuleConfig* out, Findings* findings) {
                       out->strict                           ? "strict"
                       : out->overdraft                      ? "an overdraft"
                       : out->kind == shm::Kind::kSlidingLog ? "a log"
+                      : out->kind == shm::Kind::kInFlight   ? "of requests in flight"
                                                             : "a window"),
                   "write `algorithm: token_bucket` and `consistency: approximate`");
     return;

@@ -19,13 +19,13 @@ using shm::DegradedMode;
 constexpr size_t kMaxTierBytes = 31;  // with the longest name and '@' it fills a label
 static_assert(32 + 1 + kMaxTierBytes == shm::kMaxLabelBytes);
 
-constexpr std::string_view kOtherAlgorithms[] = {"concurrency"};
 enum class Algorithm : uint8_t {
   kTokenBucket,
   kLeakyBucket,
   kFixedWindow,
   kSlidingWindow,
-  kSlidingLog
+  kSlidingLog,
+  kInFlight  // by `in_flight`, not by `algorithm`
 };
 
 bool IsRuleName(std::string_view name) {
@@ -53,7 +53,10 @@ struct OfRule {
   bool has_calendar = false;
 
   bool is_leaky() const { return algorithm == Algorithm::kLeakyBucket; }
-  bool is_window() const { return algorithm >= Algorithm::kFixedWindow; }  // or a log
+  bool is_window() const {  // or a log
+    return algorithm >= Algorithm::kFixedWindow && algorithm <= Algorithm::kSlidingLog;
+  }
+  bool is_in_flight() const { return algorithm == Algorithm::kInFlight; }
   bool is_log() const { return algorithm == Algorithm::kSlidingLog; }
 };
 
@@ -186,6 +189,7 @@ void ReadMaxDelay(Section* section, const OfRule& of_rule, LimitConfig* limit) {
 
 // The limit of a rule or of a tier; false when there is none, or a wrong one (then a problem).
 bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, LimitConfig* limit) {
+  if (of_rule.is_in_flight()) return ReadInFlight(section, of_rule.cost, limit);
   const size_t problems_before = section->problem_count();
   Rate rate;
   const bool has_rate = section->ReadRate("limit", &rate);
@@ -293,6 +297,12 @@ void ParseTiers(Section* rule, const OfRule& of_rule, const Config& config, Rule
                     findings);
     TierConfig tier{.tier = entry.name, .degraded = out->degraded};
     if (section.Has("when_degraded")) ParseDegraded(&section, &tier.degraded, findings);
+    const std::string_view wanted = of_rule.is_in_flight() ? "in_flight" : "limit";
+    if (!section.Has(wanted)) {
+      section.Problem(
+          wanted, "is missing",
+          Cat("write for example `", wanted, of_rule.is_in_flight() ? ": 10`" : ": 100/s`"));
+    }
     if (ParseLimit(&section, config, of_rule, &tier.limit)) out->tiers.push_back(tier);
   }
 }
@@ -303,11 +313,10 @@ Algorithm ReadAlgorithm(Section* rule) {
                                       Algorithm::kSlidingLog};  // in the order of the table
   const YAML::Node node = rule->Value("algorithm");
   if (!node.IsDefined()) return Algorithm::kTokenBucket;
-  if (node.IsScalar() && std::find(std::begin(kOtherAlgorithms), std::end(kOtherAlgorithms),
-                                   node.Scalar()) != std::end(kOtherAlgorithms)) {
-    rule->Problem("algorithm", Cat("`", node.Scalar(), "` is not in this version"),
-                  "write `algorithm: token_bucket`, `leaky_bucket`, `fixed_window`, "
-                  "`sliding_window` or `sliding_log`, or remove the line");
+  if (node.IsScalar() && (node.Scalar() == "concurrency" || node.Scalar() == "in_flight")) {
+    rule->Problem("algorithm",
+                  Cat(Shown(node.Scalar()), " is none: requests in flight are no limit per time"),
+                  "write `in_flight: 100` in place of `algorithm` and `limit`");
     return Algorithm::kTokenBucket;
   }
   size_t index = 0;
@@ -317,6 +326,7 @@ Algorithm ReadAlgorithm(Section* rule) {
 shm::Kind KindOf(Algorithm algorithm) {
   if (algorithm == Algorithm::kFixedWindow) return shm::Kind::kFixedWindow;
   if (algorithm == Algorithm::kSlidingLog) return shm::Kind::kSlidingLog;
+  if (algorithm == Algorithm::kInFlight) return shm::Kind::kInFlight;
   return algorithm == Algorithm::kSlidingWindow ? shm::Kind::kSlidingWindow
                                                 : shm::Kind::kTokenBucket;
 }
@@ -372,7 +382,9 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 
-  OfRule of_rule{.algorithm = ReadAlgorithm(&section), .is_lent = rule.strict || rule.overdraft};
+  const bool is_in_flight = HasInFlight(&section);
+  OfRule of_rule{.algorithm = is_in_flight ? Algorithm::kInFlight : ReadAlgorithm(&section),
+                 .is_lent = rule.strict || rule.overdraft};
   CalendarConfig calendar;
   of_rule.has_calendar = ParseCalendar(&section, &calendar, findings);
   rule.kind = KindOf(of_rule.algorithm);
@@ -402,9 +414,10 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
     WarnOfShortWindows(&section, *config.redis, rule);
   }
   if (of_rule.has_calendar) FollowCalendar(&section, calendar, &config, &rule);
-  if (!section.Has("limit") && !section.Has("tiers")) {
+  if (is_in_flight) CheckInFlight(&section, config, rule);
+  if (!section.Has("limit") && !section.Has("in_flight") && !section.Has("tiers")) {
     section.Problem("limit", "is missing",
-                    "write for example `limit: 100/s`, or limits by `tiers`");
+                    "write for example `limit: 100/s`, or `in_flight: 10`, or limits by `tiers`");
   }
   return rule;
 }

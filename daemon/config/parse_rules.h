@@ -21,6 +21,13 @@ void ParseAnswers(Section* rule, RuleConfig* out, Findings* findings);
 // Reads `privacy`; the rules, whose keys may need it, stand already.
 void ParsePrivacy(Section* top, Config* config, Findings* findings);
 
+// Whether the rule or one of its tiers counts requests in flight.
+bool HasInFlight(Section* rule);
+// The limit of such a rule or of a tier; false when there is none, or a wrong one (then a problem).
+bool ReadInFlight(Section* section, uint32_t rule_cost, LimitConfig* limit);
+// What such a rule cannot have beside it.
+void CheckInFlight(Section* rule, const Config& config, const RuleConfig& out);
+
 // Reads `calendar`, all but its unit; false when there is none.
 bool ParseCalendar(Section* rule, CalendarConfig* calendar, Findings* findings);
 // The limits of `rule` follow the calendar, each by the unit that its period names.

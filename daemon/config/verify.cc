@@ -8,6 +8,7 @@
 #include "daemon/config/crc32.h"
 #include "daemon/config/text.h"
 #include "shm/log.h"
+#include "shm/places.h"
 #include "shm/window.h"
 
 namespace sluice::config {
@@ -204,23 +205,26 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
     return Bad("a window is out of range");
   }
   const bool is_log = n.kind == shm::Kind::kSlidingLog;
-  if (is_log && (limit.limit > shm::kMaxLogEntries || n.max_delay_ns != 0)) {
+  const bool is_in_flight = n.kind == shm::Kind::kInFlight;
+  if (shm::HasRow(n.kind) && (limit.limit > shm::kMaxLogEntries || n.max_delay_ns != 0)) {
     return Bad("a log is out of range");
   }
   const shm::Limit expected =
-      is_window ? shm::window::MakeLimit(limit.limit, limit.period_ns)
-      : is_log  ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
-                : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, n.max_delay_ns);
+      is_window      ? shm::window::MakeLimit(limit.limit, limit.period_ns)
+      : is_log       ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
+      : is_in_flight ? shm::places::MakeLimit(limit.limit)
+                     : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, n.max_delay_ns);
   if (limit.interval_ns != expected.interval_ns ||
-      ((is_window || is_log) && limit.burst != limit.limit) || limit.tau_ns != expected.tau_ns ||
-      limit.debt_max_ns != expected.debt_max_ns || limit.tau_ns > shm::kMaxSpanNs ||
+      ((is_window || shm::HasRow(n.kind)) && limit.burst != limit.limit) ||
+      limit.tau_ns != expected.tau_ns || limit.debt_max_ns != expected.debt_max_ns ||
+      limit.period_ns != expected.period_ns || limit.tau_ns > shm::kMaxSpanNs ||
       n.unit_ns != shm::CostNs(n.cost, limit.period_ns, limit.limit)) {
     return Bad("a limit was computed otherwise");
   }
   constexpr uint32_t kOne = 1u << 16;
   if (n.mode > shm::DegradedMode::kNormal || n.then_mode > shm::DegradedMode::kNormal ||
       n.factor_q16 < kOne || n.then_factor_q16 < kOne || n.for_ns > shm::kMaxSpanNs ||
-      n.kind > shm::Kind::kSlidingLog) {
+      n.kind > shm::Kind::kInFlight) {
     return Bad("a rule's degraded mode or kind is broken");
   }
   if (n.spread_s != 0 && n.kind != shm::Kind::kTokenBucket) {

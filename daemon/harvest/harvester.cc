@@ -237,6 +237,9 @@ bool Harvester::ResolveDuplicates(uint32_t slot, uint64_t key,
   if (rule->kind == shm::Kind::kSlidingLog && buckets_->geometry().logs.rows != 0) {
     table = Table::OfLogs(buckets_->slots(), buckets_->geometry().logs, buckets_->counters(),
                           buckets_->log_entries(), shm::logs::TermsOf(rule->limit));
+  } else if (rule->kind == shm::Kind::kInFlight && buckets_->geometry().logs.rows != 0) {
+    table = Table::OfPlaces(buckets_->slots(), buckets_->geometry().logs, buckets_->counters(),
+                            buckets_->log_entries(), rule->limit.limit);
   }
   if (shm::FingerprintOf(hash) == shm::key::Fp(key) && table.Find(hash) != slot) {
     table.ResolveDuplicates(hash, env);

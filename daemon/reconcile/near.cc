@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "daemon/reconcile/windows.h"
+#include "shm/places.h"
 
 namespace sluice::reconcile {
 namespace {
@@ -15,6 +16,14 @@ bool IsNear(const Bucket& b, const shm::MappedBuckets& buckets, uint64_t now_ns)
     const WindowSeen seen = LookAtWindow(b, buckets);
     return seen.is_ours && seen.end_ns > now_ns &&
            static_cast<uint64_t>(std::max<int64_t>(seen.most, 0)) * 100 >= b.limit.limit * percent;
+  }
+  if (b.kind == shm::Kind::kInFlight) {
+    const shm::LogShape logs = buckets.geometry().logs;
+    if (b.place.slot >= logs.rows) return false;
+    const shm::logs::Row<std::atomic<uint64_t>> row = {
+        buckets.log_entries() + uint64_t{b.place.slot} * logs.entries, logs.entries};
+    const uint64_t held = shm::places::CountHeld(row, logs.entries, shm::key::Gen(b.place.key));
+    return held * 100 >= b.limit.limit * percent;
   }
   const uint64_t w = buckets.slots()[b.place.slot].word.load(std::memory_order_acquire);
   if (shm::word::IsDead(w) || w <= now_ns) return false;

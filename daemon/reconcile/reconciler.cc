@@ -173,7 +173,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
       log::Debug("near its limit: %s", b.outer_name());
     }
   }
-  if (!options_.has_redis) {
+  if (!options_.has_redis || b.kind == shm::Kind::kInFlight) {  // places are this host's
     KeepOwnQuota(b);
     b.touched_ns = now_ns_;
     return;

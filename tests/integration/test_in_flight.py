@@ -1,0 +1,112 @@
+"""Places of requests in flight, with a real daemon: clients that are killed, and a daemon that is.
+
+`IN_FLIGHT_KILLS` and `IN_FLIGHT_SEED` make a longer or another run.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from harness.processes import Process, run, wait_until
+from harness.sluice import START_DEADLINE_S, Daemon, binary, build_dir, ctl, ctl_json
+
+KILLS = int(os.environ.get("IN_FLIGHT_KILLS", "400"))
+SEED = int(os.environ.get("IN_FLIGHT_SEED", "1"))
+# Far below what any machine manages.
+KILLS_PER_S = 10
+DEADLINE_S = 20.0
+LIMIT = 100
+
+RULES = f"""
+rules:
+  - name: exports
+    key: [tenant]
+    in_flight: {LIMIT}
+"""
+
+
+def torment(daemon, kills):
+    program = os.path.join(build_dir(), "tests", "integration", "in_flight_clients")
+    done = run([program, daemon.runtime_dir, LIMIT, kills, SEED, "tenant=acme"],
+               DEADLINE_S + 60 + kills / KILLS_PER_S)
+    end = json.loads(done.stdout)
+    print(done.stdout)
+    return end
+
+
+def held(daemon):
+    buckets = ctl_json("buckets", "exports", daemon=daemon)["buckets"]
+    return buckets[0]["held"] if buckets else 0
+
+
+@contextlib.contextmanager
+def holder(daemon, tmp_path, name):
+    """A process that has entered, and stays."""
+    env = {**os.environ, "SLUICE_RUNTIME_DIR": daemon.runtime_dir}
+    before = held(daemon)
+    with Process([binary("sluicectl"), "check", "tenant=acme", "--hold", "3600"],
+                 tmp_path / name, env=env) as process:
+        wait_until(lambda: held(daemon) == before + 1, DEADLINE_S, f"{name} is in")
+        yield process
+
+
+@pytest.mark.timeout_s(120 + KILLS // KILLS_PER_S)
+def test_killed_at_any_instruction_clients_are_never_over_and_all_comes_back():
+    with Daemon(RULES) as daemon:
+        end = torment(daemon, KILLS)
+        assert end["violations"] == 0
+        assert end["most_held"] <= LIMIT
+        assert end["held_after"] == 0
+        assert end["entered"] > KILLS
+
+
+def test_a_daemon_that_starts_again_knows_who_is_in(tmp_path):
+    with Daemon(RULES) as daemon, holder(daemon, tmp_path, "stays") as stays, \
+            holder(daemon, tmp_path, "goes") as goes:
+        bucket = ctl_json("buckets", "exports", daemon=daemon)["buckets"][0]
+        assert (bucket["algorithm"], bucket["remaining"]) == ("in_flight", LIMIT - 2)
+        assert {h["pid"] for h in bucket["holders"]} == {stays.pid, goes.pid}
+        text = ctl("buckets", "exports", daemon=daemon).stdout
+        assert "100 in flight" in text and f"1 by pid {stays.pid}" in text
+        # Both at once, so that the worker cannot see it.
+        os.kill(daemon.worker_pid(), signal.SIGKILL)
+        os.kill(goes.pid, signal.SIGKILL)
+        daemon.wait_for(lambda: daemon.status()["adopted"], START_DEADLINE_S, "adopted")
+        wait_until(lambda: held(daemon) == 1, DEADLINE_S, "what the dead one held is back")
+        bucket = ctl_json("buckets", "exports", daemon=daemon)["buckets"][0]
+        assert [h["pid"] for h in bucket["holders"]] == [stays.pid]
+        os.kill(daemon.pid, signal.SIGUSR2)  # an upgrade
+        daemon.wait_for(lambda: daemon.status()["incarnation"] >= 3, START_DEADLINE_S, "upgraded")
+        assert held(daemon) == 1
+        with holder(daemon, tmp_path, "comes"):
+            assert held(daemon) == 2
+        wait_until(lambda: held(daemon) == 1, DEADLINE_S, "who was ended has left")
+
+
+@pytest.mark.timeout_s(300)
+def test_clients_and_daemons_that_are_killed_leave_no_place_behind(tmp_path):
+    rng = random.Random(SEED)
+    program = os.path.join(build_dir(), "tests", "integration", "in_flight_clients")
+    with Daemon(RULES) as daemon:
+        with Process([program, daemon.runtime_dir, LIMIT, KILLS, SEED, "tenant=acme"],
+                     tmp_path / "log") as clients:
+            worker_kills = 0
+            while clients.running():
+                time.sleep(rng.random() * 0.5)
+                worker = daemon.worker_pid()
+                if worker == daemon.pid or not clients.running():
+                    continue  # the keeper is about to start one
+                os.kill(worker, signal.SIGKILL)
+                worker_kills += 1
+                wait_until(lambda old=worker: daemon.worker_pid() not in (old, daemon.pid)
+                           or not clients.running(), START_DEADLINE_S, "another worker")
+        end = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+        print(worker_kills, "workers killed", end)
+        assert worker_kills > 0
+        assert end["violations"] == 0 and end["most_held"] <= LIMIT
+        assert end["held_after"] == 0 and end["entered"] > KILLS
