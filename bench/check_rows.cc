@@ -179,6 +179,31 @@ Contenders AcquireAtOnce() {
   return {row, beside};
 }
 
+Contenders EnterAndLeave() {
+  static constexpr sluice_descriptor_t kRequest[] = {{"at_once", 7, kKey, kKeyBytes}};
+  static constexpr sluice_descriptor_t kBucket[] = {{"classless", 9, kKey, kKeyBytes}};
+  sluice_t* const client = Stage::Get().client();
+  const Contender row = {"ns", [=](uint64_t n) {
+                           uint64_t left = 0;
+                           for (uint64_t i = 0; i < n; ++i) {
+                             sluice_place_t place;
+                             sluice_enter(client, kRequest, 1, 1, &place);
+                             left += sluice_leave(client, &place) == 1 ? 1 : 0;
+                           }
+                           Require(left == n, "a place was not had or not left");
+                         }};
+  const Contender beside = {"beside_ns", [=](uint64_t n) {
+                              sluice_decision_t decision;
+                              int allowed = 0;
+                              for (uint64_t i = 0; i < n; ++i) {
+                                allowed += sluice_check(client, kBucket, 1, 1, &decision);
+                              }
+                              benchmark::DoNotOptimize(allowed);
+                            }};
+  row.run(1);
+  return {row, beside};
+}
+
 // Keys in turn, so that none is at its limit: the shortest period and the largest limit are four
 // checks in a microsecond.
 Contenders CheckLog() {
@@ -351,6 +376,7 @@ constexpr CheckRow kRows[] = {
     {"check_priority_list", kHotUnits, 1, CheckPriorityList},
     {"reserve_and_settle", kHotUnits, 1, ReserveAndSettle},
     {"acquire_at_once", kHotUnits, 1, AcquireAtOnce},
+    {"enter_and_leave", kHotUnits, 1, EnterAndLeave},
     {"check_sliding_window", kHotUnits, 1, [] { return CheckWindow("sliding"); }},
     {"check_sliding_log", kHotUnits, 1, CheckLog},
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},

@@ -35,6 +35,7 @@ rules:
      priority: {classes: {critical: 1, sheddable: 0.5}}}
   - {name: classless, key: [classless], limit: 1000000000/s}
   - {name: log, key: [log], limit: 4096 per 1ms, algorithm: sliding_log}
+  - {name: at-once, key: [at_once], in_flight: 100}
   - {name: strict, key: [lent], limit: 1000000/s, consistency: strict}
 )";
 constexpr uint64_t kLentForNs = 60'000'000'000;

@@ -79,9 +79,8 @@ inline bool GiveBack(const Attachment& a, uint64_t policy, const sluice_spend_t&
   if (slot == nullptr) return false;
   const shm::Kind kind = KindOfFlags(spend.flags);
   const bool is_back =
-      kind == shm::Kind::kInFlight
-          ? LeavePlaces(a, spend.slot, (spend.flags & kOverflowSlot) != 0, spend.new_ns,
-                        spend.floor_q16, tokens)
+      kind == shm::Kind::kInFlight ? LeavePlaces(a, spend.slot, (spend.flags & kOverflowSlot) != 0,
+                                                 spend.new_ns, spend.floor_q16, tokens)
       : kind == shm::Kind::kSlidingLog
           ? RefundLogged(a, *slot, 0, spend.slot, (spend.flags & kOverflowSlot) != 0, spend.gen,
                          spend.new_ns, tokens, LogPeriodNs(a, policy, spend.rule), fresh_ns)

@@ -30,7 +30,7 @@ struct CheckOptions {
   std::optional<uint32_t> cost;  // 1 where nothing is said, 0 for a look
   uint32_t count = 1;
   bool is_peek = false;
-  std::string acquire;  // for how long it may wait for its turn; empty: not at all
+  std::string acquire;           // for how long it may wait for its turn; empty: not at all
   std::optional<double> hold_s;  // enters, and leaves after so long
 };
 
@@ -250,13 +250,15 @@ void AddCheck(CLI::App* root, Globals* globals) {
   verb->add_option("DESCRIPTORS", options->descriptors, "NAME=VALUE ...")->required();
   verb->add_option("--cost", options->cost, "tokens that the request costs [1]")
       ->check(CLI::Range(0u, SLUICE_MAX_COST));
-  CLI::Option* const count = verb->add_option("--count", options->count, "check so many times in a row")
-      ->check(CLI::Range(1u, kMaxCount))
-      ->capture_default_str();
+  CLI::Option* const count =
+      verb->add_option("--count", options->count, "check so many times in a row")
+          ->check(CLI::Range(1u, kMaxCount))
+          ->capture_default_str();
   CLI::Option* const peek =
       verb->add_flag("--peek", options->is_peek, "spend nothing (a cost of 0)");
-  CLI::Option* const acquire = verb->add_option("--acquire", options->acquire, "wait for its turn so long at most, as in 30s")
-      ->excludes(peek);
+  CLI::Option* const acquire = verb->add_option("--acquire", options->acquire,
+                                                "wait for its turn so long at most, as in 30s")
+                                   ->excludes(peek);
   verb->add_option("--hold", options->hold_s, "enter, and leave after so many seconds")
       ->check(CLI::Range(0.0, kMaxHoldS))
       ->excludes(peek)

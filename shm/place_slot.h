@@ -1,5 +1,5 @@
 // Places on a slot: one entering. Lock-free; a process that is killed at any instruction leaves
-// entries that name it, or nothing. Invariants P1 to P4 in places.h.
+// entries that name it, or nothing. Invariants F1 to F4 in places.h.
 #pragma once
 
 #include <atomic>
@@ -13,8 +13,8 @@
 
 namespace sluice::shm::places {
 
-// True where places that were just taken in the slot `index` under the key `k` count (P2). Takes
-// the mark of who loosens the word away (P3).
+// True where places that were just taken in the slot `index` under the key `k` count (F2). Takes
+// the mark of who loosens the word away (F3).
 template <class Cell>
 inline bool Counts(const SlotTable<Cell>& table, uint32_t index, uint64_t hash, uint64_t k,
                    uint32_t limit, uint64_t now_ns) {

@@ -14,19 +14,19 @@
 // A rule of limit N has the first N entries of its slot's row, as a sliding log (log.h). Who enters
 // puts his name into free ones, by CAS; who leaves puts 0 there, by CAS from his name.
 //
-// P1 An entry is held by one at a time, and only the first N are taken. So no more than N places
+// F1 An entry is held by one at a time, and only the first N are taken. So no more than N places
 //    are held, whoever is killed when; and each names who holds it.
-// P2 A place counts if after it was taken its slot had the same key, was the only one with it (L3
+// F2 A place counts if after it was taken its slot had the same key, was the only one with it (L3
 //    in log_row.h), and its word was pinned. Who finds it otherwise gives back, and looks again.
-// P3 A pinned word becomes loose only by way of loosening: the mark is stored, the row is looked
+// F3 A pinned word becomes loose only by way of loosening: the mark is stored, the row is looked
 //    at, and where nothing is held the word goes from that mark to loose. Who takes a place looks
 //    at the word afterwards, and takes the mark away. One writes the entry and reads the word, the
 //    other writes the word and reads the entries, all seq_cst: one of both sees the other. So no
 //    place that counts stands in a slot that passes on.
-// P4 A nonce is used once by its holder, so a place is left once, and by who holds it; the daemon
+// F4 A nonce is used once by its holder, so a place is left once, and by who holds it; the daemon
 //    gives a number to another client only when nothing in the table names it.
 //
-// Memory orders: seq_cst for entries and for the looks at word and key after them (P2, P3). Looks
+// Memory orders: seq_cst for entries and for the looks at word and key after them (F2, F3). Looks
 // at entries that only count are relaxed, which orders nothing: what is taken is compared again.
 #pragma once
 
@@ -117,7 +117,7 @@ struct Taken {
   uint32_t first;  // of them; the others stand behind it, in a ring
 };
 
-// Puts `entry` into up to `places` free ones of the first `limit`, from `start` on. P1, P3.
+// Puts `entry` into up to `places` free ones of the first `limit`, from `start` on. F1, F3.
 template <class Cell>
 inline Taken Take(const logs::Row<Cell>& row, uint32_t limit, uint64_t entry, uint32_t start,
                   uint32_t places) {
@@ -150,7 +150,7 @@ inline uint32_t Leave(const logs::Row<Cell>& row, uint64_t entry, uint32_t first
   return left;
 }
 
-// Lets go of a slot in which no place is held (P3). True where it is loose. Key after word: I2.
+// Lets go of a slot in which no place is held (F3). True where it is loose. Key after word: I2.
 template <class Cell>
 inline bool Loosen(BasicSlot<Cell>& slot, const logs::Row<Cell>& row, uint64_t now_ns) {
   uint64_t w = slot.word.load(std::memory_order_seq_cst);
@@ -180,7 +180,7 @@ inline void KeepPinned(BasicSlot<Cell>& slot, uint64_t now_ns) {
 }
 
 // Step 5 (slot_table.h) for a key of places, `lowest` the first of its slots: the one in which some
-// are held remains, for only one can have any that count (P2), else the lowest. Where both have,
+// are held remains, for only one can have any that count (F2), else the lowest. Where both have,
 // one's are about to be given back, or of somebody killed: both stay until then, and nobody enters.
 // Returns the one that remains. The key's load pairs with step 3's CAS.
 template <class Table, class Empty>

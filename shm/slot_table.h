@@ -404,7 +404,7 @@ class SlotTable {
       }
       uint64_t k = s.key.load(std::memory_order_acquire);
       if (key::Fp(k) != FingerprintOf(hash)) return;
-      if (key::KindOf(k) == Kind::kInFlight && !places::IsLoose(w)) return;  // P3
+      if (key::KindOf(k) == Kind::kInFlight && !places::IsLoose(w)) return;  // F3
       const bool has_payload = key::KindOf(k) != Kind::kTokenBucket;
       const uint64_t d = word::Dead(key::Gen(k), TimeAbove(w, has_payload, env));
       if (!s.word.compare_exchange_strong(w, d, std::memory_order_acq_rel)) continue;

@@ -60,7 +60,8 @@ void AddLog(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen, cons
       tally.free == terms.limit ? 0 : shm::logs::FreeAfterNs(terms, tally.newest_us, now_ns);
 }
 
-// How many places are held, and by the processes of which pids: of at most so many of these.
+// How many places are held, and by the processes of which pids: of at most so many of these. For
+// people: orders nothing.
 constexpr size_t kMaxHoldersListed = 16;
 void AddPlaces(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen,
                const shm::HolderCell* holders, uint64_t* remaining, ordered_json* out) {
@@ -73,7 +74,7 @@ void AddPlaces(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen,
         buckets.log_entries()[slot * shape.entries + i].load(std::memory_order_relaxed);
     if (shm::places::IsFree(e, gen)) continue;
     ++held;
-    if (holders == nullptr) continue;
+    if (holders == nullptr) continue;  // the load orders nothing
     const uint64_t owner = holders[shm::places::Holder(e)].owner.load(std::memory_order_relaxed);
     ++by_pid[static_cast<uint32_t>(owner)];
   }

@@ -118,6 +118,7 @@ void Holders::Start(uint64_t now_ns) {
   Tick(now_ns);
 }
 
+// The loads pair with the stores here and in Tick(), the stores with Start()'s loads.
 uint32_t Holders::Take(int socket, pid_t pid, uint32_t asked) {
   Process process = Open(socket, pid);
   if (asked != 0 && asked < shm::kMaxHolders && !ended_[asked] && !holders_[asked].is_attached &&
@@ -164,7 +165,7 @@ void Holders::Tick(uint64_t now_ns) {
   const bool lets_go = ++turn_ % kTurnsPerLook == 0;
   if (!lets_go && ended_.none()) return;
   LookAtRows(now_ns, lets_go);
-  // Only now nothing in the table names them (P4).
+  // Only now nothing in the table names them (F4).
   for (uint32_t i = 1; ended_.any() && i < shm::kMaxHolders; ++i) {
     if (!ended_[i]) continue;
     holders_[i] = {};

@@ -96,6 +96,9 @@ rules:
     key: [account]
     algorithm: sliding_log
     limit: 20/h
+  - name: at-once       # requests in flight: never more than 10 of an account's under way on a host
+    key: [account]
+    in_flight: 10
 ```
 
 Which one for what: [choosing](choosing.md#the-algorithm).

@@ -196,7 +196,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadLine{"limit: 10/s\n    cost: 11", "a cost of 11 never fits a burst of 10"},
         BadLine{"limit: 10/s\n    cost: 1000001", "out of range"},
         BadLine{"burst: 5", "has no limit beside it"},
-        BadLine{"limit: 1/s\n    algorithm: concurrency", "is not in this version"},
+        BadLine{"limit: 1/s\n    algorithm: concurrency", "write `in_flight: 100` in place of"},
         BadLine{"limit: 4097/s\n    algorithm: sliding_log", "at most 4096"},
         BadLine{"algorithm: sliding_log\n    tiers: {a: {limit: 5000/d}}", "at most 4096"},
         BadLine{"limit: 5/s\n    algorithm: sliding_log\n    burst: 9", "is not for windows"},

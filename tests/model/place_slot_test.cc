@@ -1,5 +1,5 @@
 // Places on slots, all interleavings of two processes with a kill before any shared access. The
-// invariants P1 to P4 are stated in shm/places.h; each check names the ones it looks at.
+// invariants F1 to F4 are stated in shm/places.h; each check names the ones it looks at.
 #include "shm/place_slot.h"
 
 #include <gtest/gtest.h>
@@ -211,7 +211,7 @@ void AllNow(uint64_t now_ns) {
   for (uint64_t& each : ClockOfEach::now_ns) each = now_ns;
 }
 
-// P1: two ask for two of three places. One has them, the other holds nothing.
+// F1: two ask for two of three places. One has them, the other holds nothing.
 TEST(PlaceSlotModel, OfTwoWhoCannotBothHaveAllOneDoes) {
   World w(3);
   AllNow(kNow);
@@ -231,7 +231,7 @@ TEST(PlaceSlotModel, OfTwoWhoCannotBothHaveAllOneDoes) {
   ExpectClean(std::move(s), "two who want two of three places", /*bounded=*/true);
 }
 
-// P1, P4: the last place goes from one to another; who leaves by a copy that is over takes it from
+// F1, F4: the last place goes from one to another; who leaves by a copy that is over takes it from
 // nobody.
 TEST(PlaceSlotModel, APlaceIsLeftOnce) {
   World w(1);
@@ -260,7 +260,7 @@ TEST(PlaceSlotModel, APlaceIsLeftOnce) {
   ExpectClean(std::move(s), "a place that is left twice");
 }
 
-// P3: the daemon lets go of a slot in which nothing is held, and another key comes, while one
+// F3: the daemon lets go of a slot in which nothing is held, and another key comes, while one
 // enters there.
 TEST(PlaceSlotModel, ASlotIsNotTakenFromWhoHasJustEntered) {
   for (const bool is_pinned : {true, false}) {
@@ -292,7 +292,7 @@ TEST(PlaceSlotModel, ASlotIsNotTakenFromWhoHasJustEntered) {
   }
 }
 
-// P3: two let go of one slot at once, one of which may stand still in the middle, while one enters
+// F3: two let go of one slot at once, one of which may stand still in the middle, while one enters
 // and leaves and enters.
 TEST(PlaceSlotModel, TwoWhoLetGoDoNotMissWhoEnters) {
   World w(1);
@@ -319,7 +319,7 @@ TEST(PlaceSlotModel, TwoWhoLetGoDoNotMissWhoEnters) {
   ExpectClean(std::move(s), "two let go of a slot under who enters", /*bounded=*/true);
 }
 
-// P2: two claimers of one key may name two slots; together they have no more than the limit.
+// F2: two claimers of one key may name two slots; together they have no more than the limit.
 TEST(PlaceSlotModel, TwoClaimersOfAKeyShareItsPlaces) {
   for (const uint32_t kills : {0u, 1u}) {
     World w(1);
@@ -334,7 +334,7 @@ TEST(PlaceSlotModel, TwoClaimersOfAKeyShareItsPlaces) {
   }
 }
 
-// P2: a key stands in two slots, and in one of them, whichever, somebody is in. Who resolves it and
+// F2: a key stands in two slots, and in one of them, whichever, somebody is in. Who resolves it and
 // who enters leave him his place, and together no more are in than the limit.
 TEST(PlaceSlotModel, OfTwoSlotsTheOneRemainsInWhichSomebodyIs) {
   for (const uint32_t held : {kLower, kHigher}) {
@@ -360,7 +360,7 @@ TEST(PlaceSlotModel, OfTwoSlotsTheOneRemainsInWhichSomebodyIs) {
   }
 }
 
-// P2, P3: one who is late for A, while its slot goes to B, takes nothing from B.
+// F2, F3: one who is late for A, while its slot goes to B, takes nothing from B.
 TEST(PlaceSlotModel, TheNextTenantHasPlacesOfItsOwn) {
   World w(1);
   AllNow(kNow);

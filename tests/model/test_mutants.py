@@ -24,10 +24,13 @@ STATES = (60_000, 1_000_000)
 TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
 WINDOW, WINDOW_SLOT, PURSE = "window.h", "window_slot.h", "purse.h"
 LOG, LOG_ROW, LOG_SLOT = "log.h", "log_row.h", "log_slot.h"
+PLACES, PLACE_SLOT = "places.h", "place_slot.h"
 SLOT_TEST, WINDOW_TEST = "tests/model/slot_protocol_test.cc", "tests/model/window_slot_test.cc"
 PURSE_TEST, LOG_TEST = "tests/model/purse_test.cc", "tests/model/log_slot_test.cc"
+PLACE_TEST = "tests/model/place_slot_test.cc"
 TEST_OF = {WINDOW: WINDOW_TEST, WINDOW_SLOT: WINDOW_TEST, PURSE: PURSE_TEST,
-           LOG: LOG_TEST, LOG_ROW: LOG_TEST, LOG_SLOT: LOG_TEST}  # else SLOT_TEST
+           LOG: LOG_TEST, LOG_ROW: LOG_TEST, LOG_SLOT: LOG_TEST, PLACES: PLACE_TEST,
+           PLACE_SLOT: PLACE_TEST}  # else SLOT_TEST, and for F1 to F4 PLACE_TEST
 EXPLORER = "tests/model/explorer.cc"
 
 # name: (what it breaks, file, the code as it stands, the bug)
@@ -179,12 +182,45 @@ MUTANTS = {
     "what_was_too_little_is_kept": (
         "L5", LOG_SLOT,
         "        GiveBack(row, t.limit, seen->gen, stamp_us, start, taken.count);\n", ""),
+    "place_taken_without_compare": (
+        "F1", PLACES,
+        "    if (IsFree(e, Gen(entry)) &&\n"
+        "        row.entries[i].compare_exchange_strong(e, entry, std::memory_order_seq_cst)) {\n",
+        "    if (IsFree(e, Gen(entry))) {\n      row.entries[i].store(entry);\n"),
+    "a_part_of_the_places_for_all": (
+        "F1", PLACE_SLOT, "if (counts && taken.count == charge.tokens)", "if (counts)"),
+    "places_too_few_are_kept": (
+        "F1", PLACE_SLOT, "    Leave(row, entry, taken.first, taken.count);\n", ""),
+    "place_counts_in_one_of_two_slots": (
+        "F2", PLACE_SLOT, "return table.IsAlone(hash, index);", "return true;"),
+    "the_lowest_remains_wherever_one_is": (
+        "F2", PLACES, "held != ~0u ? held : lowest;", "lowest;"),
+    "a_pinned_slot_is_emptied": (
+        "F3", TABLE,
+        "      if (key::KindOf(k) == Kind::kInFlight && !places::IsLoose(w)) return;  // F3\n", ""),
+    "no_mark_before_the_look": (
+        "F3", PLACES, "uint64_t mark = Loosening(w);", "uint64_t mark = w;"),
+    "the_mark_is_left_there": (
+        "F3", PLACE_SLOT, "if (StateOf(w) != State::kPinned &&", "if (IsLoose(w) &&"),
+    "no_look_at_the_word_afterwards": (
+        "F3", PLACE_SLOT,
+        "if (word::IsDead(w) || slot.key.load(std::memory_order_seq_cst) != k) return false;",
+        "return k + limit + now_ns != 0;"),
+    "the_same_word_pinned_again": (
+        "F3", PLACES, "const uint64_t turn = ((w >> 2) + 1) & 0xff;",
+        "const uint64_t turn = (w >> 2) & 0xff;"),
+    "place_of_a_later_gen_is_free": (
+        "F3", PLACES, "return e == 0 || static_cast<int16_t>(Gen(e) - gen) < 0;",
+        "return e == 0 || Gen(e) != gen;"),
+    "left_by_whomever": (
+        "F4", PLACES,
+        "if (e == entry && row.entries[i].compare", "if (e != 0 && row.entries[i].compare"),
 }
 
 
 def build_and_run(folder, name):
     """The model's tests over the mutant `name`, or over the code as it is for None."""
-    _, file, code, bug = MUTANTS[name] if name else ("", TABLE, "#pragma once", "#pragma once")
+    broken, file, code, bug = MUTANTS[name] if name else ("", TABLE, "#pragma once", "#pragma once")
     name = name or "none"
     root = os.path.join(folder, name)
     shutil.copytree(os.path.join(ROOT, "shm"), os.path.join(root, "shm"))
@@ -195,8 +231,8 @@ def build_and_run(folder, name):
     with open(path, "w", encoding="utf-8") as source:
         source.write(text.replace(code, bug))
     program = os.path.join(root, "model")
-    tests = ((SLOT_TEST, WINDOW_TEST, PURSE_TEST, LOG_TEST) if name == "none" else
-             (TEST_OF.get(file, SLOT_TEST),))
+    tests = ((SLOT_TEST, WINDOW_TEST, PURSE_TEST, LOG_TEST, PLACE_TEST) if name == "none" else
+             (PLACE_TEST if broken.startswith("F") else TEST_OF.get(file, SLOT_TEST),))
     done = subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{root}", f"-I{ROOT}",
                            *(os.path.join(ROOT, source) for source in (*tests, EXPLORER)),
                            "-o", program, "-lgtest", "-lgtest_main", "-lboost_context", "-lpthread"],
