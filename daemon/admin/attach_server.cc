@@ -69,11 +69,7 @@ absl::Status AttachServer::Start(const std::string& path, gid_t group, int inher
   } else if (absl::Status status = Listen(path, group); !status.ok()) {
     return status;
   }
-  if (offer_.holders != nullptr) {
-    offer_.holders->Start(clock_());
-    places_ =
-        loop_->Every(kPlacesTurnNs, [this](uint64_t now_ns) { offer_.holders->Tick(now_ns); });
-  }
+  if (offer_.holders != nullptr) offer_.holders->Start(clock_());
   sweep_ = loop_->Every(kSweepNs, [this](uint64_t) { CloseSilent(clock_()); });
   return loop_->Add(listener_.get(), EPOLLIN, [this](uint32_t) { AcceptSome(); });
 }
@@ -201,7 +197,7 @@ bool AttachServer::SendWelcome(const Client& client, shm::WelcomeStatus status,
   welcome.abi_minor = shm::kAbiMinor;
   welcome.layout_hash = shm::kLayoutHash;
   welcome.generation = offer_.generation;
-  welcome.holder = client.holder;
+  welcome.holder = client.holder.number;
   text.copy(welcome.text, sizeof welcome.text - 1);
   iovec part = {&welcome, sizeof welcome};
   msghdr message = {};
@@ -225,7 +221,8 @@ bool AttachServer::SendWelcome(const Client& client, shm::WelcomeStatus status,
 
 void AttachServer::Close(int fd) {
   loop_->Remove(fd);
-  if (const auto found = clients_.find(fd); found != clients_.end() && found->second.holder != 0) {
+  if (const auto found = clients_.find(fd);
+      found != clients_.end() && found->second.holder.number != 0) {
     offer_.holders->End(found->second.holder);
   }
   std::lock_guard lock(mutex_);

@@ -71,7 +71,7 @@ class AttachServer {
   struct Client {
     shm::OwnedFd fd;
     ClientInfo info;
-    uint32_t holder = 0;  // see Holders
+    Holders::Ticket holder;
     bool is_attached = false;
     bool is_refused = false;  // beyond kMaxClients: told so once it has said Hello
   };
@@ -91,7 +91,6 @@ class AttachServer {
   std::string path_;  // empty: inherited
   shm::OwnedFd listener_;
   EventLoop::TimerId sweep_ = 0;
-  EventLoop::TimerId places_ = 0;
   bool warned_same_user_ = false;
 
   mutable std::mutex mutex_;  // guards what follows, which the loop's thread alone changes

@@ -85,7 +85,8 @@ Holders::Process Holders::Open(int socket, pid_t pid) {
 
 bool Holders::Watch(uint32_t number) {
   const int fd = holders_[number].process.pidfd.get();
-  return fd >= 0 && loop_->Add(fd, EPOLLIN, [this, number](uint32_t) { End(number); }).ok();
+  const Ticket ticket = {number, holders_[number].serial};
+  return fd >= 0 && loop_->Add(fd, EPOLLIN, [this, ticket](uint32_t) { End(ticket); }).ok();
 }
 
 // The cells are this daemon's own, and were the former's: the loads pair with Take's stores.
@@ -100,6 +101,7 @@ void Holders::Start(uint64_t now_ns) {
     const uint64_t birth = cells_[i].birth.load(std::memory_order_acquire);
     const auto pid = static_cast<pid_t>(static_cast<uint32_t>(owner));
     Holder& holder = holders_[i];
+    holder.serial = ++serials_;
     if (pid == 0) {
       unseen_.push_back(i);
       continue;
@@ -115,11 +117,22 @@ void Holders::Start(uint64_t now_ns) {
     log::Info("%d clients of the daemon before may hold places; %d of them have ended", known,
               ended_.count());
   }
-  Tick(now_ns);
+  GiveBack(now_ns);
+  look_ = loop_->Every(kLookAtPlacesNs, [this](uint64_t at_ns) {
+    ForgetUnseen(at_ns);
+    LookAtRows(at_ns, /*lets_go=*/true);
+  });
 }
 
-// The loads pair with the stores here and in Tick(), the stores with Start()'s loads.
-uint32_t Holders::Take(int socket, pid_t pid, uint32_t asked) {
+void Holders::Stop(uint64_t now_ns) {
+  if (look_ == 0) return;
+  loop_->Cancel(std::exchange(look_, 0));
+  loop_->Cancel(std::exchange(give_back_, 0));
+  GiveBack(now_ns);
+}
+
+// The loads pair with the stores here and in GiveBack(), the stores with Start()'s loads.
+Holders::Ticket Holders::Take(int socket, pid_t pid, uint32_t asked) {
   Process process = Open(socket, pid);
   if (asked != 0 && asked < shm::kMaxHolders && !ended_[asked] && !holders_[asked].is_attached &&
       cells_[asked].owner.load(std::memory_order_acquire) == OwnerOf(pid) &&
@@ -129,7 +142,7 @@ uint32_t Holders::Take(int socket, pid_t pid, uint32_t asked) {
       holders_[asked].process = std::move(process);
       Watch(asked);
     }
-    return asked;
+    return {asked, holders_[asked].serial};
   }
   for (uint32_t tries = 1; tries < shm::kMaxHolders; ++tries) {
     const uint32_t number = (last_ + tries - 1) % (shm::kMaxHolders - 1) + 1;
@@ -138,40 +151,47 @@ uint32_t Holders::Take(int socket, pid_t pid, uint32_t asked) {
     // Before the client learns of it; whose it is stands there whole.
     cells_[number].birth.store(process.birth, std::memory_order_release);
     cells_[number].owner.store(OwnerOf(pid), std::memory_order_release);
-    holders_[number] = {.process = std::move(process), .is_attached = true};
+    holders_[number] = {.process = std::move(process), .serial = ++serials_, .is_attached = true};
     Watch(number);
-    return number;
+    return {number, serials_};
   }
-  return 0;
+  return {};
 }
 
-void Holders::End(uint32_t number) {
-  Holder& holder = holders_[number % shm::kMaxHolders];
+void Holders::End(const Ticket& ticket) {
+  Holder& holder = holders_[ticket.number % shm::kMaxHolders];
+  if (ticket.serial == 0 || holder.serial != ticket.serial) return;
   if (holder.process.pidfd.get() >= 0) {
     loop_->Remove(holder.process.pidfd.get());
     holder.process.pidfd.Reset(-1);
   }
   holder.is_attached = false;
-  if (number != 0) ended_.set(number % shm::kMaxHolders);
+  ended_.set(ticket.number % shm::kMaxHolders);
+  if (give_back_ != 0) return;
+  give_back_ = loop_->After(kGiveBackNs, [this](uint64_t now_ns) {
+    give_back_ = 0;
+    GiveBack(now_ns);
+  });
 }
 
-void Holders::Tick(uint64_t now_ns) {
-  if (!unseen_.empty() && now_ns > unseen_since_ns_ + kUnseenHolderNs) {
-    for (const uint32_t i : unseen_) {
-      if (!holders_[i].is_attached) ended_.set(i);
-    }
-    unseen_.clear();
+void Holders::ForgetUnseen(uint64_t now_ns) {
+  if (unseen_.empty() || now_ns < unseen_since_ns_ + kUnseenHolderNs) return;
+  for (const uint32_t i : unseen_) {
+    if (!holders_[i].is_attached) End({i, holders_[i].serial});
   }
-  const bool lets_go = ++turn_ % kTurnsPerLook == 0;
-  if (!lets_go && ended_.none()) return;
-  LookAtRows(now_ns, lets_go);
+  unseen_.clear();
+}
+
+void Holders::GiveBack(uint64_t now_ns) {
+  if (ended_.none()) return;
+  LookAtRows(now_ns, /*lets_go=*/false);
   // Only now nothing in the table names them (F4).
-  for (uint32_t i = 1; ended_.any() && i < shm::kMaxHolders; ++i) {
+  for (uint32_t i = 0; i < shm::kMaxHolders; ++i) {
     if (!ended_[i]) continue;
     holders_[i] = {};
     cells_[i].owner.store(0, std::memory_order_release);  // pairs with Start()'s load
-    ended_.reset(i);
   }
+  ended_.reset();
 }
 
 // Memory orders: seq_cst as whatever decides about places; the first look at an entry orders
@@ -183,6 +203,8 @@ void Holders::LookAtRows(uint64_t now_ns, bool lets_go) {
     shm::Slot& s = buckets_->slots()[slot];
     const uint64_t key = s.key.load(std::memory_order_seq_cst);
     if (shm::key::KindOf(key) != shm::Kind::kInFlight || shm::key::Fp(key) == 0) continue;
+    // Only who is late takes a place in a loose one, and gives it back; or has ended.
+    if (ended_.none() && places::IsLoose(s.word.load(std::memory_order_seq_cst))) continue;
     const uint16_t gen = shm::key::Gen(key);
     const shm::logs::Row<std::atomic<uint64_t>> row = {
         buckets_->log_entries() + uint64_t{slot} * shape.entries, shape.entries};
