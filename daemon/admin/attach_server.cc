@@ -77,11 +77,7 @@ absl::Status AttachServer::Start(const std::string& path, gid_t group, int inher
 void AttachServer::Stop() {
   if (listener_.get() < 0) return;
   loop_->Cancel(sweep_);
-  if (offer_.holders != nullptr) {
-    loop_->Cancel(places_);
-    offer_.holders->Tick(
-        clock_());  // who has closed its client is forgotten by the next daemon too
-  }
+  if (offer_.holders != nullptr) offer_.holders->Stop(clock_());
   loop_->Remove(listener_.get());
   if (!path_.empty()) unlink(path_.c_str());
   listener_.Reset(-1);
