@@ -360,6 +360,47 @@ TEST(PlaceSlotModel, OfTwoSlotsTheOneRemainsInWhichSomebodyIs) {
   }
 }
 
+// F2: two have found the key in one slot each, before anybody has resolved it: not both are in.
+TEST(PlaceSlotModel, NobodyIsInWhileTheKeyStandsInTwoSlots) {
+  World w(1);
+  AllNow(kNow);
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] {
+    w.Clear();
+    w.Put(kLower, 0);
+    w.Put(kHigher, 0);
+  };
+  s.processes = {[&w] { w.Try(0, kLower, 1, kKeyA); }, [&w] { w.Try(1, kHigher, 1, kKeyA); }};
+  s.check = [&w](const std::vector<bool>& killed) -> std::string {
+    if (w.In() != 0) return "somebody is in";
+    return IsAnyKilled(killed) || w.Held() == 0 ? "" : "what was taken was not given back";
+  };
+  ExpectClean(std::move(s), "two enter in two slots of a key");
+}
+
+// F2, F3: two resolve it by what they saw of one who came and went, and came again: the slot that
+// one of them would empty is the one in which somebody is by then.
+TEST(PlaceSlotModel, ASlotIsNotEmptiedBecauseItWasLooseBefore) {
+  World w(1);
+  AllNow(kNow);
+  Scenario s;
+  s.memory = w.memory;
+  s.reset = [&w] {
+    w.Clear();
+    w.Put(kLower, 0);
+    w.Put(kHigher, 0);
+  };
+  const auto resolve = [&w] { w.table().ResolveDuplicates(kKeyA, World::EnvNow()); };
+  s.processes = {[&w] {
+                   for (int i = 0; i < 2 && w.In(0) == 0; ++i) w.Try(0, kHigher, 1, kKeyA);
+                 },
+                 resolve, resolve};
+  s.max_kills = 0;
+  s.check = [&w](const std::vector<bool>&) -> std::string { return w.Judge(); };
+  ExpectClean(std::move(s), "two resolve while one comes again", /*bounded=*/true);
+}
+
 // F2, F3: one who is late for A, while its slot goes to B, takes nothing from B.
 TEST(PlaceSlotModel, TheNextTenantHasPlacesOfItsOwn) {
   World w(1);
