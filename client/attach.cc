@@ -130,8 +130,8 @@ const char* TextOf(AttachProblem problem) {
 
 Attacher::~Attacher() {
   // A child may have the socket too, and the daemon is to see that this client is gone. A child
-  // that has not taken a step since is no client, and leaves its parent's alone. The epoch orders
-  // nothing.
+  // that has not taken a step since is no client, and leaves its parent's alone. The load of the
+  // epoch orders nothing.
   if (socket_ >= 0 && page_->fork_epoch.load(std::memory_order_relaxed) != 0) {
     shutdown(socket_, SHUT_RDWR);
   }

@@ -44,15 +44,18 @@ double NowMs() {
   return static_cast<double>(t.tv_sec) * 1e3 + static_cast<double>(t.tv_nsec) * 1e-6;
 }
 
-// One that was killed and not waited for does not run.
+// One that was killed and not waited for does not run, nor does one that is at its end: it closes
+// its connection before it is seen as dead.
 bool IsRunning(pid_t pid) {
   const std::string path = "/proc/" + std::to_string(pid) + "/stat";
   FILE* const file = fopen(path.c_str(), "re");
   if (file == nullptr) return false;
   char state = 'Z';
-  const bool is_read = fscanf(file, "%*d (%*[^)]) %c", &state) == 1;
+  unsigned flags = 0;
+  const bool is_read = fscanf(file, "%*d (%*[^)]) %c %*d %*d %*d %*d %*d %u", &state, &flags) == 2;
   fclose(file);
-  return is_read && state != 'Z' && state != 'X';
+  constexpr unsigned kExiting = 0x4;  // the kernel's PF_EXITING
+  return is_read && state != 'Z' && state != 'X' && (flags & kExiting) == 0;
 }
 
 struct Request {
