@@ -306,6 +306,7 @@ void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, 
   decision->policy = policy;
   decision->generation = attachment.generation;
   decision->spend_count = 0;
+  decision->candidate_count = 0;
   decision->lag_ns = static_cast<uint32_t>(time->lag_ns());
 }
 
@@ -369,11 +370,9 @@ void RaiseLevel(const Time& time, const Rule& rule, const Attempt& attempt,
   decision->level = std::max(decision->level, level);
 }
 
-void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
-                 sluice_decision_t* decision) {
-  const bool denied = attempt.outcome != Outcome::kAllowed && !rule.shadow;
-  if (decision->spend_count >= kMaxItems) return;
-  sluice_spend_t& spend = decision->spends[decision->spend_count++];
+sluice_spend_t SpendOf(const Rule& rule, const Attempt& attempt, bool spent, bool denied,
+                       uint64_t now_ns) {
+  sluice_spend_t spend;
   spend.new_ns = spent ? attempt.seen.verdict.new_ns : attempt.seen.verdict.base_ns;
   spend.cost_ns =
       rule.kind == shm::Kind::kTokenBucket ? attempt.seen.cost_ns : attempt.seen.remaining;
@@ -381,13 +380,22 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.tokens = attempt.charge.tokens;
   spend.gen = attempt.seen.gen;
   spend.rule = rule.id;
-  const bool waits = spent && DelayOf(rule, attempt, decision->now_ns) != 0;
+  const bool waits = spent && DelayOf(rule, attempt, now_ns) != 0;
   spend.flags = static_cast<uint16_t>(
       (spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) | (denied ? kDeniedBy : 0) |
       (waits ? kToldToWait : 0) | KindFlags(rule.kind, rule.limit.limit));
   // Of places, where the first of them stands.
   spend.floor_q16 = rule.kind == shm::Kind::kInFlight ? static_cast<uint16_t>(attempt.seen.cost_ns)
                                                       : rule.floor_q16;
+  return spend;
+}
+
+void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
+                 sluice_decision_t* decision) {
+  const bool denied = attempt.outcome != Outcome::kAllowed && !rule.shadow;
+  if (decision->spend_count >= kMaxItems) return;
+  decision->spends[decision->spend_count++] =
+      SpendOf(rule, attempt, spent, denied, decision->now_ns);
 }
 
 // The queue's end stands in the second word as `gen:16 | time:48`, in steps of 2^10 ns: nothing

@@ -109,8 +109,9 @@ typedef struct sluice_decision {
   uint64_t policy;
   uint64_t generation;
   uint16_t rule; /* index of the deciding rule; 0xffff: none */
-  uint16_t spend_count;
-  uint32_t lag_ns; /* now_ns may be this much behind */
+  uint8_t spend_count;
+  uint8_t candidate_count; /* further spends behind those: of limits that are only tried */
+  uint32_t lag_ns;         /* now_ns may be this much behind */
   sluice_spend_t spends[SLUICE_MAX_RULES_PER_REQUEST];
 } sluice_decision_t;
 

@@ -58,8 +58,7 @@ shm::LogShape LogsFor(const Config& config) {
   uint64_t most = 0;
   for (const RuleConfig& rule : config.rules) {
     if (!shm::HasRow(rule.kind)) continue;
-    if (rule.limit) most = std::max(most, rule.limit->limit);
-    for (const TierConfig& tier : rule.tiers) most = std::max(most, tier.limit.limit);
+    ForEachLimit(rule, [&](const LimitConfig* limit) { most = std::max(most, limit->limit); });
   }
   if (most == 0) return {};
   most = std::clamp<uint64_t>(most, shm::kMinLogEntries, shm::kMaxLogEntries);
@@ -104,10 +103,7 @@ void KeepCalendarPlaces(const std::vector<CalendarConfig>& former, Config* fresh
   const auto move = [&](LimitConfig* limit) {
     if (limit->calendar != 0) limit->calendar = moved[limit->calendar - 1];
   };
-  for (RuleConfig& rule : fresh->rules) {
-    if (rule.limit) move(&*rule.limit);
-    for (TierConfig& tier : rule.tiers) move(&tier.limit);
-  }
+  for (RuleConfig& rule : fresh->rules) ForEachLimit(rule, move);
 }
 
 }  // namespace sluice::config

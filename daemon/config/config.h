@@ -178,6 +178,7 @@ struct PriorityConfig {
 struct TierConfig {
   std::string tier;  // [A-Za-z0-9_.-]{1,31}
   LimitConfig limit;
+  std::optional<LimitConfig> candidate;
   DegradedConfig degraded;  // the rule's own unless the tier says otherwise
 };
 
@@ -186,6 +187,8 @@ struct RuleConfig {
   std::vector<MatchConfig> match;
   std::vector<KeyConfig> key;        // empty: one bucket for all that matches
   std::optional<LimitConfig> limit;  // absent: the rule applies to its tiers only
+  // Tried beside `limit`: counted, never enforced. Not of strict rules.
+  std::optional<LimitConfig> candidate;
   DegradedConfig degraded;
   std::string tier_by = "tier";
   std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
@@ -235,7 +238,21 @@ std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns);
 
 // The label under which a rule's limit is known everywhere: "name" or "name@tier".
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier);
-// The name in such a label.
-inline std::string RuleName(const std::string& label) { return label.substr(0, label.find('@')); }
+// Behind such a label: its candidate. No name of a rule or a tier holds it.
+inline constexpr std::string_view kCandidateMark = "?candidate";
+// The name in such a label, or in a candidate's.
+inline std::string RuleName(const std::string& label) {
+  return label.substr(0, label.find_first_of("@?"));
+}
+// Every limit of a rule, candidates too.
+template <class Rule, class Call>
+void ForEachLimit(Rule& rule, const Call& call) {
+  if (rule.limit) call(&*rule.limit);
+  if (rule.candidate) call(&*rule.candidate);
+  for (auto& tier : rule.tiers) {
+    call(&tier.limit);
+    if (tier.candidate) call(&*tier.candidate);
+  }
+}
 
 }  // namespace sluice::config

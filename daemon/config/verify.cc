@@ -51,6 +51,14 @@ class Verifier {
   bool MetadataFits(const GroupView& group) const;
   bool PriorityFits(const GroupView& group) const;
   absl::Status Group(const GroupView& group) const;
+  // Whether it is the one of a rule of the same group and kind of word.
+  bool IsCandidate(const RuleView& rule, uint32_t id) const {
+    if (rule.beside >= view_.rule_count()) return false;
+    const RuleView& beside = view_.rule(rule.beside);
+    return beside.candidate == id && beside.beside == shm::kNoRule &&
+           rule.candidate == shm::kNoRule && beside.numbers.group == rule.numbers.group &&
+           beside.numbers.kind == rule.numbers.kind;
+  }
   absl::Status Rule(const RuleView& rule, uint32_t id) const;
 
   shm::PolicyView view_;
@@ -179,7 +187,13 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   if (n.group >= view_.group_count()) return Bad("a limit is of no rule");
   const GroupView& group = view_.group(n.group);
   const bool is_tier = id >= group.first_rule && id < uint32_t{group.first_rule} + group.tier_count;
-  if (!is_tier && id != group.base_rule) return Bad("a limit is of another rule");
+  if (!is_tier && id != group.base_rule && !IsCandidate(rule, id)) {
+    return Bad("a limit is of another rule");
+  }
+  if (rule.candidate != shm::kNoRule &&
+      (rule.candidate >= view_.rule_count() || view_.rule(rule.candidate).beside != id)) {
+    return Bad("a candidate is of another limit");
+  }
   if (!TextFits(rule.label, 1, shm::kMaxLabelBytes) ||
       !TextFits(rule.tier, is_tier ? 1 : 0, shm::kMaxLabelBytes)) {
     return Bad("a label lies outside");
