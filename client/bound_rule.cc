@@ -115,9 +115,13 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
 
 [[gnu::noinline]] int DenyKey(const sluice_rule& r, const RuleBlock& block, shm::Slot& slot,
                               uint16_t gen, uint64_t now_ns, uint64_t hash) {
-  BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
-  RememberDenial(*block.attachment, slot, shm::FingerprintOf(hash), hash, block.rule, now_ns,
-                 block.lag_ns);
+  if (block.rule.penal) {
+    NoteAtOnce(*block.attachment, slot, gen);
+  } else {
+    BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
+    RememberDenial(*block.attachment, slot, shm::FingerprintOf(hash), hash, block.rule, now_ns,
+                   block.lag_ns);
+  }
   return block.rule.shadow ? 1 : 0;
 }
 

@@ -306,6 +306,12 @@ inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attem
   }
 }
 
+// Whether a rule's ban is why the item was denied: a hint, as far as the daemon has said so.
+inline bool IsBanned(const Rule& rule, const Attempt& attempt) {
+  return rule.penal && !rule.shadow && attempt.outcome == shm::Outcome::kDenied &&
+         !attempt.emergency && (attempt.seen.aux & shm::aux::kBanned) != 0;
+}
+
 // Counts a denial, so that the daemon sees it: at once where it is to ask for tokens.
 void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt);
 

@@ -199,9 +199,13 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
 
 [[gnu::noinline]] int DenyHandle(const HandleBlock& block, shm::Slot& slot, uint16_t gen,
                                  uint64_t now_ns) {
-  BeginTally(*block.attachment, *block.handle->client, slot, gen, now_ns);
-  RememberDenial(*block.attachment, slot, block.fp, /*hash=*/0, block.rules[0], now_ns,
-                 block.lag_ns);
+  if (block.rules[0].penal) {
+    NoteAtOnce(*block.attachment, slot, gen);
+  } else {
+    BeginTally(*block.attachment, *block.handle->client, slot, gen, now_ns);
+    RememberDenial(*block.attachment, slot, block.fp, /*hash=*/0, block.rules[0], now_ns,
+                   block.lag_ns);
+  }
   return block.rules[0].shadow ? 1 : 0;
 }
 

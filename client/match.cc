@@ -236,8 +236,8 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
   for (size_t i = 0; i < shape->candidate_count; ++i) {
     const Candidate& made = shape->candidates[i];
     shape->coarse_serves = shape->coarse_serves && made.coarse_serves;
-    shape->is_direct = shape->is_direct && !made.asks_values && made.key_count == 1 &&
-                       made.tried == shm::kNoRule;
+    shape->is_direct =
+        shape->is_direct && !made.asks_values && made.key_count == 1 && made.tried == shm::kNoRule;
     if (!shape->is_direct) continue;
     shape->direct[i] = {.hash_seed = made.hash_seed,
                         .cost_ns = made.rule->unit_ns,

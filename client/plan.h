@@ -35,7 +35,7 @@ struct Item {
   const Text* values;  // of the key, in order; in the caller's memory or the plan's arena
   uint64_t hash;
   uint32_t value_count;
-  bool folded;  // the name is too long for its slot's text: the values are hashed into one
+  bool folded;         // the name is too long for its slot's text: the values are hashed into one
   uint16_t candidate;  // the rule that is tried beside it, kNoRule: none; where the plan tries any
 };
 

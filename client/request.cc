@@ -220,6 +220,7 @@ class RequestCheck {
       for (size_t i = 0; i < count_; ++i) {
         RecordSpend(*items_[i].rule, attempts_[i], spent_[i], decision);
         RaiseLevel(ctx_.time, *items_[i].rule, attempts_[i], decision);
+        if (IsBanned(*items_[i].rule, attempts_[i])) decision->banned = 1;
         // A request of several queues goes on when the last of them lets it.
         if (denied_ != 0 || attempts_[i].outcome != Outcome::kAllowed) continue;
         decision->delay_ns = std::max(decision->delay_ns,

@@ -166,8 +166,7 @@ int Reserve(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t es
             uint64_t hold_ns, sluice_reservation_t* r) {
   r->estimate = std::min(estimate, SmallestCapacity(plan));
   Context ctx(client, &a, plan.coarse_serves);
-  const int answer =
-      CheckPlan(ctx, plan, r->estimate, &r->decision);
+  const int answer = CheckPlan(ctx, plan, r->estimate, &r->decision);
   if (answer <= 0 || Hold(ctx, hold_ns, r)) return answer;
   sluice_refund(client, &r->decision);
   return AnswerDefault(client, SLUICE_E_FULL, &r->decision);

@@ -142,6 +142,7 @@ struct RuleNumbers {
   uint8_t strict : 1;    // consistency: strict; a lease without it may overdraw
   uint8_t alert : 1;     // raise an alert when this rule degrades
   uint8_t shadow : 1;    // count, never deny
+  uint8_t penal : 1;     // denials are counted towards a ban, which limit.debt_max_ns has room for
   uint8_t near_percent;  // of what may be used, from which on an answer says `near`, 1..100
   uint8_t soft_percent;  // likewise, `soft`; 0: the rule has no such level
   Kind kind;

@@ -93,7 +93,8 @@ typedef struct sluice_spend {
 
 typedef struct sluice_decision {
   int32_t allowed;    /* 1 or 0; the same as the function's result unless that is negative */
-  uint16_t source;    /* enum sluice_source */
+  uint8_t source;     /* enum sluice_source */
+  uint8_t banned;     /* 1: denied by a rule's ban (`penalty`), which retry_after_ns outlasts */
   uint8_t shadow;     /* 1: a shadow rule would have denied; `allowed` is not changed by it */
   uint8_t level;      /* enum sluice_level; OK where no rule decided */
   uint64_t limit;     /* of the deciding rule: tokens per period; 0 when no rule decided */

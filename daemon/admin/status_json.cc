@@ -184,6 +184,14 @@ ordered_json PriorityJson(const config::RuleConfig& rule) {
           {"otherwise", rule.priority->otherwise}};
 }
 
+ordered_json PenaltyJson(const config::PenaltyConfig& penalty) {
+  if (!penalty.is_any()) return nullptr;
+  return {{"after", penalty.after},
+          {"within_ns", penalty.within_ns},
+          {"for_ns", penalty.for_ns},
+          {"deny_costs", penalty.deny_costs}};
+}
+
 RuleCounts CountsOf(const EngineSnapshot& engine, const std::string& label) {
   for (const RuleCounts& known : engine.rules) {
     if (known.label == label) return known;
@@ -242,7 +250,9 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"allowed", counts.allowed},
           {"denied", counts.denied},
           {"degraded", counts.degraded},
-          {"near_limit", counts.near_limit}};
+          {"near_limit", counts.near_limit},
+          {"penalty", PenaltyJson(rule.penalty)},
+          {"bans", counts.bans}};
 }
 
 }  // namespace

@@ -157,6 +157,11 @@ RuleView Builder::MakeRule(const RuleConfig& rule, const TierConfig* tier, const
   numbers.strict = rule.strict ? 1 : 0;
   numbers.alert = degraded.alert ? 1 : 0;
   numbers.shadow = rule.shadow ? 1 : 0;
+  if (rule.penalty.is_any()) {
+    numbers.penal = 1;
+    numbers.limit.debt_max_ns = std::max(numbers.limit.debt_max_ns, rule.penalty.for_ns);
+    Text(rule.penalty.ToString());  // stands in no other way in what hosts compare
+  }
   numbers.near_percent = rule.near_percent;
   numbers.soft_percent = rule.soft_percent;
   uint64_t seed = is_window ? shm::window::HashSeed(limit.limit, limit.period_ns) : 0;
@@ -186,6 +191,11 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   candidate.numbers.shadow = 1;
   candidate.numbers.alert = 0;
   candidate.numbers.spread_s = 0;
+  candidate.numbers.penal = 0;
+  candidate.numbers.limit.debt_max_ns =
+      rule.penalty.is_any()
+          ? shm::MakeLimit(tried->limit, tried->period_ns, tried->burst).debt_max_ns
+          : candidate.numbers.limit.debt_max_ns;
 }
 
 absl::Status Builder::Add(const RuleConfig& rule) {

@@ -2,7 +2,8 @@
 // shm/policy_view.h reads them, and into a table that the daemon looks rules up in by label.
 //
 // Order: groups stand in the order of the file; a group's rules are its tiers in the order of the
-// file, then its base; candidates stand behind all of them. Everything here is pure and thread-compatible.
+// file, then its base; candidates stand behind all of them. Everything here is pure and
+// thread-compatible.
 #pragma once
 
 #include <cstdint>
@@ -60,8 +61,9 @@ struct CompiledRule {
   uint32_t key_count = 0;  // values that a bucket name of this rule has
   // Where its buckets are at home. Null: in the host's own cluster.
   std::shared_ptr<const Home> home = nullptr;
-  bool exchanged = false;       // its use is told to the clusters of all regions
-  uint32_t calendar_place = 0;  // of a fixed window, from 1; 0: it follows none
+  bool exchanged = false;             // its use is told to the clusters of all regions
+  PenaltyConfig penalty;              // none of a candidate
+  uint32_t calendar_place = 0;        // of a fixed window, from 1; 0: it follows none
   uint16_t candidate = shm::kNoRule;  // the id of its candidate; kNoRule: none
   uint16_t beside = shm::kNoRule;     // of a candidate: the id of the rule in force
   // What is published of it; null without one.
@@ -89,6 +91,7 @@ class CompiledRules {
   // have these names.
   void AddRegions(const Config& config);
   void AddPrivacy(const Config& config);
+  void AddPenalties(const Config& config);
   // `tables`: by place, from 0.
   void AddCalendars(const std::vector<std::shared_ptr<const CalendarTable>>& tables);
 

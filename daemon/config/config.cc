@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "daemon/config/text.h"
 #include "shm/kinds.h"
 
 namespace sluice::config {
@@ -68,6 +69,10 @@ shm::LogShape LogsFor(const Config& config) {
 
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier) {
   return tier == nullptr ? rule.name : rule.name + "@" + tier->tier;
+}
+
+std::string PenaltyConfig::ToString() const {
+  return Cat("penalty ", after, " ", within_ns, " ", for_ns, " ", deny_costs);
 }
 
 std::vector<std::string> RegionNames(const RedisConfig& redis) {

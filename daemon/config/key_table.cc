@@ -194,10 +194,11 @@ constexpr KeySpec kRuleKeys[] = {
      .example = "1"},
     {.path = "rules[].candidate",
      .type = KeyType::kSection,
-     .doc = "A limit that is tried beside the one in force: it counts what it would deny, and never "
-            "denies. What it leaves out is as in the limit beside it, and what it says that limit "
-            "says too: `sluicectl promote` exchanges them. Not for `consistency: strict`. See "
-            "[candidates](candidate.md).",
+     .doc =
+         "A limit that is tried beside the one in force: it counts what it would deny, and never "
+         "denies. What it leaves out is as in the limit beside it, and what it says that limit "
+         "says too: `sluicectl promote` exchanges them. Not for `consistency: strict`. See "
+         "[candidates](candidate.md).",
      .example = "{limit: 50/s, burst: 100}"},
     {.path = "rules[].candidate.limit",
      .type = KeyType::kRate,
@@ -443,6 +444,31 @@ constexpr KeySpec kRuleKeys[] = {
             "lets them pass, spread over so long at most. Never earlier than there is a token. See "
             "[retries](client.md#retries).",
      .example = "30s"},
+    {.path = "rules[].penalty",
+     .type = KeyType::kSection,
+     .doc = "What follows denials, over all hosts: see [penalties](penalty.md). For token buckets "
+            "with `consistency: approximate` and without `priority`; tiers have it too.",
+     .example = "{after: 20 per 10s, for: 1h}"},
+    {.path = "rules[].penalty.after",
+     .type = KeyType::kRate,
+     .min = 1,
+     .max = 1'000'000'000,
+     .doc = "So many denials of one bucket, within so long from the first of them (1s to "
+            "1d), and its key is banned: all it asks is denied.",
+     .example = "20 per 10s"},
+    {.path = "rules[].penalty.for",
+     .type = KeyType::kDuration,
+     .min = kSecond,
+     .max = kMaxBanNs,
+     .doc = "How long a ban lasts. Needed with `after`.",
+     .example = "1h"},
+    {.path = "rules[].penalty.deny_costs",
+     .type = KeyType::kInteger,
+     .fallback = "0",
+     .max = kMillion,
+     .doc = "Tokens that each denial costs, so that who goes on asking waits for longer; the debt "
+            "ends at twice the burst, or a second beyond it.",
+     .example = "1"},
     {.path = "rules[].metadata",
      .type = KeyType::kTexts,
      .max = shm::kMaxMetadata,

@@ -151,9 +151,7 @@ bool ParseLimit(Section* section, const Config& config, const OfRule& of_rule, L
   section->Read("cost", &cost);
   ReadMaxDelay(section, of_rule, limit);
   // What a leaky bucket lets pass at once is one request, so that it spaces all others.
-  uint64_t burst = of_rule.burst != 0     ? of_rule.burst
-                   : of_rule.is_leaky() ? cost
-                                        : rate.tokens;
+  uint64_t burst = of_rule.burst != 0 ? of_rule.burst : of_rule.is_leaky() ? cost : rate.tokens;
   section->Read("burst", &burst);
   if (of_rule.is_window()) {
     CheckWindow(section, of_rule, has_rate ? rate : Rate{});

@@ -107,8 +107,8 @@ void ParseTiers(Section* rule, const OfRule& of_rule, const Config& config, Rule
           Cat("write for example `", wanted, of_rule.is_in_flight() ? ": 10`" : ": 100/s`"));
     }
     if (!ParseLimit(&section, config, of_rule, &tier.limit)) continue;
-    tier.candidate = ParseCandidate(&section, config, of_rule, tier.limit, RuleLabel(*out, &tier),
-                                    findings);
+    tier.candidate =
+        ParseCandidate(&section, config, of_rule, tier.limit, RuleLabel(*out, &tier), findings);
     out->tiers.push_back(tier);
   }
 }
@@ -216,6 +216,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseTiers(&section, of_rule, config, &rule, findings);
   ParsePriority(&section, &rule, findings);
   ParseAnswers(&section, &rule, findings);
+  ParsePenalty(&section, config, &rule, findings);
   if (of_rule.is_log() && has_regions) {
     section.Warning("algorithm",
                     "each region counts a sliding log by itself, and hears of no other",

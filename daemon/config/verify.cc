@@ -1,5 +1,6 @@
 // Is this a whole policy? Asked of bytes that a former daemon left in the control segment. Only
 // daemons write there, so this finds torn writes and other versions, and proves every offset.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -223,6 +224,7 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   if (shm::HasRow(n.kind) && (limit.limit > shm::kMaxLogEntries || n.max_delay_ns != 0)) {
     return Bad("a log is out of range");
   }
+  constexpr uint64_t kMaxSpanOfBan = std::max(kMaxBanNs, kMaxTauNs);
   const shm::Limit expected =
       is_window      ? shm::window::MakeLimit(limit.limit, limit.period_ns)
       : is_log       ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
@@ -230,7 +232,9 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
                      : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, n.max_delay_ns);
   if (limit.interval_ns != expected.interval_ns ||
       ((is_window || shm::HasRow(n.kind)) && limit.burst != limit.limit) ||
-      limit.tau_ns != expected.tau_ns || limit.debt_max_ns != expected.debt_max_ns ||
+      limit.tau_ns != expected.tau_ns ||
+      (n.penal ? limit.debt_max_ns < expected.debt_max_ns || limit.debt_max_ns > kMaxSpanOfBan
+               : limit.debt_max_ns != expected.debt_max_ns) ||
       limit.period_ns != expected.period_ns || limit.tau_ns > shm::kMaxSpanNs ||
       n.unit_ns != shm::CostNs(n.cost, limit.period_ns, limit.limit)) {
     return Bad("a limit was computed otherwise");
@@ -240,6 +244,10 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
       n.factor_q16 < kOne || n.then_factor_q16 < kOne || n.for_ns > shm::kMaxSpanNs ||
       n.kind > shm::Kind::kInFlight) {
     return Bad("a rule's degraded mode or kind is broken");
+  }
+  if (n.penal && (n.kind != shm::Kind::kTokenBucket || n.max_delay_ns != 0 ||
+                  group.class_count != 0 || rule.beside != shm::kNoRule)) {
+    return Bad("a rule has a penalty that it cannot have");
   }
   if (n.spread_s != 0 && n.kind != shm::Kind::kTokenBucket) {
     return Bad("a rule spreads retries that it cannot");
