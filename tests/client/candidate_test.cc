@@ -17,8 +17,8 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// %: the limit that is in force and what stands beside it. Rates so low that no test is slow enough
-// to see a token come back.
+// %: the limit that is in force and what stands beside it, #: with a burst in both. Rates so low
+// that no test is slow enough to see a token come back.
 constexpr char kAlgorithms[] = R"(
 rules:
   - name: bucket
@@ -29,8 +29,8 @@ rules:
     match: {route: /queue}
     key: [user]
     algorithm: leaky_bucket
-    max_delay: 24h
-    %
+    max_delay: 1s
+    #
   - name: fixed
     match: {route: /fixed}
     key: [user]
@@ -51,16 +51,26 @@ constexpr const char* kRoutes[] = {"/bucket", "/queue", "/fixed", "/sliding", "/
 constexpr const char* kLabels[] = {"bucket", "queue", "fixed", "sliding", "log"};
 constexpr size_t kKinds = std::size(kRoutes);
 
-std::string Rules(const std::string& limit) {
+// `tried` 0: without a candidate.
+std::string Rules(int live, int tried) {
+  const auto lines = [&](bool has_burst) {
+    const auto limit = [&](int tokens, const char* between) {
+      const std::string n = std::to_string(tokens);
+      return "limit: " + n + " per 100h" + (has_burst ? between + ("burst: " + n) : "");
+    };
+    return limit(live, "\n    ") +
+           (tried == 0 ? "" : "\n    candidate: {" + limit(tried, ", ") + "}");
+  };
   std::string text = kAlgorithms;
-  for (size_t at; (at = text.find('%')) != std::string::npos;) text.replace(at, 1, limit);
+  for (size_t at; (at = text.find('%')) != std::string::npos;) text.replace(at, 1, lines(false));
+  text.replace(text.find('#'), 1, lines(true));
   return text;
 }
 
 // A client and its segments.
 struct Host {
-  explicit Host(const std::string& rules)
-      : served(rules), client({.runtime_dir = served.dir().c_str()}) {
+  explicit Host(const std::string& rules, uint64_t capacity = 4096)
+      : served(rules, {.capacity = capacity}), client({.runtime_dir = served.dir().c_str()}) {
     EXPECT_TRUE(client.wait(5s)) << client.info().message;
   }
 
@@ -108,14 +118,11 @@ void ExpectSame(Host& a, const Decision& x, Host& b, const Decision& y) {
 
 // Three hosts with the same requests: the limit in force with a candidate, without one, and the
 // candidate in force.
-class CandidateTest : public testing::TestWithParam<const char*> {
+class CandidateTest : public testing::TestWithParam<int> {
  protected:
-  static std::string Live() { return "limit: 20 per 100h"; }
-  static std::string Tried() { return std::string("limit: ") + GetParam(); }
-
-  Host tried_{Rules(Live() + "\n    candidate: {" + Tried() + "}")};
-  Host plain_{Rules(Live())};
-  Host replay_{Rules(Tried())};
+  Host tried_{Rules(20, GetParam())};
+  Host plain_{Rules(20, 0)};
+  Host replay_{Rules(GetParam(), 0)};
 };
 
 // A way to check, of the same request on all hosts; whether it was allowed.
@@ -224,7 +231,7 @@ TEST_P(CandidateTest, ReservationsAreSettledInBoth) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Limits, CandidateTest, testing::Values("10 per 100h", "40 per 100h"),
+INSTANTIATE_TEST_SUITE_P(Limits, CandidateTest, testing::Values(10, 40),
                          [](const auto& of) { return of.index == 0 ? "Lower" : "Higher"; });
 
 TEST(CandidateLogTest, ARealLogWouldBeDeniedWhatTheCandidateInForceDenies) {
@@ -232,8 +239,8 @@ TEST(CandidateLogTest, ARealLogWouldBeDeniedWhatTheCandidateInForceDenies) {
   std::ifstream log(std::string(root == nullptr ? "." : root) +
                     "/../shared/data/apache_access.log");
   if (!log) GTEST_SKIP() << "no ../shared/data/apache_access.log beside the source: no real log";
-  Host tried(Rules("limit: 50 per 100h\n    candidate: {limit: 20 per 100h}"));
-  Host replay(Rules("limit: 20 per 100h"));
+  Host tried(Rules(50, 20), 1 << 14);  // room for each key twice
+  Host replay(Rules(20, 0), 1 << 14);
   int requests = 0;
   int would_deny = 0;
   for (std::string line; std::getline(log, line); ++requests) {
@@ -369,10 +376,12 @@ TEST(CandidateRequestTest, ItFollowsChangesOfTheNumbers) {
       "    candidate: {limit: 20 per 100h}\n");
   const int64_t before = host.UseOf("own?candidate");
   for (int i = 0; i < 2; ++i) EXPECT_TRUE(handle.allow() && rule.allow("u"));
+  EXPECT_EQ(host.UseOf("own?candidate"), before) << "all of its time is spent";
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(rule.allow("other"));
   EXPECT_EQ(host.UseOf("own?candidate"), before + 4);
   host.served.Publish("rules:\n  - name: own\n    key: [user]\n    limit: 20 per 100h\n");
   for (int i = 0; i < 2; ++i) EXPECT_TRUE(handle.allow() && rule.allow("u"));
-  EXPECT_EQ(host.UseOf("own"), 16);
+  EXPECT_EQ(host.UseOf("own"), 20);
 }
 
 }  // namespace

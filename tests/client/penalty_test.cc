@@ -50,7 +50,8 @@ class PenaltyClientTest : public ServedClient {
     const shm::MappedBuckets& b = served_.buckets();
     for (uint64_t i = 0; i < b.capacity(); ++i) {
       shm::Slot& slot = b.slots()[i];
-      if (shm::key::Fp(slot.key.load()) == 0 || shm::aux::Rule(slot.aux.load()) != rule.id) continue;
+      if (shm::key::Fp(slot.key.load()) == 0 || shm::aux::Rule(slot.aux.load()) != rule.id)
+        continue;
       slot.word.store(shm::MonotonicClock::PreciseNs() + for_ns + rule.limit.tau_ns -
                       rule.limit.interval_ns);
       slot.aux.fetch_or(shm::aux::kBanned);
@@ -70,7 +71,11 @@ TEST_F(PenaltyClientTest, EachDenialIsCountedAtOnceByEveryWayToCheck) {
   EXPECT_EQ(Allowed(4, [&] { return rule.check("u").allowed(); }), 0);
   EXPECT_EQ(Denied("api"), 18u);
   EXPECT_EQ(Allowed(4, [&] { return client_.allow({{"user", "u"}}); }), 0);
-  EXPECT_EQ(Allowed(4, [&] { return client_.check({{"user", "u"}, {"tenant", "t"}}).allowed(); }), 0);
+  EXPECT_EQ(Allowed(4,
+                    [&] {
+                      return client_.check({{"user", "u"}, {"tenant", "t"}}).allowed();
+                    }),
+            0);
   EXPECT_EQ(Denied("api"), 26u);
   sluice_rule_t* bound = nullptr;
   ASSERT_EQ(sluice_rule_bind(client_.raw(), "api", &bound), 0);

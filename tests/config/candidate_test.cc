@@ -49,7 +49,7 @@ TEST(CandidateConfigTest, EachMistakeIsToldOnceWithItsMend) {
     const char* said;
   } kMistakes[] = {
       {"limit: 9/s\n    candidate: 5/s", "candidate: is "},
-      {"limit: 9/s\n    candidate: {burst: 3}", "limit"},
+      {"limit: 9/s\n    candidate: {}", "candidate.limit"},
       {"limit: 9/s\n    candidate: {limit: 5/s, shadow: true}", "shadow"},
       {"limit: 9/s\n    candidate: {limit: 5/s, burst: 3}",
        "write `burst` beside the candidate too"},
