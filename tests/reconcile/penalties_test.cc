@@ -69,7 +69,8 @@ TEST(PenaltyTest, OneDenialLessBansNobody) {
   Alone alone(kRules);
   alone.Deny(19);
   alone.Run(20 * kMs);
-  ExpectAbout(alone.DeniedFor(10 * kSecond), 100 * kMs);
+  alone.Run(100 * kMs);
+  EXPECT_TRUE(alone.host().Check("api", "u"));
   EXPECT_EQ(alone.bans(), 0u);
 }
 
@@ -153,6 +154,7 @@ TEST(PenaltyTest, AnOperatorEndsIt) {
   alone.Deny(25);
   alone.Run(20 * kMs);
   EXPECT_FALSE(alone.host().Check("api", "u"));
+  alone.Run(20 * kMs);
   EXPECT_TRUE(alone.host().reconciler().Unban("api:u", VirtualClock::now_ns));
   EXPECT_EQ(alone.Deny(19), 10) << "the bucket is full, and 19 denials are too few again";
   alone.Run(20 * kMs);
