@@ -85,7 +85,7 @@ void Reconciler::ShowBan(Bucket& b, bool is_banned) {
 }
 
 void Reconciler::NoteBan(const Bucket& b, uint64_t for_ns) {
-  if (ban_events_.size() < kMaxBanEvents) ban_events_.push_back({b.text, for_ns});
+  if (ban_events_.size() < kMaxBanEvents) ban_events_.push_back({b.outer_name(), for_ns});
 }
 
 void Reconciler::Penalise(BucketId id, Bucket& b, uint64_t denied) {
@@ -191,9 +191,14 @@ bool Reconciler::Unban(const std::string& text, uint64_t now_ns) {
   if (rule == nullptr || !rule->penalty.is_any()) return false;
   BucketId id = 0;
   if (!ledger_.Find(text, &id)) {
-    // Never seen here: only Redis can know of it.
+    // Never seen here: only Redis can know of it. By a private name it is not to be found from here.
     if (!options_.has_redis) return true;
-    id = ledger_.Intern({}, {text, shm::ShardOf(text, options_.shard_count), rule}, now_ns);
+    if (rule->privacy != nullptr) return false;
+    harvest::Named named;
+    named.text = text;
+    named.shard = shm::ShardOf(text, options_.shard_count);
+    named.rule = rule;
+    id = ledger_.Intern({}, std::move(named), now_ns);
   }
   Bucket& b = ledger_.bucket(id);
   Penal& p = PenalOf(id, b);
