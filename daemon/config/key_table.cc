@@ -192,42 +192,6 @@ constexpr KeySpec kRuleKeys[] = {
      .max = kMillion,
      .doc = kCostDoc,
      .example = "1"},
-    {.path = "rules[].candidate",
-     .type = KeyType::kSection,
-     .doc =
-         "A limit that is tried beside the one in force: it counts what it would deny, and never "
-         "denies. What it leaves out is as in the limit beside it, and what it says that limit "
-         "says too: `sluicectl promote` exchanges them. Not for `consistency: strict`. See "
-         "[candidates](candidate.md).",
-     .example = "{limit: 50/s, burst: 100}"},
-    {.path = "rules[].candidate.limit",
-     .type = KeyType::kRate,
-     .required = true,
-     .min = 1,
-     .max = 1'000'000'000,
-     .doc = kLimitDoc,
-     .example = "50/s"},
-    {.path = "rules[].candidate.burst",
-     .type = KeyType::kInteger,
-     .fallback = "the burst beside it",
-     .min = 1,
-     .max = 1'000'000'000,
-     .doc = kBurstDoc,
-     .example = "100"},
-    {.path = "rules[].candidate.cost",
-     .type = KeyType::kInteger,
-     .fallback = "the cost beside it",
-     .min = 1,
-     .max = kMillion,
-     .doc = kCostDoc,
-     .example = "2"},
-    {.path = "rules[].candidate.max_delay",
-     .type = KeyType::kDuration,
-     .fallback = "the max_delay beside it",
-     .min = kMs,
-     .max = kMaxDelayNs,
-     .doc = kMaxDelayDoc,
-     .example = "500ms"},
     {.path = "rules[].algorithm",
      .type = KeyType::kChoice,
      .fallback = "token_bucket",
@@ -379,10 +343,6 @@ constexpr KeySpec kRuleKeys[] = {
      .max = kMaxDelayNs,
      .doc = kMaxDelayDoc,
      .example = "500ms"},
-    {.path = "rules[].tiers.*.candidate",
-     .type = KeyType::kSection,
-     .doc = "As the rule's own, of this tier: a rule's candidate is not its tiers'.",
-     .example = "{limit: 2000/s}"},
     {.path = "rules[].tiers.*.when_degraded",
      .type = KeyType::kSection,
      .fallback = "the rule's",
@@ -444,31 +404,6 @@ constexpr KeySpec kRuleKeys[] = {
             "lets them pass, spread over so long at most. Never earlier than there is a token. See "
             "[retries](client.md#retries).",
      .example = "30s"},
-    {.path = "rules[].penalty",
-     .type = KeyType::kSection,
-     .doc = "What follows denials, over all hosts: see [penalties](penalty.md). For token buckets "
-            "with `consistency: approximate` and without `priority`; tiers have it too.",
-     .example = "{after: 20 per 10s, for: 1h}"},
-    {.path = "rules[].penalty.after",
-     .type = KeyType::kRate,
-     .min = 1,
-     .max = 1'000'000'000,
-     .doc = "So many denials of one bucket, within so long from the first of them (1s to "
-            "1d), and its key is banned: all it asks is denied.",
-     .example = "20 per 10s"},
-    {.path = "rules[].penalty.for",
-     .type = KeyType::kDuration,
-     .min = kSecond,
-     .max = kMaxBanNs,
-     .doc = "How long a ban lasts. Needed with `after`.",
-     .example = "1h"},
-    {.path = "rules[].penalty.deny_costs",
-     .type = KeyType::kInteger,
-     .fallback = "0",
-     .max = kMillion,
-     .doc = "Tokens that each denial costs, so that who goes on asking waits for longer; the debt "
-            "ends at twice the burst, or a second beyond it.",
-     .example = "1"},
     {.path = "rules[].metadata",
      .type = KeyType::kTexts,
      .max = shm::kMaxMetadata,
@@ -532,7 +467,8 @@ absl::Span<const KeySpec> AllKeys() {
     std::vector<KeySpec> keys;
     for (const absl::Span<const KeySpec> part :
          {absl::Span<const KeySpec>(kDaemonKeys), RedisKeys(),
-          absl::Span<const KeySpec>(kPrivacyKeys), absl::Span<const KeySpec>(kRuleKeys)}) {
+          absl::Span<const KeySpec>(kPrivacyKeys), absl::Span<const KeySpec>(kRuleKeys),
+          DenialKeys()}) {
       keys.insert(keys.end(), part.begin(), part.end());
     }
     return keys;

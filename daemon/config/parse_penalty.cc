@@ -13,6 +13,7 @@ constexpr uint64_t kMaxWithinNs = 86'400'000'000'000;
 std::string_view WhyNot(const RuleConfig& rule) {
   if (rule.strict || rule.overdraft) return "hosts lend its tokens to each other";
   if (rule.kind == shm::Kind::kSlidingLog) return "it is a log";
+  if (rule.kind == shm::Kind::kInFlight) return "it counts requests in flight";
   if (rule.kind != shm::Kind::kTokenBucket) return "it is a window";
   if (rule.limit && rule.limit->max_delay_ns != 0) return "it is a leaky bucket";
   for (const TierConfig& tier : rule.tiers) {

@@ -16,7 +16,6 @@ using shm::DegradedMode;
 constexpr size_t kMaxTierBytes = 31;  // with the longest name and '@' it fills a label
 static_assert(32 + 1 + kMaxTierBytes == shm::kMaxLabelBytes);
 
-
 bool IsRuleName(std::string_view name) {
   return std::all_of(name.begin(), name.end(), [](char c) {
     const auto byte = static_cast<unsigned char>(c);

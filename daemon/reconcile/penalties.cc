@@ -191,7 +191,8 @@ bool Reconciler::Unban(const std::string& text, uint64_t now_ns) {
   if (rule == nullptr || !rule->penalty.is_any()) return false;
   BucketId id = 0;
   if (!ledger_.Find(text, &id)) {
-    // Never seen here: only Redis can know of it. By a private name it is not to be found from here.
+    // Never seen here: only Redis can know of it. By a private name it is not to be found from
+    // here.
     if (!options_.has_redis) return true;
     if (rule->privacy != nullptr) return false;
     harvest::Named named;
