@@ -108,8 +108,8 @@ int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint32_t c
   Context ctx(r.client, a, block->coarse_serves);
   const uint64_t now_ns = ctx.time.now_ns();
   const uint64_t until_ns = UsualUntil(*a, now_ns);
-  const bool is_usual = now_ns < until_ns;
-  if (block->rule.kind == shm::Kind::kTokenBucket) {
+  const bool is_usual = now_ns < until_ns && !block->tries();
+  if (block->rule.kind == shm::Kind::kTokenBucket && !block->tries()) {
     block->usual_until_ns.store(until_ns, std::memory_order_relaxed);  // orders nothing
   }
   const Chunk chunk = {ctx, r, *block, now_ns, is_usual, cost};

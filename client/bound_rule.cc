@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "client/candidate.h"
 #include "client/lease.h"
 #include "client/lent.h"
 #include "client/windowed.h"
@@ -66,6 +67,9 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
 
 [[gnu::noinline]] int CheckKey(Context& ctx, const RuleBlock& block, const Item& item,
                                uint32_t cost, sluice_decision_t* decision) {
+  if (item.candidate != shm::kNoRule) {
+    return CheckTrying(ctx, &item, 1, block.key.policy, cost, decision);
+  }
   Attempt attempt;
   Locate(ctx, item, block.key.policy, shm::kNoSlot, &attempt);
   return CheckItem(ctx, item, block.key.policy, cost, &attempt, decision);
@@ -91,8 +95,10 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
   Context ctx(r.client, a, block->coarse_serves);
   // Orders nothing: no other field of the block changes with it.
   const bool is_bucket = block->rule.kind == shm::Kind::kTokenBucket;
-  (is_bucket ? block->usual_until_ns : block->other_until_ns)
-      .store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
+  if (!block->tries()) {
+    (is_bucket ? block->usual_until_ns : block->other_until_ns)
+        .store(UsualUntil(*a, ctx.time.now_ns()), std::memory_order_relaxed);
+  }
   return CheckKey(ctx, *block, item.item, cost, decision);
 }
 
@@ -109,9 +115,13 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
 
 [[gnu::noinline]] int DenyKey(const sluice_rule& r, const RuleBlock& block, shm::Slot& slot,
                               uint16_t gen, uint64_t now_ns, uint64_t hash) {
-  BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
-  RememberDenial(*block.attachment, slot, shm::FingerprintOf(hash), hash, block.rule, now_ns,
-                 block.lag_ns);
+  if (block.rule.penal) {
+    NoteAtOnce(*block.attachment, slot, gen);
+  } else {
+    BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
+    RememberDenial(*block.attachment, slot, shm::FingerprintOf(hash), hash, block.rule, now_ns,
+                   block.lag_ns);
+  }
   return block.rule.shadow ? 1 : 0;
 }
 

@@ -25,6 +25,8 @@ struct RuleBlock {
   RuleKey key;
   Rule rule;
 
+  // A limit beside the rule's: no check is usual.
+  bool tries() const { return key.candidate != shm::kNoRule; }
   // Completes a block whose rule and key are found.
   void Set(const Attachment& a, uint64_t coarse_step_ns);
 };
@@ -55,6 +57,7 @@ struct KeyItem {
     item.rule = &block.rule;
     item.values = &value;
     item.value_count = block.key.value_count;
+    item.candidate = block.key.candidate;
     HashItem(a, block.key.hash_seed, block.key.label_bytes, &item);
   }
 };

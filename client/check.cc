@@ -270,18 +270,23 @@ void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, b
 }
 
 // The first cost that a slot misses is told at once, and each that is larger than a token; others
-// are tallied, since the daemon is about to look anyway. aux is a hint here and orders nothing.
+// are tallied, since the daemon is about to look anyway. Where denials lead to a ban each is told.
+// aux is a hint here and orders nothing.
 void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
   const Attachment& a = *ctx.attachment;
   const uint64_t aux = attempt.slot->aux.load(std::memory_order_relaxed);
   const uint64_t tokens = attempt.charge.tokens;
-  if (item.rule->kind != shm::Kind::kLease || (tokens == 1 && (aux & shm::aux::kDirty) != 0)) {
+  if (item.rule->penal) {
+    NoteAtOnce(a, *attempt.slot, attempt.seen.gen);
+  } else if (item.rule->kind != shm::Kind::kLease ||
+             (tokens == 1 && (aux & shm::aux::kDirty) != 0)) {
     NoteDenied(a, *ctx.client, *attempt.slot, attempt.seen.gen, ctx.time.now_ns());
   } else if (tokens <= item.rule->limit.burst) {
     shm::AddWanted(*attempt.slot, a.denied[attempt.index], a.dirty, attempt.index, attempt.seen.gen,
                    tokens);
   }
-  if (item.rule->kind == shm::Kind::kLease && (aux & shm::aux::kTextWanted) != 0) {
+  const bool is_named_now = item.rule->kind == shm::Kind::kLease || item.rule->penal;
+  if (is_named_now && (aux & shm::aux::kTextWanted) != 0) {
     WriteText(a, item, policy, attempt.index);
   }
 }
@@ -300,12 +305,14 @@ void SettleGaveUp(Context& ctx, const Item& item, Attempt* attempt) {
 void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, Time* time,
                    sluice_decision_t* decision) {
   if (!allowed && time->lag_ns() != 0) time->ReadPrecise();
+  decision->banned = 0;
   decision->shadow = 0;
   decision->level = SLUICE_LEVEL_OK;
   decision->now_ns = time->now_ns();
   decision->policy = policy;
   decision->generation = attachment.generation;
   decision->spend_count = 0;
+  decision->candidate_count = 0;
   decision->lag_ns = static_cast<uint32_t>(time->lag_ns());
 }
 
@@ -369,11 +376,9 @@ void RaiseLevel(const Time& time, const Rule& rule, const Attempt& attempt,
   decision->level = std::max(decision->level, level);
 }
 
-void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
-                 sluice_decision_t* decision) {
-  const bool denied = attempt.outcome != Outcome::kAllowed && !rule.shadow;
-  if (decision->spend_count >= kMaxItems) return;
-  sluice_spend_t& spend = decision->spends[decision->spend_count++];
+sluice_spend_t SpendOf(const Rule& rule, const Attempt& attempt, bool spent, bool denied,
+                       uint64_t now_ns) {
+  sluice_spend_t spend;
   spend.new_ns = spent ? attempt.seen.verdict.new_ns : attempt.seen.verdict.base_ns;
   spend.cost_ns =
       rule.kind == shm::Kind::kTokenBucket ? attempt.seen.cost_ns : attempt.seen.remaining;
@@ -381,13 +386,22 @@ void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
   spend.tokens = attempt.charge.tokens;
   spend.gen = attempt.seen.gen;
   spend.rule = rule.id;
-  const bool waits = spent && DelayOf(rule, attempt, decision->now_ns) != 0;
+  const bool waits = spent && DelayOf(rule, attempt, now_ns) != 0;
   spend.flags = static_cast<uint16_t>(
       (spent ? kSpent : 0) | (attempt.overflow ? kOverflowSlot : 0) | (denied ? kDeniedBy : 0) |
       (waits ? kToldToWait : 0) | KindFlags(rule.kind, rule.limit.limit));
   // Of places, where the first of them stands.
   spend.floor_q16 = rule.kind == shm::Kind::kInFlight ? static_cast<uint16_t>(attempt.seen.cost_ns)
                                                       : rule.floor_q16;
+  return spend;
+}
+
+void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent,
+                 sluice_decision_t* decision) {
+  const bool denied = attempt.outcome != Outcome::kAllowed && !rule.shadow;
+  if (decision->spend_count >= kMaxItems) return;
+  decision->spends[decision->spend_count++] =
+      SpendOf(rule, attempt, spent, denied, decision->now_ns);
 }
 
 // The queue's end stands in the second word as `gen:16 | time:48`, in steps of 2^10 ns: nothing
@@ -431,6 +445,7 @@ int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_
   FillDecision(time, rule, attempt, decision);
   RecordSpend(rule, attempt, allowed && attempt.charge.commit, decision);
   RaiseLevel(time, rule, attempt, decision);
+  decision->banned = IsBanned(rule, attempt) ? 1 : 0;
   if (!allowed && rule.spread_s != 0 && attempt.charge.commit) [[unlikely]] {
     SpreadRetry(attachment, rule, attempt, decision);
   }

@@ -69,6 +69,8 @@ struct Context {
   // Not 0: the request enters, and takes places under this name (see places.h). Others only look
   // whether there is one.
   uint64_t place_name = 0;
+  // Of a denied request, its items that denied it, a bit each; else not written.
+  uint32_t denied_by;
 
   Context(sluice_t* c, const Attachment* a, bool coarse_serves, Absent* looking = nullptr)
       : client(c),
@@ -304,6 +306,12 @@ inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attem
   }
 }
 
+// Whether a rule's ban is why the item was denied: a hint, as far as the daemon has said so.
+inline bool IsBanned(const Rule& rule, const Attempt& attempt) {
+  return rule.penal && !rule.shadow && attempt.outcome == shm::Outcome::kDenied &&
+         !attempt.emergency && (attempt.seen.aux & shm::aux::kBanned) != 0;
+}
+
 // Counts a denial, so that the daemon sees it: at once where it is to ask for tokens.
 void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt);
 
@@ -328,6 +336,8 @@ void BeginDecision(const Attachment& attachment, uint64_t policy, bool allowed, 
                    sluice_decision_t* decision);
 void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
                   sluice_decision_t* decision);
+sluice_spend_t SpendOf(const Rule& rule, const Attempt& attempt, bool spent, bool denied,
+                       uint64_t now_ns);
 void RecordSpend(const Rule& rule, const Attempt& attempt, bool spent, sluice_decision_t* decision);
 
 // Puts a denied request behind those that were denied before it, where the rule says so: its retry
@@ -350,8 +360,9 @@ inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t c
   const bool allowed = attempt->outcome == shm::Outcome::kAllowed;
   if (allowed) {
     if (attempt->charge.commit) Account(ctx, item, policy, *attempt);
-  } else if (!attempt->overflow && !ctx.is_looking()) {
-    NoteRefusal(ctx, item, policy, *attempt);
+  } else {
+    ctx.denied_by = item.rule->shadow ? 0 : 1;
+    if (!attempt->overflow && !ctx.is_looking()) NoteRefusal(ctx, item, policy, *attempt);
   }
   if (decision == nullptr) return allowed || item.rule->shadow ? 1 : 0;
   return AnswerOne(*ctx.attachment, ctx.time, *item.rule, policy, *attempt, decision);

@@ -38,6 +38,11 @@ void BeginTally(const Attachment& attachment, const sluice_t& client, const shm:
            .fork_epoch = client.attacher.fork_epoch()};
 }
 
+void NoteAtOnce(const Attachment& attachment, shm::Slot& slot, uint16_t gen) {
+  const auto index = static_cast<uint32_t>(&slot - attachment.slots);
+  shm::AddDenied(slot, attachment.denied[index], attachment.dirty, index, gen, 1);
+}
+
 void RememberDenial(const Attachment& attachment, const shm::Slot& slot, uint64_t fp, uint64_t hash,
                     const Rule& rule, uint64_t now_ns, uint64_t lag_ns) {
   shm::Seen seen;

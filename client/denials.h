@@ -86,6 +86,9 @@ inline void NoteDenied(const Attachment& attachment, const sluice_t& client, con
   if (!TallyDenied(slot, gen, now_ns)) BeginTally(attachment, client, slot, gen, now_ns);
 }
 
+// Counts one denial without a tally, where each leads towards a ban.
+void NoteAtOnce(const Attachment& attachment, shm::Slot& slot, uint16_t gen);
+
 // On an allowed check: true when FlushTally is to be called, since it is of another key.
 inline bool IsTallyOfOther(const shm::Slot& slot) {
   const shm::Slot* const tallied = tally.slot;

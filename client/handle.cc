@@ -5,6 +5,7 @@
 #include <new>
 
 #include "client/blocks.h"
+#include "client/candidate.h"
 #include "client/check.h"
 #include "client/lease.h"
 #include "client/lent.h"
@@ -37,6 +38,7 @@ struct HandleBlock {
   const Attachment* attachment;
   sluice_handle* handle;
   uint64_t structure;  // of the policy
+  bool tries;          // as the plan's: no check is usual
   size_t count;
   size_t value_count;
   size_t ip_bytes;
@@ -81,6 +83,7 @@ bool CopyPlan(const Plan& plan, HandleBlock* block) {
   block->value_count = plan.value_count;
   block->ip_bytes = plan.arena_used;
   block->coarse_serves = plan.coarse_serves;
+  block->tries = plan.tries;
   for (size_t i = 0; i < plan.count; ++i) block->rules[i] = *plan.items[i].rule;
   CopyItems(plan.items, plan.values, plan.arena, block);
   // Orders nothing: the block is not in force yet.
@@ -104,6 +107,7 @@ bool FollowNumbers(const Attachment& a, uint64_t coarse_step_ns, const HandleBlo
   if (!reader.IsWhole()) return false;
   block->policy = reader.policy();
   block->structure = old.structure;
+  block->tries = old.tries;
   block->count = old.count;
   block->value_count = old.value_count;
   block->ip_bytes = old.ip_bytes;
@@ -166,6 +170,9 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
     return sluice_check(h.client, h.descriptors.get(), h.count, cost, decision);
   }
   Context ctx(h.client, a, block->coarse_serves);
+  if (block->tries) {
+    return CheckTrying(ctx, block->items, block->count, block->policy, cost, decision);
+  }
   if (block->count > 1) {
     return CheckItems(ctx, block->items, block->count, block->policy, cost, decision);
   }
@@ -192,9 +199,13 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
 
 [[gnu::noinline]] int DenyHandle(const HandleBlock& block, shm::Slot& slot, uint16_t gen,
                                  uint64_t now_ns) {
-  BeginTally(*block.attachment, *block.handle->client, slot, gen, now_ns);
-  RememberDenial(*block.attachment, slot, block.fp, /*hash=*/0, block.rules[0], now_ns,
-                 block.lag_ns);
+  if (block.rules[0].penal) {
+    NoteAtOnce(*block.attachment, slot, gen);
+  } else {
+    BeginTally(*block.attachment, *block.handle->client, slot, gen, now_ns);
+    RememberDenial(*block.attachment, slot, block.fp, /*hash=*/0, block.rules[0], now_ns,
+                   block.lag_ns);
+  }
   return block.rules[0].shadow ? 1 : 0;
 }
 

@@ -90,11 +90,13 @@ void MakeCandidate(const PolicyView& view, uint32_t index, const Present& presen
     candidate->key_at[i] = present.at[name];
   }
   candidate->rule = nullptr;
+  candidate->tried = shm::kNoRule;
   candidate->coarse_serves = true;
   if (group.base_rule == shm::kNoRule) return;
   const RuleView& rule = view.rule(group.base_rule);
   *storage = rule.numbers;
   candidate->rule = storage;
+  candidate->tried = rule.candidate;
   candidate->hash_seed = rule.hash_seed;
   candidate->label_bytes = rule.label.length;
   candidate->plain_bytes = static_cast<uint32_t>(MaxPlainValueBytes(rule.label.length));
@@ -120,6 +122,7 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
   uint64_t hash_seed = candidate.hash_seed;
   uint32_t label_bytes = candidate.label_bytes;
   bool coarse_serves = candidate.coarse_serves;
+  uint16_t tried = candidate.tried;
   uint16_t tier = shm::kNoRule;
   uint16_t floor_q16 = 0;
   if (candidate.asks_values && !Applies(view, candidate, request, &tier, &floor_q16)) return 0;
@@ -132,6 +135,7 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
     rule = &plan->rules[plan->count];
     hash_seed = r.hash_seed;
     label_bytes = r.label.length;
+    tried = r.candidate;
     coarse_serves = shm::CoarseServes(*rule, coarse_step_ns);
   }
   if (floor_q16 != 0) {
@@ -142,6 +146,8 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
   item.rule = rule;
   item.values = plan->values + plan->value_count;
   item.value_count = candidate.key_count;
+  item.candidate = tried;
+  plan->tries = plan->tries || tried != shm::kNoRule;
   for (uint32_t i = 0; i < candidate.key_count; ++i) {
     const Text value = ValueAt(request.descriptors, candidate.key_at[i]);
     if (!AddKeyValue(candidate.key[i], value, plan)) return SLUICE_E_RULES;
@@ -230,7 +236,8 @@ bool MakeShape(const Attachment& attachment, const PolicyView& view, uint64_t po
   for (size_t i = 0; i < shape->candidate_count; ++i) {
     const Candidate& made = shape->candidates[i];
     shape->coarse_serves = shape->coarse_serves && made.coarse_serves;
-    shape->is_direct = shape->is_direct && !made.asks_values && made.key_count == 1;
+    shape->is_direct =
+        shape->is_direct && !made.asks_values && made.key_count == 1 && made.tried == shm::kNoRule;
     if (!shape->is_direct) continue;
     shape->direct[i] = {.hash_seed = made.hash_seed,
                         .cost_ns = made.rule->unit_ns,
@@ -309,6 +316,7 @@ int BuildFrom(const Attachment& attachment, const PolicyView& view, uint64_t coa
     plan->value_count = 0;
     plan->arena_used = 0;
     plan->coarse_serves = true;
+    plan->tries = false;
     if (policy == 0) return 0;
     const PolicyView view = ViewOf(attachment, policy);
     plan->structure = view.header().structure_hash;
@@ -345,6 +353,7 @@ void BuildDirect(const Attachment& attachment, const Shape& shape,
   plan->count = plan->value_count = shape.candidate_count;
   plan->arena_used = kArenaBytes;
   plan->coarse_serves = shape.coarse_serves;
+  plan->tries = false;
 }
 
 }  // namespace
@@ -415,7 +424,7 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
     int result = SLUICE_E_NO_RULE;
     for (uint32_t id = 0; id < view.rule_count(); ++id) {
       const RuleView& candidate = view.rule(id);
-      if (view.text(candidate.label) != label) continue;
+      if (view.text(candidate.label) != label || candidate.beside != shm::kNoRule) continue;
       const GroupView& group = view.group(candidate.numbers.group);
       if (group.key_count > 1 || (has_class && group.class_count == 0)) break;
       *rule = candidate.numbers;
@@ -429,6 +438,7 @@ int FindRule(const Attachment& attachment, std::string_view label, Rule* rule, R
       key->label_bytes = label.size();
       key->value_count = group.key_count;
       key->part = group.key_count == 1 ? view.key_part(group, 0) : KeyPartView{};
+      key->candidate = candidate.candidate;
       result = 0;
       break;
     }

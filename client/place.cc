@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "client/candidate.h"
 #include "client/check.h"
 #include "client/refund.h"
 
@@ -18,7 +19,7 @@ int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost
   const uint32_t holder = client->attacher.holder(a.generation);
   if (holder == 0) return AnswerDefault(client, 0, &place->decision);
   ctx.place_name = shm::places::NameOf(holder, client->attacher.NextNonce());
-  const int answer = CheckItems(ctx, plan.items, plan.count, plan.policy, cost, &place->decision);
+  const int answer = CheckPlan(ctx, plan, cost, &place->decision);
   if (answer > 0) place->name = ctx.place_name;
   return answer;
 }

@@ -35,7 +35,8 @@ struct Item {
   const Text* values;  // of the key, in order; in the caller's memory or the plan's arena
   uint64_t hash;
   uint32_t value_count;
-  bool folded;  // the name is too long for its slot's text: the values are hashed into one
+  bool folded;         // the name is too long for its slot's text: the values are hashed into one
+  uint16_t candidate;  // the rule that is tried beside it, kNoRule: none; where the plan tries any
 };
 
 // Self-referring once built (items point into rules, values and arena): never copied.
@@ -50,6 +51,7 @@ struct Plan {
   size_t value_count;
   size_t arena_used;
   bool coarse_serves;  // for every matched rule
+  bool tries;          // a limit beside that of a matched rule
   Item items[kMaxItems];
   union {                       // a rule's numbers have initialisers
     Rule rules[kMaxItems + 1];  // of items whose rule is nobody else's; one more to look at
@@ -74,6 +76,7 @@ struct RuleKey {
   size_t label_bytes;
   uint32_t value_count;  // 0 or 1
   shm::KeyPartView part;
+  uint16_t candidate;  // the rule that is tried beside it; kNoRule: none
 };
 // `label` may end with a class, see kClassMark. Returns 0, or SLUICE_E_NO_RULE: not in the policy,
 // no such class, or a key of several values.

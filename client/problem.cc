@@ -103,7 +103,7 @@ int sluice_problem_json(sluice_t* client, const sluice_decision_t* decision, cha
   if (a != nullptr && a->generation == decision->generation) {
     sluice::client::WriteViolated(*a, *decision, &fields);
   }
-  return fields.Text("]}").Finish();
+  return fields.Text(decision->banned != 0 ? "],\"banned\":true}" : "]}").Finish();
 }
 
 }  // extern "C"

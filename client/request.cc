@@ -96,6 +96,7 @@ class RequestCheck {
       if (denied_ == 0 && cost_ != 0 && !ctx_.is_looking()) decided = Commit(decided);
       if (decided != kAgain) return Answer(decided, decision);
     }
+    ctx_.denied_by = ~0u;
     ctx_.table.Count(shm::Counter::kGaveUp);
     return AnswerDefault(ctx_.client, 0, decision);
   }
@@ -193,13 +194,20 @@ class RequestCheck {
     }
   }
 
-  int Answer(size_t decided, sluice_decision_t* decision) {
-    // Each rule that says no counts the attempt: operators see who blocks, shares see the demand.
-    for (size_t i = 0; i < count_ && denied_ + shadow_ != 0 && !ctx_.is_looking(); ++i) {
+  // Each rule that says no counts the attempt: operators see who blocks, shares see the demand.
+  void NoteRefusals() {
+    ctx_.denied_by = 0;
+    for (size_t i = 0; i < count_; ++i) {
       const Attempt& attempt = attempts_[i];
-      if (attempt.outcome != Outcome::kDenied || attempt.overflow) continue;
+      if (attempt.outcome != Outcome::kDenied) continue;
+      if (!items_[i].rule->shadow) ctx_.denied_by |= 1u << i;
+      if (attempt.overflow || ctx_.is_looking()) continue;
       NoteRefusal(ctx_, items_[i], policy_, attempt);
     }
+  }
+
+  int Answer(size_t decided, sluice_decision_t* decision) {
+    if (denied_ + shadow_ != 0) NoteRefusals();
     if (decision != nullptr) {
       BeginDecision(*ctx_.attachment, policy_, denied_ == 0, &ctx_.time, decision);
       FillDecision(ctx_.time, *items_[decided].rule, attempts_[decided], decision);
@@ -212,6 +220,7 @@ class RequestCheck {
       for (size_t i = 0; i < count_; ++i) {
         RecordSpend(*items_[i].rule, attempts_[i], spent_[i], decision);
         RaiseLevel(ctx_.time, *items_[i].rule, attempts_[i], decision);
+        if (IsBanned(*items_[i].rule, attempts_[i])) decision->banned = 1;
         // A request of several queues goes on when the last of them lets it.
         if (denied_ != 0 || attempts_[i].outcome != Outcome::kAllowed) continue;
         decision->delay_ns = std::max(decision->delay_ns,

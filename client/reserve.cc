@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "client/candidate.h"
 #include "client/check.h"
 #include "client/refund.h"
 
@@ -165,8 +166,7 @@ int Reserve(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t es
             uint64_t hold_ns, sluice_reservation_t* r) {
   r->estimate = std::min(estimate, SmallestCapacity(plan));
   Context ctx(client, &a, plan.coarse_serves);
-  const int answer =
-      CheckItems(ctx, plan.items, plan.count, plan.policy, r->estimate, &r->decision);
+  const int answer = CheckPlan(ctx, plan, r->estimate, &r->decision);
   if (answer <= 0 || Hold(ctx, hold_ns, r)) return answer;
   sluice_refund(client, &r->decision);
   return AnswerDefault(client, SLUICE_E_FULL, &r->decision);
@@ -213,7 +213,8 @@ int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation, uin
   if (!sluice::client::TakeHold(*a, r, now_ns)) return 0;
   sluice::client::Context ctx(client, a, /*coarse_serves=*/false);
   sluice::client::Extra extra(ctx, r, actual > r.estimate ? actual - r.estimate : 0);
-  for (size_t i = 0; i < std::min<size_t>(r.decision.spend_count, sluice::client::kMaxItems); ++i) {
+  const size_t count = size_t{r.decision.spend_count} + r.decision.candidate_count;
+  for (size_t i = 0; i < std::min(count, sluice::client::kMaxItems); ++i) {
     const sluice_spend_t& spend = r.decision.spends[i];
     if ((spend.flags & sluice::client::kSpent) == 0) continue;
     if (actual > r.estimate) {

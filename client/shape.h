@@ -35,6 +35,7 @@ struct Candidate {
   uint8_t key_count;
   bool asks_values;  // conditions or tiers: which rule it is, if any, depends on them
   bool coarse_serves;
+  uint16_t tried;  // the rule that is tried beside `rule`; kNoRule: none
   shm::KeyPartView key[shm::kMaxKeyParts];
   uint8_t key_at[shm::kMaxKeyParts];  // index of the descriptor
 };

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "client/candidate.h"
 #include "client/check.h"
 #include "client/direct.h"
 #include "client/refund.h"
@@ -47,7 +48,7 @@ int LookAt(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cos
            sluice_decision_t* decision) {
   Absent absent;
   Context ctx(client, &a, plan.coarse_serves, &absent);
-  return CheckItems(ctx, plan.items, plan.count, plan.policy, cost, decision);
+  return CheckPlan(ctx, plan, cost, decision);
 }
 
 // True where a direct shape admitted the request. The policy word pairs with the daemon's store.
@@ -160,7 +161,7 @@ int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_
     return sluice::client::AnswerNoMatch(decision);
   }
   Context ctx(client, a, plan.coarse_serves);
-  return CheckItems(ctx, plan.items, plan.count, plan.policy, cost, decision);
+  return CheckPlan(ctx, plan, cost, decision);
 }
 
 int sluice_peek(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
@@ -210,8 +211,7 @@ int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t
         result = sluice::client::LookAt(client, *a, plans[i], 0, decision);
       } else {
         Context ctx(client, a, plans[i].coarse_serves);
-        result = CheckItems(ctx, plans[i].items, plans[i].count, plans[i].policy,
-                            requests[begin + i].cost, decision);
+        result = CheckPlan(ctx, plans[i], requests[begin + i].cost, decision);
       }
       allowed += result > 0 ? 1 : 0;
     }
@@ -221,20 +221,20 @@ int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t
 
 int sluice_refund(sluice_t* client, sluice_decision_t* decision) {
   if (client == nullptr || decision == nullptr) return SLUICE_E_ARGUMENT;
-  if (decision->spend_count > SLUICE_MAX_RULES_PER_REQUEST) return SLUICE_E_ARGUMENT;
+  const size_t count = size_t{decision->spend_count} + decision->candidate_count;
+  if (count > SLUICE_MAX_RULES_PER_REQUEST) return SLUICE_E_ARGUMENT;
   const Attachment* const a = client->attacher.current();
   if (decision->spend_count == 0) return 0;
   if (a == nullptr || a->generation != decision->generation) return SLUICE_E_STALE;
   const uint64_t now_ns = Clock::PreciseNs();
   int refunded = 0;
-  for (uint16_t i = 0; i < decision->spend_count; ++i) {
+  for (size_t i = 0; i < count; ++i) {
     sluice_spend_t& spend = decision->spends[i];
     if ((spend.flags & sluice::client::kSpent) == 0) continue;
     spend.flags = static_cast<uint16_t>(spend.flags & ~sluice::client::kSpent);
-    refunded +=
-        sluice::client::GiveBack(*a, decision->policy, spend, spend.cost_ns, spend.tokens, now_ns)
-            ? 1
-            : 0;
+    const bool is_back =
+        sluice::client::GiveBack(*a, decision->policy, spend, spend.cost_ns, spend.tokens, now_ns);
+    refunded += is_back && i < decision->spend_count ? 1 : 0;
   }
   return refunded;
 }

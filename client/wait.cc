@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "client/candidate.h"
 #include "client/check.h"
 
 namespace sluice::client {
@@ -116,7 +117,7 @@ int CheckWithPatience(sluice_t* client, const sluice_descriptor_t* descriptors, 
   Context ctx(client, a, /*coarse_serves=*/false);
   const uint64_t now_ns = ctx.time.now_ns();
   ctx.patience_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
-  const int answer = CheckItems(ctx, plan.items, plan.count, plan.policy, cost, d);
+  const int answer = CheckPlan(ctx, plan, cost, d);
   *beyond_ns = d->retry_after_ns;
   if (d->source == SLUICE_SOURCE_EMERGENCY) return answer;  // no turn is to be had
   for (size_t i = 0; i < plan.count; ++i) {

@@ -76,6 +76,10 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
     if (bucket.contains("held")) {
       absl::StrAppend(&notes, notes.empty() ? "" : ", ", HoldersText(bucket));
     }
+    if (bucket.value("banned_for_s", 0.0) > 0) {
+      absl::StrAppend(&notes, notes.empty() ? "" : ", ", "banned for another ",
+                      Seconds(bucket.at("banned_for_s")));
+    }
     const double reset_s = bucket.at("reset_after_s").get<double>();
     const char* const tokens = options.is_global ? "tokens" : "unreconciled_tokens";
     table.Row(

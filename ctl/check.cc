@@ -93,8 +93,11 @@ std::vector<std::pair<std::string, std::string>> Fields(sluice_t* client,
 nlohmann::json ToJson(sluice_t* client, const sluice_decision_t& d, int result,
                       uint64_t allowed_count, uint64_t count) {
   nlohmann::json json = {
-      {"allowed", d.allowed != 0},       {"level", LevelText(d.level)},
-      {"source", SourceText(d.source)},  {"checks", count},
+      {"allowed", d.allowed != 0},
+      {"level", LevelText(d.level)},
+      {"source", SourceText(d.source)},
+      {"banned", d.banned != 0},
+      {"checks", count},
       {"checks_allowed", allowed_count},
   };
   if (result < 0) json["error"] = sluice_strerror(result);
@@ -142,6 +145,8 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
     }
     std::cout << "  full again   in " << FormatDuration(d.reset_after_ns) << "\n";
   }
+  if (d.banned != 0)
+    std::cout << "  banned       by a rule's penalty; the way out: sluicectl unban\n";
   if (d.shadow != 0) std::cout << "  a shadow rule would have denied it\n";
   if (d.spend_count > 1) {
     std::cout << "  rules        ";

@@ -42,6 +42,8 @@ void AddCheck(CLI::App* root, Globals* globals);
 void AddBuckets(CLI::App* root, Globals* globals);
 void AddTop(CLI::App* root, Globals* globals);
 void AddChaos(CLI::App* root, Globals* globals);
+void AddPromote(CLI::App* root, Globals* globals);
+void AddUnban(CLI::App* root, Globals* globals);
 void AddReplay(CLI::App* root, Globals* globals);
 void AddCompletion(CLI::App* root, Globals* globals);
 

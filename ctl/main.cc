@@ -28,6 +28,8 @@ int main(int argc, char** argv) {
   AddBuckets(&app, &globals);
   AddTop(&app, &globals);
   AddChaos(&app, &globals);
+  AddPromote(&app, &globals);
+  AddUnban(&app, &globals);
   AddReplay(&app, &globals);
   AddCompletion(&app, &globals);
 

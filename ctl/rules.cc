@@ -59,6 +59,33 @@ std::string PriorityText(const json& priority) {
   return absl::StrCat(text, " ");
 }
 
+// What it would have denied stands beside what its rule denied: both of the same requests.
+std::string CandidateText(const json& candidate, uint64_t denied) {
+  std::string text = absl::StrCat(
+      "candidate ",
+      FormatLimit(candidate.at("limit").get<uint64_t>(), candidate.at("period_ns").get<uint64_t>()),
+      " burst ", candidate.at("burst").get<uint64_t>());
+  if (candidate.at("cost").get<uint64_t>() != 1) {
+    absl::StrAppend(&text, " cost ", candidate.at("cost").get<uint64_t>());
+  }
+  return absl::StrCat(text, " would deny ", candidate.at("would_deny").get<uint64_t>(), ", not ",
+                      denied, " ");
+}
+
+std::string PenaltyText(const json& penalty, uint64_t bans) {
+  std::string text;
+  if (penalty.at("after").get<uint64_t>() != 0) {
+    absl::StrAppend(&text, "bans for ", FormatDuration(penalty.at("for_ns").get<uint64_t>()),
+                    " after ", penalty.at("after").get<uint64_t>(), " denials in ",
+                    FormatDuration(penalty.at("within_ns").get<uint64_t>()), ": ", bans,
+                    " begun here ");
+  }
+  if (penalty.at("deny_costs").get<uint64_t>() != 0) {
+    absl::StrAppend(&text, "a denial costs ", penalty.at("deny_costs").get<uint64_t>(), " ");
+  }
+  return text;
+}
+
 absl::Status RunRules(const Globals& globals) {
   const absl::StatusOr<json> rules = AdminGetJson(globals, "/rules");
   if (!rules.ok()) return rules.status();
@@ -78,6 +105,12 @@ absl::Status RunRules(const Globals& globals) {
     }
     std::string notes;
     if (rule.at("priority").is_object()) notes += PriorityText(rule.at("priority"));
+    if (const json& candidate = rule.at("candidate"); candidate.is_object()) {
+      notes += CandidateText(candidate, rule.at("denied").get<uint64_t>());
+    }
+    if (const json& penalty = rule.at("penalty"); penalty.is_object()) {
+      notes += PenaltyText(penalty, rule.at("bans").get<uint64_t>());
+    }
     if (rule.at("shadow").get<bool>()) notes += "shadow ";
     const auto consistency = rule.at("consistency").get<std::string>();
     if (consistency != "approximate") notes += consistency + " ";

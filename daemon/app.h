@@ -66,6 +66,8 @@ class App : public admin::StatusSource {
   admin::DaemonStatus Status() const override;
   admin::RulesInForce Rules() const override { return book_->InForce(); }
   admin::ReloadResult Reload() override { return ReloadFile(false); }
+  std::string ConfigText() const override { return book_->text(); }
+  bool Unban(const std::string& bucket) override { return engine_->Unban(bucket); }
   absl::StatusOr<admin::Chaos> BeginChaos(const std::map<std::string, std::string>& asked) override;
   void EndChaos(uint64_t token) override;
   const shm::MappedBuckets& Buckets() const override { return segments_.buckets(); }

@@ -50,6 +50,7 @@ struct RuleCounts {
   uint64_t denied = 0;
   uint64_t degraded = 0;    // decided while the rule's shard was in emergency
   uint64_t near_limit = 0;  // buckets that came near the limit, each once in a period
+  uint64_t bans = 0;        // that this host's denials have begun
 };
 
 // Tokens on loan for strict rules, since start.
@@ -113,6 +114,10 @@ class Engine {
   virtual void SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) = 0;
   // True while the thread stands still by such an order. Cheap.
   virtual bool IsPaused() const = 0;
+
+  // Ends the ban of the bucket of this name ("label:value:..."), at the thread's next turn. False
+  // where too many wait for that.
+  virtual bool Unban(std::string bucket) = 0;
 
   // A last harvest and reconcile that takes at most `bound`, then ends the thread.
   virtual void Stop(absl::Duration bound) = 0;

@@ -113,6 +113,7 @@ absl::Status RuleBook::Publish(uint64_t now_ns) {
   if (!rules.ok()) return rules.status();
   rules->AddRegions(wanted_);
   rules->AddPrivacy(wanted_);
+  rules->AddPenalties(wanted_);
   rules->AddCalendars(calendars_.tables());
   in_force_.rules = std::make_shared<const config::CompiledRules>(*std::move(rules));
   in_force_.config = std::make_shared<const config::Config>(wanted_);
@@ -128,6 +129,7 @@ absl::Status RuleBook::PublishFirst(uint64_t now_ns) {
   if (read.ok()) {
     former->AddRegions(wanted_);
     former->AddPrivacy(wanted_);
+    former->AddPenalties(wanted_);
     former_ = std::make_shared<const config::CompiledRules>(*std::move(former));
   }
   absl::Status status = Publish(now_ns);

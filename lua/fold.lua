@@ -3,13 +3,15 @@
 -- KEYS[1]  the shard's hash: one field a bucket, and
 --            h:<instance>  "seq time_us"  the last batch of that daemon applied here
 --            s:            tokens ever counted in this hash (the books' other side)
---          a bucket's field: "tat_us tokens gen d0 d1 n0 n1", of a window with " end_us cur prev"
+--          a bucket's field: "tat_us tokens gen d0 d1 n0 n1", of a window with " end_us cur prev",
+--            under a penalty with " p denied since_us until_us"
 --            tat_us        global theoretical arrival time, may stand in debt; of a window: until
 --                          when its count weighs
 --            tokens        tokens counted since the field was made
 --            gen d0 d1 n0 n1   demand (milli-tokens/s) and hosts of this and the last generation
 --            end_us cur prev   of a window: its end (0: none is open), tokens counted in it and in
 --                          the one before it (sliding windows)
+--            denied since_us until_us   denials since then, and the end of the ban (0: none was)
 -- ARGV     1 late_us     how long ago the rest was frozen, when it is sent again; else 0
 --          2 known       the last seq that the daemon takes this hash to know; -1: whatever it knows
 --          3 instance    random, made at each daemon start
@@ -19,6 +21,8 @@
 --          7 rules       R, then R times: tau_us debt_max_us rate (milli-tokens/s); of windows:
 --                          length_us, -1 (fixed) or -2 (sliding), rate
 --            of windows by the calendar -3, and length_us is the longest
+--            under a penalty debt_max_us is "debt_max_us after within_us for_us deny_us unit_us":
+--            denials, the time for them, a ban's length, what a denial and a request cost
 --          then for each bucket 8: field rule(1..R) cost_us tokens age_us d dprev gen
 --            field       or several with a NUL between: its name, and those of before, of which one
 --                          that is there is taken over
@@ -30,11 +34,14 @@
 --            host's window had left when frozen; less than 0: it was over. By the calendar: "cur
 --            begin known", and age_us the end, both microseconds of Unix time, the same on all hosts;
 --            known: tokens of that window that were told before, where this hash may have lost them
+--          under a penalty cost_us is "cost_us denied ban_us": denials, and what is left of a ban that
+--            the host has begun by itself when frozen (0: none; less: an operator ends the ban)
 --          (of windows by the calendar prev, here and in the reply, is their begin)
 -- Reply    outcome (1: applied; 0: seq was known; 2: batches before it are missing here; nothing was
 --          written but for 1), seq known before (-1: none), now_us, gen, then for each bucket 3:
 --          debt_us, demand of all (milli-tokens/s), hosts; of a window the time left in place of
---          debt_us (0: none is open). After all buckets, for each of a window 2: cur prev
+--          debt_us (0: none is open). After all buckets, for each of a window 2: cur prev; under a
+--          penalty 2: ban_us (0: none), 1 where this batch began it
 --
 -- A batch is refused where an earlier one that the daemon still has is missing: after a failover it
 -- sends all of them again in order, under their old numbers. So a seq that is known stands for all
@@ -139,21 +146,33 @@ local at = #fields
 local sum = tonumber(stored[2] or '0')
 local created = 0
 local longest = 0
-local windows = 4 + 3 * count -- where the reply of windows goes on
+local more = 4 + 3 * count -- where the reply of windows and penalties goes on
 
 for i = 1, count do
   local a = first + 8 * (i - 1)
   local r = 8 + 3 * (tonumber(ARGV[a + 1]) - 1)
   local tau, debt_max = tonumber(ARGV[r]), tonumber(ARGV[r + 1])
+  local after, within, bans, deny, unit
+  if not debt_max then
+    debt_max, after, within, bans, deny, unit =
+      match(ARGV[r + 1], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+    debt_max, after, within = tonumber(debt_max), tonumber(after), tonumber(within)
+    bans, deny, unit = tonumber(bans), tonumber(deny), tonumber(unit)
+  end
   local is_window, slides, is_dated = debt_max < 0, debt_max == -2, debt_max == -3
   local tat, tokens, g, d0, d1, n0, n1, stop, cur, prev
+  local denied, since, stays, began = 0, 0, 0, 0 -- stays: until when it is banned
   if stored[i + 2] then
     local rest
     tat, tokens, g, d0, d1, n0, n1, rest =
       match(stored[i + 2], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)(.*)$')
     tat, tokens, g = tonumber(tat), tonumber(tokens), tonumber(g)
     d0, d1, n0, n1 = tonumber(d0), tonumber(d1), tonumber(n0), tonumber(n1)
-    if rest and rest ~= '' then
+    if rest and string.sub(rest, 1, 3) == ' p ' then
+      denied, since, stays = match(rest, '^ p (%S+) (%S+) (%S+)$')
+      denied, since, stays = tonumber(denied), tonumber(since), tonumber(stays)
+      if not after and stays > now then tat = 0 end -- its rule bans nobody any more
+    elseif rest and rest ~= '' then
       stop, cur, prev = match(rest, '^ (%S+) (%S+) (%S+)$')
       stop, cur, prev = tonumber(stop), tonumber(cur), tonumber(prev)
     end
@@ -180,7 +199,12 @@ for i = 1, count do
   end
   if apply then
     local used = tonumber(ARGV[a + 3])
-    local cost = is_window and 0 or tonumber(ARGV[a + 2])
+    local cost, fresh, ban = ARGV[a + 2], 0, 0
+    if after then
+      cost, fresh, ban = match(cost, '^(%S+) (%S+) (%S+)$')
+      fresh, ban = tonumber(fresh), tonumber(ban)
+    end
+    cost = is_window and 0 or tonumber(cost)
     if is_window then
       local open, before, known = match(ARGV[a + 2], '^(%S+) (%S+) ?(%S*)$')
       open, before, known = tonumber(open), tonumber(before), tonumber(known) or 0
@@ -198,6 +222,19 @@ for i = 1, count do
     else
       tat = max(tat + cost, min(tat, now))
     end
+    local at_us = now - late
+    if ban < 0 then
+      tat, denied, stays = 0, 0, 0
+    elseif ban > 0 then
+      stays = max(stays, at_us + ban)
+    end
+    -- Denials of a bucket that is banned are the ban's, and lengthen nothing.
+    if fresh > 0 and stays <= now then
+      if deny > 0 then tat = max(tat, now) + fresh * deny end
+      if denied == 0 or at_us > since + within then denied, since = 0, at_us end
+      denied = denied + fresh
+      if after > 0 and denied >= after then denied, stays, began = 0, at_us + bans, 1 end
+    end
     tokens = tokens + used
     sum = sum + used
     local said = tonumber(ARGV[a + 7])
@@ -211,8 +248,13 @@ for i = 1, count do
   if is_window then
     tat = stop == 0 and 0 or (slides and stop + tau or stop)
   else
-    -- After a failover TIME may go back: a TAT is never believed beyond the bound.
+    -- After a failover TIME may go back: a TAT is never believed beyond the bound, nor a ban.
     tat = min(tat, now + tau + debt_max)
+    if after then
+      stays = min(stays, now + bans)
+      -- A ban is debt: at its end one request's cost has come back, whatever was used or given back.
+      if stays > now then tat = stays + tau - unit end
+    end
   end
   local debt = max(0, tat - now)
   longest = max(longest, debt)
@@ -221,6 +263,8 @@ for i = 1, count do
     fields[at + 2] = format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f', tat, tokens, gen, d0, d1, n0, n1)
     if is_window then
       fields[at + 2] = fields[at + 2] .. format(' %.0f %.0f %.0f', stop, cur, prev)
+    elseif after then
+      fields[at + 2] = fields[at + 2] .. format(' p %.0f %.0f %.0f', denied, since, stays)
     end
     at = at + 2
   end
@@ -230,8 +274,11 @@ for i = 1, count do
   reply[b + 3] = max(1, n0 + n1)
   if is_window then
     reply[b + 1] = max(0, stop - now)
-    windows = windows + 2
-    reply[windows - 1], reply[windows] = cur, prev
+    more = more + 2
+    reply[more - 1], reply[more] = cur, prev
+  elseif after then
+    more = more + 2
+    reply[more - 1], reply[more] = max(0, floor(stays - now)), began
   end
 end
 

@@ -170,6 +170,7 @@ namespace aux {
 inline constexpr uint32_t kShareOne = 1u << 16;
 inline constexpr uint64_t kDirty = 1ull << 16;       // first thing a check looks at
 inline constexpr uint64_t kTextWanted = 1ull << 17;  // the daemon has no valid text for this slot
+inline constexpr uint64_t kBanned = 1ull << 18;      // the daemon's: its debt is a penalty's ban
 inline constexpr uint64_t kFlagsMask = 0xfull << 16;
 inline constexpr uint64_t Make(uint32_t inv_share, uint32_t shard, uint16_t rule) {
   return (uint64_t{inv_share} << 32) | (uint64_t{shard & 0xfff} << 20) | rule;

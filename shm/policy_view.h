@@ -12,7 +12,9 @@
 //            KeyPartView[] | ClassView[] | StringRef[] (one-of lists) | string bytes
 //
 // A *group* is one rule of the configuration: its conditions and key. A *rule* is a group at one
-// tier: a limit. The group without tiers has one rule, its base. Rule ids index RuleView[] and are
+// tier: a limit. The group without tiers has one rule, its base. Behind the rules of all groups
+// stand their *candidates*: limits that are tried beside theirs, and matched by way of them. Rule
+// ids index RuleView[] and are
 // valid within one policy only; across policies a rule is known by its label, "name" or
 // "name@tier". Policies of equal structure_hash match alike and name alike: what was matched under
 // one holds under the other, at the same rule ids, and only RuleNumbers are to be read anew.
@@ -140,6 +142,7 @@ struct RuleNumbers {
   uint8_t strict : 1;    // consistency: strict; a lease without it may overdraw
   uint8_t alert : 1;     // raise an alert when this rule degrades
   uint8_t shadow : 1;    // count, never deny
+  uint8_t penal : 1;     // denials are counted towards a ban, which limit.debt_max_ns has room for
   uint8_t near_percent;  // of what may be used, from which on an answer says `near`, 1..100
   uint8_t soft_percent;  // likewise, `soft`; 0: the rule has no such level
   Kind kind;
@@ -190,10 +193,13 @@ inline bool CoarseServes(const RuleNumbers& rule, uint64_t step_ns) {
 struct RuleView {
   RuleNumbers numbers;
   uint64_t hash_seed;  // HashValue(salt, label, 0): heads the chain over the key's values
-  StringRef label;     // "name" or "name@tier"
+  StringRef label;     // "name" or "name@tier"; of a candidate with its mark behind it
   StringRef tier;      // the tier's value
+  uint16_t candidate;  // the rule that is tried beside this one; kNoRule: none
+  uint16_t beside;     // of a candidate: the rule that is in force; else kNoRule
+  uint8_t reserved[4];
 };
-static_assert(sizeof(RuleView) == 120);
+static_assert(sizeof(RuleView) == 128);
 
 // Cheap index of descriptor names; not a defence, names come from the configuration.
 inline uint32_t NameSlot(std::string_view name) {

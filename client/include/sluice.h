@@ -93,7 +93,8 @@ typedef struct sluice_spend {
 
 typedef struct sluice_decision {
   int32_t allowed;    /* 1 or 0; the same as the function's result unless that is negative */
-  uint16_t source;    /* enum sluice_source */
+  uint8_t source;     /* enum sluice_source */
+  uint8_t banned;     /* 1: denied by a rule's ban (`penalty`), which retry_after_ns outlasts */
   uint8_t shadow;     /* 1: a shadow rule would have denied; `allowed` is not changed by it */
   uint8_t level;      /* enum sluice_level; OK where no rule decided */
   uint64_t limit;     /* of the deciding rule: tokens per period; 0 when no rule decided */
@@ -109,8 +110,9 @@ typedef struct sluice_decision {
   uint64_t policy;
   uint64_t generation;
   uint16_t rule; /* index of the deciding rule; 0xffff: none */
-  uint16_t spend_count;
-  uint32_t lag_ns; /* now_ns may be this much behind */
+  uint8_t spend_count;
+  uint8_t candidate_count; /* further spends behind those: of limits that are only tried */
+  uint32_t lag_ns;         /* now_ns may be this much behind */
   sluice_spend_t spends[SLUICE_MAX_RULES_PER_REQUEST];
 } sluice_decision_t;
 

@@ -55,6 +55,8 @@ class Decision {
   Level level() const { return static_cast<Level>(raw_.level); }
   // 200, 429, or 503 where Redis or the daemon is away and that is why.
   int http_status() const { return sluice_http_status(&raw_); }
+  // Denied by a ban of a rule's `penalty`; retry_after() tells its end.
+  bool is_banned() const { return raw_.banned != 0; }
   bool shadow_denied() const { return raw_.shadow != 0; }
   // 0, or one of enum sluice_error: then the answer is the client's default.
   int error() const { return error_; }

@@ -87,6 +87,16 @@ void AddPlaces(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen,
   (*out)["holders"] = std::move(list);
 }
 
+// At its end one request's cost has come back. The flag is for people: orders nothing.
+double BanLeftS(const shm::Slot& slot, uint64_t word, const config::CompiledRule& rule,
+                uint64_t now_ns) {
+  const shm::Limit& limit = rule.limit;
+  const uint64_t unit_ns = shm::CostNs(rule.cost, limit.period_ns, limit.limit);
+  const uint64_t end_ns = word - std::min(word, limit.tau_ns - std::min(limit.tau_ns, unit_ns));
+  const bool is_banned = (slot.aux.load(std::memory_order_relaxed) & shm::aux::kBanned) != 0;
+  return is_banned && end_ns > now_ns ? static_cast<double>(end_ns - now_ns) * 1e-9 : 0.0;
+}
+
 // Counts for people: orders nothing.
 void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,
               const config::CompiledRule& rule, const shm::HolderCell* holders, uint64_t now_ns,
@@ -132,6 +142,9 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
     (*out)["held_for_s"] =
         m.remaining == 0 || end_ns < now_ns ? 0.0 : static_cast<double>(end_ns - now_ns) * 1e-9;
     (*out)["more_in_s"] = more_ns <= now_ns ? 0.0 : static_cast<double>(more_ns - now_ns) * 1e-9;
+  }
+  if (rule.penalty.is_any()) {
+    (*out)["banned_for_s"] = BanLeftS(buckets.slots()[slot], seen.word, rule, now_ns);
   }
   (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
   (*out)["remaining"] = remaining;

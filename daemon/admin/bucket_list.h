@@ -23,9 +23,9 @@ struct BucketQuery {
 // limit, period_ns, burst, reset_after_s, denying, unreconciled_tokens, denied_pending}]}. A bucket
 // of tokens on loan also has consistency, held_for_s (what remains is on loan for so long) and
 // more_in_s (before which nothing more comes); one of requests in flight held and holders, [{pid,
-// places}], the pid 0 where it is not seen from here (`holders` null: none are listed). A bucket
-// whose rule is gone has only name, rule and
-// shard. Thread-safe.
+// places}], the pid 0 where it is not seen from here (`holders` null: none are listed); one
+// under a penalty banned_for_s. A bucket whose rule is gone has only name, rule and shard.
+// Thread-safe.
 nlohmann::ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& buckets,
                                     const shm::SegmentInfo& info, const shm::HolderCell* holders,
                                     const config::CompiledRules& rules, uint64_t now_ns);

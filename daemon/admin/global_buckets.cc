@@ -200,6 +200,13 @@ class Lister {
           static_cast<uint64_t>(std::max<int64_t>(UsedOfWindow(*rule, parts, now_us), 0));
       remaining = limit.limit - std::min(used, limit.limit);
     }
+    if (rule->penalty.is_any()) {
+      // Behind a mark, as lua/fold.lua keeps them: denials, since when, until when it is banned.
+      int64_t until_us = 0;
+      const bool has_ban = parts.size() == 11 && parts[7] == "p" &&
+                           absl::SimpleAtoi(parts[10], &until_us) && until_us > now_us;
+      (*out)["banned_for_s"] = has_ban ? static_cast<double>(until_us - now_us) * 1e-6 : 0.0;
+    }
     (*out)["algorithm"] = config::AlgorithmName(rule->kind, rule->max_delay_ns);
     (*out)["remaining"] = remaining;
     (*out)["limit"] = limit.limit;

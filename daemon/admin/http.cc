@@ -14,6 +14,8 @@
 #include "daemon/admin/global_buckets.h"
 #include "daemon/admin/metrics.h"
 #include "daemon/admin/status_json.h"
+#include "daemon/config/promote.h"
+#include "shm/hash.h"
 
 namespace sluice::admin {
 namespace {
@@ -27,7 +29,8 @@ constexpr std::chrono::milliseconds kChaosLook{100};  // for one who has left
 constexpr char kHelp[] =
     "sluice's admin socket\n"
     "GET  /metrics\nGET  /status\nGET  /rules\n"
-    "GET  /buckets?prefix=TEXT&limit=N&scope=local|global\nPOST /reload\n"
+    "GET  /buckets?prefix=TEXT&limit=N&scope=local|global\n"
+    "GET  /promotion?rule=LABEL\nPOST /reload\nPOST /unban?bucket=NAME\n"
     "POST /chaos?fault=NAME&by=DURATION&for=DURATION&share=PERCENT&rules=NAMES\n";
 
 // Names of buckets are bytes, not always UTF-8: what is not is replaced.
@@ -76,6 +79,41 @@ void Reload(StatusSource& source, httplib::Response& response) {
        result.ok ? 200 : 422);
 }
 
+void Unban(StatusSource& source, const httplib::Request& request, httplib::Response& response) {
+  const std::string bucket = request.get_param_value("bucket");
+  const std::string label = bucket.substr(0, bucket.find(':'));
+  const RulesInForce in_force = source.Rules();
+  const config::CompiledRule* const rule = in_force.rules->Find(label);
+  if (rule == nullptr || rule->penalty.after == 0) {
+    return SendError(response, 404,
+                     "bucket: write a name as `sluicectl buckets` shows it, of a rule with a "
+                     "`penalty` that bans");
+  }
+  if (!source.Unban(bucket)) return SendError(response, 503, "too many at once; try again");
+  Send(response, {{"bucket", bucket}, {"over_all_hosts", in_force.config->redis.has_value()}});
+}
+
+// What is to be changed in the file: whoever asks may write it, the daemon need not.
+void Promotion(StatusSource& source, const httplib::Request& request, httplib::Response& response) {
+  const std::string path = source.Status().config.path;
+  const std::string text = source.ConfigText();
+  const auto promotion = config::Promote(text, path, request.get_param_value("rule"));
+  if (!promotion.ok()) {
+    const int code = absl::IsInvalidArgument(promotion.status()) ? 404 : 409;
+    return SendError(response, code, std::string(promotion.status().message()));
+  }
+  ordered_json edits = ordered_json::array();
+  for (const config::TextEdit& edit : promotion->edits) {
+    edits.push_back({{"at", edit.at}, {"from", edit.from}, {"to", edit.to}});
+  }
+  Send(response, {{"path", path},
+                  {"bytes", text.size()},
+                  {"fnv1a", absl::StrFormat("%016x", shm::Fnv1a(text))},
+                  {"now", promotion->now},
+                  {"then", promotion->then},
+                  {"edits", edits}});
+}
+
 }  // namespace
 
 AdminServer::AdminServer(StatusSource* source)
@@ -96,7 +134,9 @@ void AdminServer::AddRoutes() {
     Send(r, RulesJson(source_->Rules(), source_->Status().engine));
   });
   server_->Get("/buckets", [this](const Request& q, Response& r) { Buckets(*source_, q, r); });
+  server_->Get("/promotion", [this](const Request& q, Response& r) { Promotion(*source_, q, r); });
   server_->Post("/reload", [this](const Request&, Response& r) { Reload(*source_, r); });
+  server_->Post("/unban", [this](const Request& q, Response& r) { Unban(*source_, q, r); });
   server_->Post("/chaos", [this](const Request& q, Response& r) { Chaos(q, r); });
   server_->set_error_handler([](const Request& q, Response& r) {
     if (r.body.empty()) SendError(r, r.status, absl::StrCat("no ", q.method, " ", q.path));

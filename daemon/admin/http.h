@@ -3,8 +3,12 @@
 //   GET  /metrics                                        Prometheus text (metrics.h)
 //   GET  /status  /rules                                 JSON (status_json.h)
 //   GET  /buckets?prefix=&limit=&scope=local|global      JSON (bucket_list.h, global_buckets.h)
+//   GET  /promotion?rule=LABEL                           JSON {path, bytes, fnv1a, now, then,
+//                                                        edits[{at, from, to}]}: what to change in
+//                                                        the file for its candidate to be in force
 //   POST /reload                                         JSON {ok, problems[], warnings[]}; 422
 //                                                        when the file is bad
+//   POST /unban?bucket=NAME                              JSON {bucket, over_all_hosts}
 //   POST /chaos?fault=&by=&for=&share=&rules=            a line of JSON a second until it ends; it
 //                                                        ends with the connection too
 // Errors are JSON: {"error": "..."}.

@@ -35,6 +35,10 @@ constexpr MetricSpec kMetrics[] = {
      "a "
      "period. Not of rules whose limit is lent.",
      "rule"},
+    {"sluice_bans_total", kCounter,
+     "Bans that this host's denials have begun, by rules with a `penalty`; over all hosts each ban "
+     "counts once.",
+     "rule"},
     {"sluice_unreconciled_age_seconds", kGauge,
      "Age of the oldest use that Redis does not know yet; 0 without Redis.", ""},
     {"sluice_shard_mode", kGauge, "Per virtual shard: 0 healthy, 1 stale, 2 emergency.", "shard"},
@@ -201,6 +205,10 @@ void AddRules(const EngineSnapshot& engine, Page* page) {
   page->Of("sluice_near_limit_total");
   for (const RuleCounts& rule : engine.rules) {
     page->Add({rule.label}, static_cast<double>(rule.near_limit));
+  }
+  page->Of("sluice_bans_total");
+  for (const RuleCounts& rule : engine.rules) {
+    page->Add({rule.label}, static_cast<double>(rule.bans));
   }
 }
 

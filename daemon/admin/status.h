@@ -78,6 +78,10 @@ class StatusSource {
   virtual DaemonStatus Status() const = 0;
   virtual RulesInForce Rules() const = 0;
   virtual ReloadResult Reload() = 0;
+  // The text of the configuration in force.
+  virtual std::string ConfigText() const = 0;
+  // Ends the ban of a bucket; false where too many wait for that.
+  virtual bool Unban(const std::string& bucket) = 0;
   // See daemon/chaos/order.h for what is asked and refused; one at a time.
   virtual absl::StatusOr<Chaos> BeginChaos(const std::map<std::string, std::string>& asked) = 0;
   // Ends that one, where it is still in force.

@@ -184,6 +184,35 @@ ordered_json PriorityJson(const config::RuleConfig& rule) {
           {"otherwise", rule.priority->otherwise}};
 }
 
+ordered_json PenaltyJson(const config::PenaltyConfig& penalty) {
+  if (!penalty.is_any()) return nullptr;
+  return {{"after", penalty.after},
+          {"within_ns", penalty.within_ns},
+          {"for_ns", penalty.for_ns},
+          {"deny_costs", penalty.deny_costs}};
+}
+
+RuleCounts CountsOf(const EngineSnapshot& engine, const std::string& label) {
+  for (const RuleCounts& known : engine.rules) {
+    if (known.label == label) return known;
+  }
+  return {};
+}
+
+// `candidate` null: the rule has none.
+ordered_json CandidateJson(const config::CompiledRule* candidate, const EngineSnapshot& engine) {
+  if (candidate == nullptr) return nullptr;
+  const RuleCounts counts = CountsOf(engine, candidate->label);
+  return {{"label", candidate->label},
+          {"limit", candidate->limit.limit},
+          {"period_ns", candidate->limit.period_ns},
+          {"burst", candidate->limit.burst},
+          {"cost", candidate->cost},
+          {"max_delay_ns", candidate->max_delay_ns},
+          {"would_allow", counts.allowed},
+          {"would_deny", counts.denied}};
+}
+
 ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig& from,
                       const RuleCounts& counts) {
   ordered_json match = ordered_json::array();
@@ -221,7 +250,9 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
           {"allowed", counts.allowed},
           {"denied", counts.denied},
           {"degraded", counts.degraded},
-          {"near_limit", counts.near_limit}};
+          {"near_limit", counts.near_limit},
+          {"penalty", PenaltyJson(rule.penalty)},
+          {"bans", counts.bans}};
 }
 
 }  // namespace
@@ -285,11 +316,10 @@ ordered_json RulesJson(const RulesInForce& in_force, const EngineSnapshot& engin
   ordered_json rules = ordered_json::array();
   for (const config::CompiledRule& rule : in_force.rules->rules()) {
     if (rule.group >= in_force.config->rules.size()) continue;
-    RuleCounts counts;
-    for (const RuleCounts& known : engine.rules) {
-      if (known.label == rule.label) counts = known;
-    }
-    rules.push_back(RuleJson(rule, in_force.config->rules[rule.group], counts));
+    if (rule.is_candidate()) continue;  // stands with its rule
+    rules.push_back(
+        RuleJson(rule, in_force.config->rules[rule.group], CountsOf(engine, rule.label)));
+    rules.back()["candidate"] = CandidateJson(in_force.rules->ById(rule.candidate), engine);
   }
   return {{"policy_seq", in_force.rules->seq()}, {"rules", rules}};
 }

@@ -20,7 +20,8 @@
 // /rules   policy_seq, rules[{label, name, tier, limit, period_ns, burst, cost, algorithm,
 //          max_delay_ns, match[{descriptor, op, values[]}], key[], consistency, wait_ns, shadow,
 //          when_degraded {mode, factor, for_ns, then, then_factor, alert}, allowed, denied,
-//          degraded}]
+//          degraded, penalty: null, or {after, within_ns, for_ns, deny_costs}, bans, candidate:
+//          null, or {label, limit, period_ns, burst, cost, max_delay_ns, would_allow, would_deny}}]
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -27,6 +27,15 @@ void CompiledRules::AddRegions(const Config& config) {
   }
 }
 
+void CompiledRules::AddPenalties(const Config& config) {
+  for (CompiledRule& rule : rules_) {
+    const std::string name = RuleName(rule.label);
+    for (const RuleConfig& written : config.rules) {
+      if (written.name == name && !rule.is_candidate()) rule.penalty = written.penalty;
+    }
+  }
+}
+
 void CompiledRules::AddPrivacy(const Config& config) {
   for (const RuleConfig& written : config.rules) {
     if (!written.IsPrivate() || config.privacy.keys == nullptr) continue;

@@ -42,6 +42,8 @@ class Builder {
   void AddKey(const RuleConfig& rule, GroupView* group);
   void AddPriority(const PriorityConfig& priority, GroupView* group);
   void AddRule(const RuleConfig& rule, const TierConfig* tier);
+  RuleView MakeRule(const RuleConfig& rule, const TierConfig* tier, const LimitConfig& limit,
+                    const std::string& label);
   void AddNameIndex(PolicyHeader* header) const;
 
   const shm::HashKey& salt_key_;
@@ -50,7 +52,7 @@ class Builder {
   std::vector<std::string> names_;
   std::vector<GroupView> groups_;
   std::vector<RuleView> rules_;
-  std::vector<std::string> labels_;  // of rules_
+  std::vector<RuleView> candidates_;  // behind rules_, once those are whole
   std::vector<ConditionView> conditions_;
   std::vector<KeyPartView> key_parts_;
   std::vector<ClassView> classes_;
@@ -123,10 +125,10 @@ void Builder::AddPriority(const PriorityConfig& priority, GroupView* group) {
   }
 }
 
-void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
-  const LimitConfig& limit = tier == nullptr ? *rule.limit : tier->limit;
+// Its place among the rules is not known yet.
+RuleView Builder::MakeRule(const RuleConfig& rule, const TierConfig* tier, const LimitConfig& limit,
+                           const std::string& label) {
   const DegradedConfig& degraded = tier == nullptr ? rule.degraded : tier->degraded;
-  const std::string label = RuleLabel(rule, tier);
   RuleView view{};
   shm::RuleNumbers& numbers = view.numbers;
   const bool is_window = shm::IsWindow(rule.kind);
@@ -149,13 +151,17 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
                         : limit.calendar;
   numbers.factor_q16 = FactorQ16(degraded.factor);
   numbers.then_factor_q16 = FactorQ16(degraded.then_factor);
-  numbers.id = static_cast<uint16_t>(rules_.size());
   numbers.group = static_cast<uint16_t>(groups_.size());
   numbers.mode = degraded.mode;
   numbers.then_mode = degraded.then;
   numbers.strict = rule.strict ? 1 : 0;
   numbers.alert = degraded.alert ? 1 : 0;
   numbers.shadow = rule.shadow ? 1 : 0;
+  if (rule.penalty.is_any()) {
+    numbers.penal = 1;
+    numbers.limit.debt_max_ns = std::max(numbers.limit.debt_max_ns, rule.penalty.for_ns);
+    Text(rule.penalty.ToString());  // stands in no other way in what hosts compare
+  }
   numbers.near_percent = rule.near_percent;
   numbers.soft_percent = rule.soft_percent;
   uint64_t seed = is_window ? shm::window::HashSeed(limit.limit, limit.period_ns) : 0;
@@ -168,12 +174,33 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   view.hash_seed = shm::HashValue(salt_key_, label, seed);
   view.label = Text(label);
   view.tier = Text(tier == nullptr ? std::string() : tier->tier);
-  rules_.push_back(view);
-  labels_.push_back(label);
+  view.candidate = view.beside = shm::kNoRule;
+  return view;
+}
+
+void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
+  const std::string label = RuleLabel(rule, tier);
+  const std::optional<LimitConfig>& tried = tier == nullptr ? rule.candidate : tier->candidate;
+  rules_.push_back(MakeRule(rule, tier, tier == nullptr ? *rule.limit : tier->limit, label));
+  rules_.back().numbers.id = static_cast<uint16_t>(rules_.size() - 1);
+  if (!tried) return;
+  candidates_.push_back(MakeRule(rule, tier, *tried, label + std::string(kCandidateMark)));
+  RuleView& candidate = candidates_.back();
+  candidate.beside = rules_.back().numbers.id;
+  // Others than its rule's: an alarm is of what is in force, and retries are told by it.
+  candidate.numbers.shadow = 1;
+  candidate.numbers.alert = 0;
+  candidate.numbers.spread_s = 0;
+  candidate.numbers.penal = 0;
+  candidate.numbers.limit.debt_max_ns =
+      rule.penalty.is_any()
+          ? shm::MakeLimit(tried->limit, tried->period_ns, tried->burst).debt_max_ns
+          : candidate.numbers.limit.debt_max_ns;
 }
 
 absl::Status Builder::Add(const RuleConfig& rule) {
-  const size_t rule_count = rules_.size() + rule.tiers.size() + (rule.limit ? 1 : 0);
+  size_t rule_count = rules_.size() + candidates_.size();
+  ForEachLimit(rule, [&](const LimitConfig*) { ++rule_count; });
   if (rule_count > shm::kMaxRules) {
     return absl::ResourceExhaustedError(Cat("with rule `", rule.name, "` there are ", rule_count,
                                             " limits, ", rule_count - shm::kMaxRules,
@@ -229,6 +256,11 @@ void Append(const std::vector<T>& items, std::string* bytes) {
 }
 
 absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
+  for (RuleView& candidate : candidates_) {
+    candidate.numbers.id = static_cast<uint16_t>(rules_.size());
+    rules_[candidate.beside].candidate = candidate.numbers.id;
+    rules_.push_back(candidate);
+  }
   std::vector<StringRef> name_refs;
   for (const std::string& name : names_) name_refs.push_back(Text(name));
 
@@ -367,7 +399,9 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .alert = n.alert != 0,
                                .near_percent = n.near_percent,
                                .key_count = view.group(n.group).key_count,
-                               .calendar_place = shm::CalendarOf(n)});
+                               .calendar_place = shm::CalendarOf(n),
+                               .candidate = rule.candidate,
+                               .beside = rule.beside});
     compiled.by_label_.emplace(compiled.rules_.back().label, static_cast<uint16_t>(id));
     compiled.max_debt_ns_ = std::max(compiled.max_debt_ns_, n.limit.tau_ns + n.limit.debt_max_ns);
   }

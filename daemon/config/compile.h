@@ -2,7 +2,8 @@
 // shm/policy_view.h reads them, and into a table that the daemon looks rules up in by label.
 //
 // Order: groups stand in the order of the file; a group's rules are its tiers in the order of the
-// file, then its base. Everything here is pure and thread-compatible.
+// file, then its base; candidates stand behind all of them. Everything here is pure and
+// thread-compatible.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +42,7 @@ absl::Status VerifyPolicy(std::string_view bytes);
 struct CompiledRule {
   uint16_t id = 0;     // index of its RuleView
   uint16_t group = 0;  // index of its GroupView and of Config::rules
-  std::string label;   // "name" or "name@tier"
+  std::string label;   // "name" or "name@tier"; of a candidate with kCandidateMark behind it
   uint64_t hash_seed = 0;
   shm::Limit limit;
   uint32_t cost = 1;          // tokens per unit of a request's cost
@@ -60,11 +61,16 @@ struct CompiledRule {
   uint32_t key_count = 0;  // values that a bucket name of this rule has
   // Where its buckets are at home. Null: in the host's own cluster.
   std::shared_ptr<const Home> home = nullptr;
-  bool exchanged = false;       // its use is told to the clusters of all regions
-  uint32_t calendar_place = 0;  // of a fixed window, from 1; 0: it follows none
+  bool exchanged = false;             // its use is told to the clusters of all regions
+  PenaltyConfig penalty;              // none of a candidate
+  uint32_t calendar_place = 0;        // of a fixed window, from 1; 0: it follows none
+  uint16_t candidate = shm::kNoRule;  // the id of its candidate; kNoRule: none
+  uint16_t beside = shm::kNoRule;     // of a candidate: the id of the rule in force
   // What is published of it; null without one.
   std::shared_ptr<const CalendarTable> calendar = nullptr;
   std::shared_ptr<const Privacy> privacy = nullptr;  // null: nothing of its key is private
+
+  bool is_candidate() const { return beside != shm::kNoRule; }
 
   // Under which a bucket of this name stands in the table.
   uint64_t HashOf(const shm::ParsedName& name, const shm::HashKey& key) const {
@@ -85,6 +91,7 @@ class CompiledRules {
   // have these names.
   void AddRegions(const Config& config);
   void AddPrivacy(const Config& config);
+  void AddPenalties(const Config& config);
   // `tables`: by place, from 0.
   void AddCalendars(const std::vector<std::shared_ptr<const CalendarTable>>& tables);
 

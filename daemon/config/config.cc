@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "daemon/config/text.h"
 #include "shm/kinds.h"
 
 namespace sluice::config {
@@ -58,8 +59,7 @@ shm::LogShape LogsFor(const Config& config) {
   uint64_t most = 0;
   for (const RuleConfig& rule : config.rules) {
     if (!shm::HasRow(rule.kind)) continue;
-    if (rule.limit) most = std::max(most, rule.limit->limit);
-    for (const TierConfig& tier : rule.tiers) most = std::max(most, tier.limit.limit);
+    ForEachLimit(rule, [&](const LimitConfig* limit) { most = std::max(most, limit->limit); });
   }
   if (most == 0) return {};
   most = std::clamp<uint64_t>(most, shm::kMinLogEntries, shm::kMaxLogEntries);
@@ -69,6 +69,10 @@ shm::LogShape LogsFor(const Config& config) {
 
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier) {
   return tier == nullptr ? rule.name : rule.name + "@" + tier->tier;
+}
+
+std::string PenaltyConfig::ToString() const {
+  return Cat("penalty ", after, " ", within_ns, " ", for_ns, " ", deny_costs);
 }
 
 std::vector<std::string> RegionNames(const RedisConfig& redis) {
@@ -104,10 +108,7 @@ void KeepCalendarPlaces(const std::vector<CalendarConfig>& former, Config* fresh
   const auto move = [&](LimitConfig* limit) {
     if (limit->calendar != 0) limit->calendar = moved[limit->calendar - 1];
   };
-  for (RuleConfig& rule : fresh->rules) {
-    if (rule.limit) move(&*rule.limit);
-    for (TierConfig& tier : rule.tiers) move(&tier.limit);
-  }
+  for (RuleConfig& rule : fresh->rules) ForEachLimit(rule, move);
 }
 
 }  // namespace sluice::config

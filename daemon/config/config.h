@@ -175,9 +175,22 @@ struct PriorityConfig {
   double otherwise = 1;        // the part of requests of no class, or of one that is not listed
 };
 
+// What follows denials: each costs, and many in a while are followed by a ban.
+struct PenaltyConfig {
+  uint64_t after = 0;       // so many denials of one bucket, 1..10^9; 0: no ban
+  uint64_t within_ns = 0;   // from the first of them on, 1 s..1 d
+  uint64_t for_ns = 0;      // the ban lasts, 1 s..kMaxBanNs
+  uint32_t deny_costs = 0;  // tokens, 0..10^6
+  bool is_any() const { return after != 0 || deny_costs != 0; }
+  // Equal for equal penalties.
+  std::string ToString() const;
+};
+inline constexpr uint64_t kMaxBanNs = 30ull * 86'400'000'000'000;
+
 struct TierConfig {
   std::string tier;  // [A-Za-z0-9_.-]{1,31}
   LimitConfig limit;
+  std::optional<LimitConfig> candidate;
   DegradedConfig degraded;  // the rule's own unless the tier says otherwise
 };
 
@@ -186,6 +199,8 @@ struct RuleConfig {
   std::vector<MatchConfig> match;
   std::vector<KeyConfig> key;        // empty: one bucket for all that matches
   std::optional<LimitConfig> limit;  // absent: the rule applies to its tiers only
+  // Tried beside `limit`: counted, never enforced. Not of strict rules.
+  std::optional<LimitConfig> candidate;
   DegradedConfig degraded;
   std::string tier_by = "tier";
   std::vector<TierConfig> tiers;             // in the order of the file; tier values are unique
@@ -199,6 +214,7 @@ struct RuleConfig {
   uint8_t near_percent = 80;  // of what may be used: from there on answers say `near`, 1..100
   uint8_t soft_percent = 0;   // likewise, `soft`; 0: the rule has no such level
   std::vector<std::pair<std::string, std::string>> metadata;  // 0..kMaxMetadata, names are unique
+  PenaltyConfig penalty;         // of token buckets that are neither lent nor have a priority
   uint64_t retry_spread_ns = 0;  // of token and leaky buckets: whole seconds, 1..8 min; 0: not said
   bool shadow = false;
   int line = 0;  // where it stands in the file, from 1; 0: not from a file
@@ -235,7 +251,21 @@ std::string_view AlgorithmName(shm::Kind kind, uint64_t max_delay_ns);
 
 // The label under which a rule's limit is known everywhere: "name" or "name@tier".
 std::string RuleLabel(const RuleConfig& rule, const TierConfig* tier);
-// The name in such a label.
-inline std::string RuleName(const std::string& label) { return label.substr(0, label.find('@')); }
+// Behind such a label: its candidate. No name of a rule or a tier holds it.
+inline constexpr std::string_view kCandidateMark = "?candidate";
+// The name in such a label, or in a candidate's.
+inline std::string RuleName(const std::string& label) {
+  return label.substr(0, label.find_first_of("@?"));
+}
+// Every limit of a rule, candidates too.
+template <class Rule, class Call>
+void ForEachLimit(Rule& rule, const Call& call) {
+  if (rule.limit) call(&*rule.limit);
+  if (rule.candidate) call(&*rule.candidate);
+  for (auto& tier : rule.tiers) {
+    call(&tier.limit);
+    if (tier.candidate) call(&*tier.candidate);
+  }
+}
 
 }  // namespace sluice::config

@@ -467,7 +467,8 @@ absl::Span<const KeySpec> AllKeys() {
     std::vector<KeySpec> keys;
     for (const absl::Span<const KeySpec> part :
          {absl::Span<const KeySpec>(kDaemonKeys), RedisKeys(),
-          absl::Span<const KeySpec>(kPrivacyKeys), absl::Span<const KeySpec>(kRuleKeys)}) {
+          absl::Span<const KeySpec>(kPrivacyKeys), absl::Span<const KeySpec>(kRuleKeys),
+          DenialKeys()}) {
       keys.insert(keys.end(), part.begin(), part.end());
     }
     return keys;

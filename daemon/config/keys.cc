@@ -25,6 +25,7 @@ std::string Number(int64_t millionths) {
 // Sections that have the keys of another; a region some of them.
 std::string_view Aliased(std::string_view section) {
   if (section == "rules[].tiers.*.when_degraded") return "rules[].when_degraded";
+  if (section == "rules[].tiers.*.candidate") return "rules[].candidate";
   if (section == "redis.regions.*") return "redis";
   if (section == "redis.regions.*.sentinel") return "redis.sentinel";
   return section == "redis.regions.*.tls" ? "redis.tls" : section;

@@ -49,6 +49,9 @@ absl::Span<const KeySpec> AllKeys();
 // Those of the section `redis` among them.
 absl::Span<const KeySpec> RedisKeys();
 
+// `candidate` and `penalty` of rules.
+absl::Span<const KeySpec> DenialKeys();
+
 // nullptr when there is no such key. `path` in the form of KeySpec::path.
 const KeySpec* FindKey(std::string_view path);
 

@@ -90,8 +90,7 @@ void FollowCalendar(Section* section, CalendarConfig calendar, Config* config, R
     }
     limit->calendar = static_cast<uint16_t>(at - all.begin() + 1);
   };
-  if (rule->limit) follow(&*rule->limit);
-  for (TierConfig& tier : rule->tiers) follow(&tier.limit);
+  ForEachLimit(*rule, follow);
 }
 
 }  // namespace sluice::config

@@ -20,6 +20,8 @@ void ParsePriority(Section* rule, RuleConfig* out, Findings* findings);
 void ParseAnswers(Section* rule, RuleConfig* out, Findings* findings);
 // Reads `privacy`; the rules, whose keys may need it, stand already.
 void ParsePrivacy(Section* top, Config* config, Findings* findings);
+// Reads `penalty`; all but `near` and what follows it stands already.
+void ParsePenalty(Section* rule, const Config& config, RuleConfig* out, Findings* findings);
 
 // Whether the rule or one of its tiers counts requests in flight.
 bool HasInFlight(Section* rule);

@@ -1,5 +1,6 @@
 // Is this a whole policy? Asked of bytes that a former daemon left in the control segment. Only
 // daemons write there, so this finds torn writes and other versions, and proves every offset.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -51,6 +52,14 @@ class Verifier {
   bool MetadataFits(const GroupView& group) const;
   bool PriorityFits(const GroupView& group) const;
   absl::Status Group(const GroupView& group) const;
+  // Whether it is the one of a rule of the same group and kind of word.
+  bool IsCandidate(const RuleView& rule, uint32_t id) const {
+    if (rule.beside >= view_.rule_count()) return false;
+    const RuleView& beside = view_.rule(rule.beside);
+    return beside.candidate == id && beside.beside == shm::kNoRule &&
+           rule.candidate == shm::kNoRule && beside.numbers.group == rule.numbers.group &&
+           beside.numbers.kind == rule.numbers.kind;
+  }
   absl::Status Rule(const RuleView& rule, uint32_t id) const;
 
   shm::PolicyView view_;
@@ -179,7 +188,13 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   if (n.group >= view_.group_count()) return Bad("a limit is of no rule");
   const GroupView& group = view_.group(n.group);
   const bool is_tier = id >= group.first_rule && id < uint32_t{group.first_rule} + group.tier_count;
-  if (!is_tier && id != group.base_rule) return Bad("a limit is of another rule");
+  if (!is_tier && id != group.base_rule && !IsCandidate(rule, id)) {
+    return Bad("a limit is of another rule");
+  }
+  if (rule.candidate != shm::kNoRule &&
+      (rule.candidate >= view_.rule_count() || view_.rule(rule.candidate).beside != id)) {
+    return Bad("a candidate is of another limit");
+  }
   if (!TextFits(rule.label, 1, shm::kMaxLabelBytes) ||
       !TextFits(rule.tier, is_tier ? 1 : 0, shm::kMaxLabelBytes)) {
     return Bad("a label lies outside");
@@ -209,6 +224,7 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   if (shm::HasRow(n.kind) && (limit.limit > shm::kMaxLogEntries || n.max_delay_ns != 0)) {
     return Bad("a log is out of range");
   }
+  constexpr uint64_t kMaxSpanOfBan = std::max(kMaxBanNs, kMaxTauNs);
   const shm::Limit expected =
       is_window      ? shm::window::MakeLimit(limit.limit, limit.period_ns)
       : is_log       ? shm::logs::MakeLimit(limit.limit, limit.period_ns)
@@ -216,7 +232,9 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
                      : shm::MakeLimit(limit.limit, limit.period_ns, limit.burst, n.max_delay_ns);
   if (limit.interval_ns != expected.interval_ns ||
       ((is_window || shm::HasRow(n.kind)) && limit.burst != limit.limit) ||
-      limit.tau_ns != expected.tau_ns || limit.debt_max_ns != expected.debt_max_ns ||
+      limit.tau_ns != expected.tau_ns ||
+      (n.penal ? limit.debt_max_ns < expected.debt_max_ns || limit.debt_max_ns > kMaxSpanOfBan
+               : limit.debt_max_ns != expected.debt_max_ns) ||
       limit.period_ns != expected.period_ns || limit.tau_ns > shm::kMaxSpanNs ||
       n.unit_ns != shm::CostNs(n.cost, limit.period_ns, limit.limit)) {
     return Bad("a limit was computed otherwise");
@@ -226,6 +244,10 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
       n.factor_q16 < kOne || n.then_factor_q16 < kOne || n.for_ns > shm::kMaxSpanNs ||
       n.kind > shm::Kind::kInFlight) {
     return Bad("a rule's degraded mode or kind is broken");
+  }
+  if (n.penal && (n.kind != shm::Kind::kTokenBucket || n.max_delay_ns != 0 ||
+                  group.class_count != 0 || rule.beside != shm::kNoRule)) {
+    return Bad("a rule has a penalty that it cannot have");
   }
   if (n.spread_s != 0 && n.kind != shm::Kind::kTokenBucket) {
     return Bad("a rule spreads retries that it cannot");

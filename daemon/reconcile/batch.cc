@@ -43,8 +43,22 @@ int64_t CostUs(Bucket& b, int64_t tokens) {
 struct Told {
   shm::Limit limit;
   shm::Kind kind;
-  bool is_dated;  // by the calendar
+  bool is_dated;                           // by the calendar
+  const config::CompiledRule* penal_rule;  // null: it has no penalty
 };
+
+// As lua/fold.lua reads it: the bound of debt that is no ban's, and what a denial and a request
+// cost.
+std::string PenaltyText(const config::CompiledRule& rule) {
+  const shm::Limit& limit = rule.limit;
+  const auto us = [&](uint64_t tokens) {
+    return std::min(shm::CostNs(tokens, limit.period_ns, limit.limit), shm::kMaxSpanNs) / 1000;
+  };
+  const config::PenaltyConfig& penalty = rule.penalty;
+  return absl::StrCat(std::max(limit.tau_ns, shm::kMinDebtNs) / 1000, " ", penalty.after, " ",
+                      penalty.within_ns / 1000, " ", penalty.for_ns / 1000, " ",
+                      us(penalty.deny_costs), " ", us(rule.cost));
+}
 
 void AppendLimit(const Told& told, std::string* args) {
   const shm::Limit& limit = told.limit;
@@ -56,7 +70,11 @@ void AppendLimit(const Told& told, std::string* args) {
     redis::AppendBulkInt(args, told.is_dated ? -3 : slides ? -2 : -1);
   } else {
     redis::AppendBulkInt(args, static_cast<int64_t>(limit.tau_ns / 1000));
-    redis::AppendBulkInt(args, static_cast<int64_t>(limit.debt_max_ns / 1000));
+    if (told.penal_rule != nullptr) {
+      redis::AppendBulk(args, PenaltyText(*told.penal_rule));
+    } else {
+      redis::AppendBulkInt(args, static_cast<int64_t>(limit.debt_max_ns / 1000));
+    }
   }
   redis::AppendBulkInt(args, static_cast<int64_t>(RateOf(limit) * kMilli));
 }
@@ -66,15 +84,17 @@ class LimitTable {
  public:
   size_t IndexOf(const Bucket& b) {
     const shm::Limit& limit = b.limit;
+    const config::CompiledRule* const penal_rule = b.is_penal() ? b.rule : nullptr;
     for (size_t i = 0; i < limits_.size(); ++i) {
       const shm::Limit& other = limits_[i].limit;
       if (other.tau_ns == limit.tau_ns && other.debt_max_ns == limit.debt_max_ns &&
           other.limit == limit.limit && other.period_ns == limit.period_ns &&
-          limits_[i].kind == b.kind && limits_[i].is_dated == b.is_dated()) {
+          limits_[i].kind == b.kind && limits_[i].is_dated == b.is_dated() &&
+          limits_[i].penal_rule == penal_rule) {
         return i + 1;
       }
     }
-    limits_.push_back({limit, b.kind, b.is_dated()});
+    limits_.push_back({limit, b.kind, b.is_dated(), penal_rule});
     return limits_.size();
   }
   const std::vector<Told>& limits() const { return limits_; }
@@ -108,7 +128,13 @@ void AppendUse(Bucket& b, const BatchItem& item, uint64_t now_ns, uint64_t inter
     return;
   }
   const uint64_t age_ns = item.since_ns != 0 && now_ns > item.since_ns ? now_ns - item.since_ns : 0;
-  redis::AppendBulkInt(args, CostUs(b, item.tokens));
+  if (item.is_penal) {
+    const uint64_t left_ns = item.ban_until_ns - std::min(item.ban_until_ns, now_ns);
+    const int64_t ban_us = item.is_lifted ? -1 : static_cast<int64_t>(left_ns / 1000);
+    redis::AppendBulk(args, absl::StrCat(CostUs(b, item.tokens), " ", item.denied, " ", ban_us));
+  } else {
+    redis::AppendBulkInt(args, CostUs(b, item.tokens));
+  }
   redis::AppendBulkInt(args, item.tokens);
   redis::AppendBulkInt(
       args, age_ns > kFreshIntervals * interval_ns ? static_cast<int64_t>(age_ns / 1000) : 0);
@@ -148,6 +174,7 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
     }
     item.said_milli = static_cast<int64_t>(b.demand.rate() * kMilli);
     item.is_window = shm::IsCountedInWindows(b.kind);
+    item.is_penal = b.is_penal();
     redis::AppendBulk(&args, b.wire_name());
     redis::AppendBulkInt(&args, static_cast<int64_t>(table.IndexOf(b)));
     AppendUse(b, item, now_ns, interval_ns, &args);
@@ -187,9 +214,11 @@ std::string ArgsOf(const Batch& batch, int64_t known_seq, uint64_t now_ns) {
 absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply,
                                          const std::vector<BatchItem>& items) {
   const size_t count = items.size();
-  const auto windows = static_cast<size_t>(std::count_if(
-      items.begin(), items.end(), [](const BatchItem& item) { return item.is_window; }));
-  const size_t expected = 4 + 3 * count + 2 * windows;
+  const auto more =
+      static_cast<size_t>(std::count_if(items.begin(), items.end(), [](const BatchItem& item) {
+        return item.is_window || item.is_penal;
+      }));
+  const size_t expected = 4 + 3 * count + 2 * more;
   if (!reply.is_array() || reply.elements.size() != expected) {
     return absl::InvalidArgumentError(absl::StrCat("fold answered with ",
                                                    reply.is_array() ? reply.elements.size() : 0,
@@ -208,15 +237,19 @@ absl::StatusOr<FoldReply> ParseFoldReply(const redis::Reply& reply,
   fold.now_us = static_cast<uint64_t>(std::max<int64_t>(at(2), 0));
   fold.gen = at(3);
   fold.buckets.reserve(count);
-  size_t of_windows = 4 + 3 * count;
+  size_t next = 4 + 3 * count;
   for (size_t i = 0; i < count; ++i) {
     const size_t e = 4 + 3 * i;
     fold.buckets.push_back({.debt_us = static_cast<uint64_t>(std::max<int64_t>(at(e), 0)),
                             .demand_milli = std::max<int64_t>(at(e + 1), 0),
                             .hosts = std::max<int64_t>(at(e + 2), 1)});
+    if (items[i].is_penal) {
+      fold.buckets.back().banned_us = static_cast<uint64_t>(std::max<int64_t>(at(next++), 0));
+      fold.buckets.back().began = at(next++) == 1;
+    }
     if (!items[i].is_window) continue;
-    fold.buckets.back().in_window = std::max<int64_t>(at(of_windows++), 0);
-    fold.buckets.back().in_closed = std::max<int64_t>(at(of_windows++), 0);
+    fold.buckets.back().in_window = std::max<int64_t>(at(next++), 0);
+    fold.buckets.back().in_closed = std::max<int64_t>(at(next++), 0);
   }
   return fold;
 }

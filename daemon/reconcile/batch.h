@@ -38,6 +38,8 @@ struct BucketState {
   int64_t hosts = 1;
   int64_t in_window = 0;  // tokens of all hosts, of windows
   int64_t in_closed = 0;
+  uint64_t banned_us = 0;  // under a penalty: how long the ban still lasts
+  bool began = false;      // with this batch
 };
 
 struct FoldReply {

@@ -26,6 +26,7 @@ namespace {
 using reconcile::Worker;
 
 constexpr uint64_t kSnapshotNs = 200'000'000;
+constexpr size_t kMaxUnbans = 256;  // that wait for the thread's next turn
 
 std::string RandomInstance() {
   unsigned char bytes[16];
@@ -63,6 +64,7 @@ class WorkingEngine : public Engine {
   uint64_t LastTickNs() const override { return last_tick_ns_.load(std::memory_order_relaxed); }
   EngineSnapshot Snapshot() const override;
   void SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) override;
+  bool Unban(std::string bucket) override;
   // For whoever watches: orders nothing.
   bool IsPaused() const override { return is_paused_.load(std::memory_order_relaxed); }
 
@@ -76,6 +78,7 @@ class WorkingEngine : public Engine {
   // Everything below runs on the thread.
   void Run();
   void TakeChaos();
+  void TakeUnbans();
   void StandStill();
   absl::Status Open();
   void TakeRules();
@@ -92,9 +95,10 @@ class WorkingEngine : public Engine {
   std::atomic<uint64_t> last_tick_ns_{0};
   std::atomic<bool> is_paused_{false};
 
-  mutable std::mutex mutex_;  // guards the next three
+  mutable std::mutex mutex_;  // guards the next four
   std::shared_ptr<const config::CompiledRules> next_rules_;
   std::optional<NextChaos> next_chaos_;
+  std::vector<std::string> next_unbans_;
   EngineSnapshot snapshot_;
 
   std::mt19937_64 random_{std::random_device{}()};
@@ -178,6 +182,22 @@ void WorkingEngine::TakeChaos() {
   is_paused_.store(worker_->IsPaused(), std::memory_order_relaxed);  // orders nothing
 }
 
+bool WorkingEngine::Unban(std::string bucket) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (next_unbans_.size() >= kMaxUnbans) return false;
+  next_unbans_.push_back(std::move(bucket));
+  return true;
+}
+
+void WorkingEngine::TakeUnbans() {
+  std::vector<std::string> next;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    next.swap(next_unbans_);
+  }
+  for (const std::string& bucket : next) worker_->Unban(bucket);
+}
+
 // As a thread that hangs, but for an end; it is alive. The time orders nothing.
 void WorkingEngine::StandStill() {
   last_tick_ns_.store(Now(), std::memory_order_relaxed);
@@ -191,6 +211,7 @@ void WorkingEngine::Run() {
   while (!stop_.load(std::memory_order_acquire)) {
     TakeRules();
     TakeChaos();
+    TakeUnbans();
     if (worker_->IsPaused()) {
       StandStill();
       continue;

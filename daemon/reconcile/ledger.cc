@@ -107,6 +107,11 @@ std::vector<BatchItem> Ledger::TakeQueue(uint32_t shard, uint64_t* oldest_ns) {
                      .in_closed = b.in_closed,
                      .restore = b.restore,
                      .restore_end_us = b.restore_end_us});
+    if (b.penal != nullptr) {
+      items.back().denied = std::exchange(b.penal->fresh, 0);
+      items.back().is_lifted = std::exchange(b.penal->is_lifted, false);
+      items.back().ban_until_ns = b.penal->is_own ? b.penal->until_ns : 0;
+    }
     b.in_window = b.in_closed = 0;
     if (b.pending_since_ns != 0) {
       *oldest_ns = *oldest_ns == 0 ? b.pending_since_ns : std::min(*oldest_ns, b.pending_since_ns);
@@ -191,7 +196,7 @@ void Ledger::Forget(uint64_t now_ns, harvest::Harvester& harvester) {
     const BucketId id = forget_at_++;
     Bucket& b = buckets_[id];
     if (b.text.empty() || b.queued || b.in_flight || b.journal_pins != 0 || b.pending != 0 ||
-        now_ns < b.touched_ns + kForgetNs) {
+        now_ns < b.touched_ns + kForgetNs || b.is_banned(now_ns)) {
       continue;
     }
     harvester.Forget(b.place);

@@ -36,6 +36,17 @@ inline constexpr uint64_t kForgetNs = 60'000'000'000;  // a bucket without use, 
 inline constexpr size_t kMaxBatchBuckets = 250;        // Lua's unpack and a script's time
 inline constexpr size_t kFlushBuckets = 50;            // so many do not wait for the interval
 
+// Of a bucket whose rule has a penalty: what this host knows of its denials.
+struct Penal {
+  uint64_t denied = 0;  // here, since then: what decides where Redis does not
+  uint64_t since_ns = 0;
+  uint64_t until_ns = 0;   // banned; 0: not, or no more
+  uint64_t fresh = 0;      // denials that are in no batch
+  bool is_own = false;     // the ban was begun here, and Redis is to be told
+  bool is_lifted = false;  // an operator has ended the ban, and Redis is to be told
+  bool is_shown = false;   // to clients, by the slot's flag
+};
+
 // Ordered by use: the first line is what each harvest touches, and with many buckets each line of
 // them is a miss.
 struct alignas(64) Bucket {
@@ -95,6 +106,12 @@ struct alignas(64) Bucket {
   const std::string& wire_name() const { return wire == nullptr ? text : *wire; }
   // For people.
   std::string outer_name() const { return wire_name().substr(0, wire_name().find('\0')); }
+
+  std::unique_ptr<Penal> penal;  // null: never denied, or its rule has no penalty
+  bool is_penal() const {
+    return rule != nullptr && rule->penalty.is_any() && kind == shm::Kind::kTokenBucket;
+  }
+  bool is_banned(uint64_t now_ns) const { return penal != nullptr && penal->until_ns > now_ns; }
 };
 
 struct BatchItem {
@@ -109,6 +126,11 @@ struct BatchItem {
   int64_t in_closed = 0;
   int64_t restore = 0;
   int64_t restore_end_us = 0;
+  // Under a penalty, as the bucket's.
+  bool is_penal = false;
+  bool is_lifted = false;
+  uint64_t denied = 0;
+  uint64_t ban_until_ns = 0;  // begun here; 0: none
 };
 
 struct Batch {
@@ -184,6 +206,14 @@ class Ledger {
 
   // The bucket of that name, made where there is none, now standing at `place`.
   BucketId Intern(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns);
+
+  // The bucket of that name; false where there is none.
+  bool Find(const std::string& text, BucketId* id) const {
+    const auto at = by_text_.find(text);
+    if (at == by_text_.end()) return false;
+    *id = at->second;
+    return true;
+  }
 
   // The bucket that tells what `of` used to that shard of another region; it stands in no slot.
   BucketId InternMirror(const Bucket& of, uint32_t shard, uint64_t now_ns);

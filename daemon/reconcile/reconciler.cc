@@ -44,6 +44,7 @@ void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, ui
   }
   rules_ = std::move(rules);
   ledger_.Rebind(*rules_);
+  RebindBans();
   if (keeper_ != nullptr) keeper_->SetRules(*rules_, now_ns);
   if (homes_ != nullptr) homes_->SetRules(*rules_);
   harvester_.SetRules(rules_);
@@ -100,6 +101,7 @@ void Reconciler::Tick(uint64_t now_ns) {
     hosts_next_ = 0;
   }
   Harvest(now_ns);
+  ExpireBans();
   ledger_.Forget(now_ns, harvester_);
   if (!options_.has_redis) return;
   keeper_->Tick(now_ns);
@@ -172,6 +174,7 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
       ++totals_by_id_[b.rule->id]->near_limit;
       log::Debug("near its limit: %s", b.outer_name());
     }
+    if (b.is_penal()) Penalise(bucket, b, denied);
   }
   if (!options_.has_redis || b.kind == shm::Kind::kInFlight) {  // places are this host's
     KeepOwnQuota(b);
@@ -364,6 +367,7 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
       FoldBackWindow(b, item, state, now_ns);
     } else {
       b.debt_ns = state.debt_us * 1000;
+      if (item.is_penal) FollowBan(item.bucket, b, item, state);
       FoldBack(b, now_ns);
     }
   }
@@ -390,6 +394,7 @@ void Reconciler::SendAgain(uint32_t index, uint64_t now_ns) {
 // Global state into the word: what Redis holds, and what this host used and has not reported.
 void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
   if (!RenewShare(b, now_ns) || b.kind != shm::Kind::kTokenBucket) return;
+  if (b.is_banned(now_ns)) return AssertBan(b);
   const uint64_t unit =
       b.limit.interval_ns * uint64_t{b.inv_share != 0 ? b.inv_share : shm::aux::kShareOne};
   // Without debt there the bucket has been full at least once since: what waits here is then added

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/container/node_hash_map.h"
@@ -56,6 +57,8 @@ inline constexpr uint64_t kResendMaxNs = 500'000'000;
 // The interval grows with the fleet: 20,000 script calls per second and primary are what a Redis
 // core does with room to spare.
 inline constexpr double kCallsPerPrimary = 20'000;
+// Bans that are kept for the log; what is more is only counted.
+inline constexpr size_t kMaxBanEvents = 64;
 // A batch that no reply came for within this time is given up with an alarm: long before the
 // instance's field could be swept.
 inline constexpr uint64_t kGiveUpNs = 12ull * 3600 * 1'000'000'000;
@@ -81,6 +84,13 @@ struct RuleTotals {
   uint64_t denied = 0;
   uint64_t degraded = 0;
   uint64_t near_limit = 0;  // see NearLimits
+  uint64_t bans = 0;        // that this host's denials have begun
+};
+
+// A ban that begins or is lifted, for the log.
+struct BanEvent {
+  std::string bucket;
+  uint64_t for_ns = 0;  // 0: lifted by an operator
 };
 
 struct ReconcilerStats {
@@ -127,6 +137,12 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   // Puts a share of the shards in emergency, or where `rules` (names or labels) are given that
   // share of their buckets; share 0 ends it. The next Tick shows shards, this call buckets.
   void Force(double share, std::vector<std::string> rules, uint64_t now_ns);
+
+  // Ends the ban of the bucket of this name, on this host now and with the next exchange with Redis
+  // everywhere. False where no rule with a penalty names its buckets so.
+  bool Unban(const std::string& text, uint64_t now_ns);
+  // Those since the last call; at most kMaxBanEvents.
+  std::vector<BanEvent> TakeBanEvents() { return std::exchange(ban_events_, {}); }
 
   // harvest::Sink
   uint32_t OnBucket(const harvest::Place& place, harvest::Named named) override;
@@ -186,6 +202,18 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   uint64_t SlowNs(uint32_t primary) const {
     return primary % options_.region_count == 0 ? kSlowNs : kFarSlowNs;
   }
+
+  // penalties.cc
+  void Penalise(BucketId id, Bucket& b, uint64_t denied);
+  Penal& PenalOf(BucketId id, Bucket& b);
+  bool DecidesAlone(const Bucket& b) const;
+  void AssertBan(Bucket& b);
+  void ShowBan(Bucket& b, bool is_banned);
+  void NoteBan(const Bucket& b, uint64_t for_ns);
+  void FollowBan(BucketId id, Bucket& b, const BatchItem& item, const BucketState& state);
+  void ExpireBans();
+  void RebindBans();
+  void Free(Bucket& b);
 
   // regions.cc
   void Exchange(const Bucket& b, int64_t tokens, uint64_t denied, uint64_t since_ns,
@@ -248,6 +276,8 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   BucketId expire_at_ = 0;
   double forced_share_ = 0;
   std::vector<std::string> forced_rules_;
+  std::vector<BucketId> banned_;  // whose ban is shown to clients
+  std::vector<BanEvent> ban_events_;
 };
 
 }  // namespace sluice::reconcile

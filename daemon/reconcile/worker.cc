@@ -186,6 +186,7 @@ uint64_t Worker::Tick() {
   if (now_ns >= alarms_ns_ + kAlarmsNs) {
     alarms_ns_ = now_ns;
     UpdateAlarms();
+    LogBans();
   }
   const uint64_t own_ns = reconciler_->has_strict() ? std::min(tick_ns_, strict_ns_) : tick_ns_;
   if (client_ == nullptr) return own_ns;
@@ -312,6 +313,24 @@ void Worker::SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) {
   injector_.Set(std::move(order), until_ns);
 }
 
+void Worker::Unban(const std::string& bucket) {
+  if (!reconciler_->Unban(bucket, Now())) {
+    log::Warning("no ban is ended: this host has not seen that bucket, whose name is private");
+  }
+  LogBans();
+}
+
+void Worker::LogBans() {
+  for (const BanEvent& event : reconciler_->TakeBanEvents()) {
+    if (event.for_ns == 0) {
+      log::Info("an operator has ended the ban of %s", event.bucket);
+    } else {
+      log::Info("%s is banned for %s: too many denials", event.bucket,
+                config::FormatDuration(event.for_ns));
+    }
+  }
+}
+
 void Worker::EndChaos() {
   if (chaos_.empty()) return;
   injector_.Set({}, 0);
@@ -366,7 +385,8 @@ EngineSnapshot Worker::Snapshot() const {
   }
   for (const auto& [label, totals] : reconciler_->totals()) {
     if (rules_ == nullptr || rules_->Find(label) == nullptr) continue;
-    s.rules.push_back({label, totals.allowed, totals.denied, totals.degraded, totals.near_limit});
+    s.rules.push_back(
+        {label, totals.allowed, totals.denied, totals.degraded, totals.near_limit, totals.bans});
   }
   std::sort(s.rules.begin(), s.rules.end(),
             [](const RuleCounts& a, const RuleCounts& b) { return a.label < b.label; });

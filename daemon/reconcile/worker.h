@@ -44,6 +44,8 @@ class Worker final : private redis::Listener, private Transport {
   void SetRules(std::shared_ptr<const config::CompiledRules> rules);
   // Faults on purpose, until then; none: ends what is in force.
   void SetChaos(std::optional<chaos::Order> order, uint64_t until_ns);
+  // Ends the ban of a bucket.
+  void Unban(const std::string& bucket);
   // True while such an order makes the thread stand still: no Tick() then.
   bool IsPaused();
   // Does what is due, and returns when it wants another turn at the latest.
@@ -91,6 +93,7 @@ class Worker final : private redis::Listener, private Transport {
   uint64_t Now() const { return std::max(environment_.now_ns() - lag_ns_, not_before_ns_); }
   uint64_t RealNow() const { return environment_.now_ns(); }
   void DeliverHeld();
+  void LogBans();
   void EndChaos();
   void EndChaosInTime();
 

@@ -27,7 +27,8 @@ rules:
 """
 
 LINE = '{} - - [17/May/2015:10:05:{:02d} +0000] "GET {} HTTP/1.1" 200 12 "-" "agent"\n'
-VERBS = ["status", "rules", "check a=b", "buckets", "top --once", "replay --generate keys=1"]
+VERBS = ["status", "rules", "check a=b", "buckets", "top --once", "promote per-tenant",
+         "unban per-tenant:a", "replay --generate keys=1"]
 
 
 @pytest.fixture(name="daemon", scope="module")
@@ -52,7 +53,7 @@ def test_without_a_daemon_each_verb_names_the_socket_and_the_mend(verb, tmp_path
 
 
 @pytest.mark.parametrize("verb", ["status", "rules", "check", "buckets", "top", "replay",
-                                  "completion"])
+                                  "completion", "promote", "unban"])
 def test_help_of_each_verb_teaches_by_example(verb):
     text = ctl(verb, "--help").stdout
     assert f"sluicectl {verb}" in text[text.index("Examples:"):]

@@ -51,6 +51,7 @@ struct HostOptions {
   uint32_t regions = 1;  // others are told to Host::far
   uint64_t exchange_ns = kSecond;
   reconcile::QuotaStore* quotas = nullptr;
+  bool has_redis = true;
 };
 
 // Another region's Redis, and the way there.
@@ -91,6 +92,7 @@ class Host : public reconcile::Transport {
                                      .flush_interval_ns = options_.flush_interval_ns,
                                      .instance = instance,
                                      .use_since_ns = use_since_ns,
+                                     .has_redis = options_.has_redis,
                                      .quotas = options_.quotas},
         &buckets_.buckets(), &control_, this,
         [this] { return std::uniform_real_distribution<double>(0, 1)(random_); });
@@ -105,6 +107,7 @@ class Host : public reconcile::Transport {
     if (!rules.ok()) abort();
     rules->AddRegions(config);
     rules->AddPrivacy(config);
+    rules->AddPenalties(config);
     if (!calendars_.Set(config, VirtualClock::now_ns).ok()) abort();
     rules->AddCalendars(calendars_.tables());
     rules_ = std::make_shared<config::CompiledRules>(*std::move(rules));
@@ -255,6 +258,18 @@ class Host : public reconcile::Transport {
   // One primary in each region.
   uint32_t PrimaryOf(uint32_t shard) const override { return shard / options_.shards; }
   uint32_t primary_count() const override { return options_.regions; }
+
+  // The bucket's slot; null where it has none.
+  shm::Slot* SlotOf(const std::string& label, const std::string& value) {
+    const config::CompiledRule& rule = *rules_->Find(label);
+    const std::string_view values[] = {value};
+    const uint64_t hash =
+        shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, std::size(values));
+    const shm::MappedBuckets& b = buckets_.buckets();
+    shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+    const uint32_t slot = table.Find(shm::HashOfKind(hash, rule.kind));
+    return slot == shm::kNoSlot ? nullptr : &b.slots()[slot];
+  }
 
   reconcile::Reconciler& reconciler() { return *reconciler_; }
   shm::ShardMode Mode(uint32_t shard) const {
