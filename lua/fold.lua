@@ -4,14 +4,15 @@
 --            h:<instance>  "seq time_us"  the last batch of that daemon applied here
 --            s:            tokens ever counted in this hash (the books' other side)
 --          a bucket's field: "tat_us tokens gen d0 d1 n0 n1", of a window with " end_us cur prev",
---            under a penalty with " p denied since_us until_us"
+--            under a penalty with " p denied since_us until_us own_us"
 --            tat_us        global theoretical arrival time, may stand in debt; of a window: until
 --                          when its count weighs
 --            tokens        tokens counted since the field was made
 --            gen d0 d1 n0 n1   demand (milli-tokens/s) and hosts of this and the last generation
 --            end_us cur prev   of a window: its end (0: none is open), tokens counted in it and in
 --                          the one before it (sliding windows)
---            denied since_us until_us   denials since then, and the end of the ban (0: none was)
+--            denied since_us until_us own_us   denials since then, the end of the ban (0: none
+--                          was), and while it stands what tat_us would be without
 -- ARGV     1 late_us     how long ago the rest was frozen, when it is sent again; else 0
 --          2 known       the last seq that the daemon takes this hash to know; -1: whatever it knows
 --          3 instance    random, made at each daemon start
@@ -162,6 +163,7 @@ for i = 1, count do
   local is_window, slides, is_dated = debt_max < 0, debt_max == -2, debt_max == -3
   local tat, tokens, g, d0, d1, n0, n1, stop, cur, prev
   local denied, since, stays, began = 0, 0, 0, 0 -- stays: until when it is banned
+  local own = 0                                  -- tat without the ban
   if stored[i + 2] then
     local rest
     tat, tokens, g, d0, d1, n0, n1, rest =
@@ -169,9 +171,9 @@ for i = 1, count do
     tat, tokens, g = tonumber(tat), tonumber(tokens), tonumber(g)
     d0, d1, n0, n1 = tonumber(d0), tonumber(d1), tonumber(n0), tonumber(n1)
     if rest and string.sub(rest, 1, 3) == ' p ' then
-      denied, since, stays = match(rest, '^ p (%S+) (%S+) (%S+)$')
+      denied, since, stays, own = match(rest, '^ p (%S+) (%S+) (%S+) (%S+)$')
       denied, since, stays = tonumber(denied), tonumber(since), tonumber(stays)
-      if not after and stays > now then tat = 0 end -- its rule bans nobody any more
+      if stays > now then tat = tonumber(own) end
     elseif rest and rest ~= '' then
       stop, cur, prev = match(rest, '^ (%S+) (%S+) (%S+)$')
       stop, cur, prev = tonumber(stop), tonumber(cur), tonumber(prev)
@@ -250,10 +252,12 @@ for i = 1, count do
   else
     -- After a failover TIME may go back: a TAT is never believed beyond the bound, nor a ban.
     tat = min(tat, now + tau + debt_max)
+    own = tat
     if after then
       stays = min(stays, now + bans)
-      -- A ban is debt: at its end one request's cost has come back, whatever was used or given back.
-      if stays > now then tat = stays + tau - unit end
+      -- A ban is debt: at its end one request's cost has come back, whatever was used or given back,
+      -- or what the limit denies for longer.
+      if stays > now then tat = max(tat, stays + tau - unit) end
     end
   end
   local debt = max(0, tat - now)
@@ -264,7 +268,7 @@ for i = 1, count do
     if is_window then
       fields[at + 2] = fields[at + 2] .. format(' %.0f %.0f %.0f', stop, cur, prev)
     elseif after then
-      fields[at + 2] = fields[at + 2] .. format(' p %.0f %.0f %.0f', denied, since, stays)
+      fields[at + 2] = fields[at + 2] .. format(' p %.0f %.0f %.0f %.0f', denied, since, stays, own)
     end
     at = at + 2
   end

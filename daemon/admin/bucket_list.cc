@@ -94,7 +94,9 @@ double BanLeftS(const shm::Slot& slot, uint64_t word, const config::CompiledRule
   const uint64_t unit_ns = shm::CostNs(rule.cost, limit.period_ns, limit.limit);
   const uint64_t end_ns = word - std::min(word, limit.tau_ns - std::min(limit.tau_ns, unit_ns));
   const bool is_banned = (slot.aux.load(std::memory_order_relaxed) & shm::aux::kBanned) != 0;
-  return is_banned && end_ns > now_ns ? static_cast<double>(end_ns - now_ns) * 1e-9 : 0.0;
+  if (!is_banned || end_ns <= now_ns) return 0.0;
+  // The limit alone may deny for longer.
+  return static_cast<double>(std::min(end_ns - now_ns, rule.penalty.for_ns)) * 1e-9;
 }
 
 // Counts for people: orders nothing.

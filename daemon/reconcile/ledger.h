@@ -41,6 +41,7 @@ struct Penal {
   uint64_t denied = 0;  // here, since then: what decides where Redis does not
   uint64_t since_ns = 0;
   uint64_t until_ns = 0;   // banned; 0: not, or no more
+  uint64_t own_ns = 0;     // while banned: the word that the limit alone would leave, if later
   uint64_t fresh = 0;      // denials that are in no batch
   bool is_own = false;     // the ban was begun here, and Redis is to be told
   bool is_lifted = false;  // an operator has ended the ban, and Redis is to be told

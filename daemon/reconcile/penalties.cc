@@ -14,6 +14,8 @@
 namespace sluice::reconcile {
 namespace {
 
+constexpr uint64_t kRoundingNs = 1'000'000;  // Redis counts in microseconds
+
 uint64_t CostNs(const config::CompiledRule& rule, uint64_t tokens) {
   return std::min(shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit), shm::kMaxSpanNs);
 }
@@ -42,32 +44,37 @@ bool Reconciler::DecidesAlone(const Bucket& b) const {
   return !options_.has_redis || ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency;
 }
 
-// A daemon before this one may have left a ban, which only the word tells of: the load of it pairs
-// with nothing, since a wrong time is one that some client has written there.
+// A daemon before this one may have left a ban, which only the word tells of. The flag orders
+// nothing.
 Penal& Reconciler::PenalOf(BucketId id, Bucket& b) {
   if (b.penal != nullptr) return *b.penal;
   b.penal = std::make_unique<Penal>();
-  if (b.place.key == 0) return *b.penal;
-  const shm::Slot& slot = buckets_->slots()[b.place.slot];
-  const uint64_t w = slot.word.load(std::memory_order_acquire);
-  const bool is_its = slot.key.load(std::memory_order_acquire) == b.place.key;
-  if (!is_its || shm::word::IsDead(w) ||
-      (slot.aux.load(std::memory_order_relaxed) & shm::aux::kBanned) == 0) {
-    return *b.penal;
-  }
+  const uint64_t w = WordNow(b);
+  const uint64_t aux = buckets_->slots()[b.place.slot].aux.load(std::memory_order_relaxed);
+  if (w == 0 || (aux & shm::aux::kBanned) == 0) return *b.penal;
   const uint64_t ahead_ns = WordOfBan(*b.rule, 0);
   if (w <= now_ns_ + ahead_ns) return *b.penal;
   b.penal->until_ns = std::min(w - ahead_ns, now_ns_ + b.rule->penalty.for_ns);
+  b.penal->own_ns = w;
   b.penal->is_shown = true;
   banned_.push_back(id);
   return *b.penal;
+}
+
+// Where it stands; 0 where it does not. The key after the word: pairs with step 4's CAS.
+uint64_t Reconciler::WordNow(const Bucket& b) const {
+  if (b.place.key == 0) return 0;
+  const shm::Slot& slot = buckets_->slots()[b.place.slot];
+  const uint64_t w = slot.word.load(std::memory_order_acquire);
+  const bool is_its = slot.key.load(std::memory_order_acquire) == b.place.key;
+  return is_its && !shm::word::IsDead(w) ? w : 0;
 }
 
 // Puts the ban into the word, whatever was used or given back since.
 void Reconciler::AssertBan(Bucket& b) {
   if (b.rule == nullptr || b.place.key == 0) return;
   shm::FoldWord(buckets_->slots()[b.place.slot], b.place.key, now_ns_,
-                WordOfBan(*b.rule, b.penal->until_ns), /*unreported=*/0,
+                std::max(WordOfBan(*b.rule, b.penal->until_ns), b.penal->own_ns), /*unreported=*/0,
                 b.limit.tau_ns + b.limit.debt_max_ns, [](uint64_t) { return uint64_t{0}; });
 }
 
@@ -108,6 +115,7 @@ void Reconciler::Penalise(BucketId id, Bucket& b, uint64_t denied) {
   p.fresh = 0;
   if (penalty.after != 0 && p.denied >= penalty.after) {
     p.until_ns = now_ns_ + penalty.for_ns;
+    p.own_ns = WordNow(b);
     p.denied = 0;
     p.is_own = options_.has_redis;
     ++totals_by_id_[b.rule->id]->bans;
@@ -135,6 +143,10 @@ void Reconciler::FollowBan(BucketId id, Bucket& b, const BatchItem& item,
   if (p.is_own) return;
   const bool was_banned = p.is_shown;
   p.until_ns = state.banned_us == 0 || p.is_lifted ? 0 : now_ns_ + state.banned_us * 1000;
+  const uint64_t told_ns = now_ns_ + b.debt_ns;
+  const bool is_longer =
+      b.rule != nullptr && told_ns > WordOfBan(*b.rule, p.until_ns) + kRoundingNs;
+  p.own_ns = is_longer ? told_ns : 0;
   if (state.began && b.rule != nullptr) {
     ++totals_by_id_[b.rule->id]->bans;
     NoteBan(b, state.banned_us * 1000);

@@ -207,6 +207,7 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   void Penalise(BucketId id, Bucket& b, uint64_t denied);
   Penal& PenalOf(BucketId id, Bucket& b);
   bool DecidesAlone(const Bucket& b) const;
+  uint64_t WordNow(const Bucket& b) const;
   void AssertBan(Bucket& b);
   void ShowBan(Bucket& b, bool is_banned);
   void NoteBan(const Bucket& b, uint64_t for_ns);

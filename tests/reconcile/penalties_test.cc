@@ -149,6 +149,23 @@ TEST(PenaltyTest, AShorterBanShortensThoseThatStandAndNoneLiftsThem) {
   EXPECT_LT(alone.DeniedFor(kSecond), 200 * kMs);
 }
 
+// Who is denied for longer by the limit gains nothing by a ban.
+TEST(PenaltyTest, ABanShortensNothingThatTheLimitDenies) {
+  const std::string rules = With("{after: 20 per 10s, for: 5s}", "limit: 1 per 10s");
+  for (const bool has_redis : {false, true}) {
+    Alone alone(rules);
+    Fleet fleet(1, config::Good(rules));
+    Host& host = has_redis ? fleet.host(0) : alone.host();
+    for (int i = 0; i < 30; ++i) host.Check("api", "u");
+    const uint64_t word_ns = host.SlotOf("api", "u")->word.load();
+    has_redis ? fleet.Run(kSecond) : alone.Run(kSecond);
+    ASSERT_EQ(host.reconciler().totals().at("api").bans, 1u);
+    const uint64_t then_ns = host.SlotOf("api", "u")->word.load();
+    EXPECT_GE(then_ns + 5 * kMs, word_ns) << has_redis;
+    EXPECT_LE(then_ns, word_ns + 5 * kMs) << has_redis;
+  }
+}
+
 TEST(PenaltyTest, AnOperatorEndsIt) {
   Alone alone(kRules);
   alone.Deny(25);
