@@ -196,7 +196,7 @@ std::string RenderConfigReference() {
   out += Cat(Grouped(shm::kMaxGroups), " rules, ", Grouped(shm::kMaxRules),
              " limits (a tier counts as one), ", shm::kMaxNames, " different descriptors, and ",
              shm::kPolicyBufferBytes / 1024,
-             " KiB of them compiled: about 2,000 limits. A rule with a key serves any number of "
+             " KiB of them compiled: about 1,900 limits. A rule with a key serves any number of "
              "users.\n");
   return out;
 }

@@ -255,6 +255,16 @@ std::string TextWith(const KeySpec& spec) {
     const std::string classes =
         key == "classes" ? "" : "classes: {critical: 1, normal: 0.8, sheddable: 0.5}, ";
     text = named + "limit: 10/s\n    priority: {" + classes + pair + "}";
+  } else if (section == "rules[].candidate") {
+    const std::string leaky =
+        key == "max_delay" ? "algorithm: leaky_bucket\n    max_delay: 1s\n    " : "";
+    text = named + leaky + "limit: 9999/s\n    burst: 9999\n    cost: 1\n    candidate: {" +
+           (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}";
+  } else if (section == "rules[].penalty") {
+    const std::string also = key == "after" ? ", for: 1h"
+                             : key == "for" ? ", after: 20 per 10s"
+                                            : "";
+    text = named + "limit: 10/s\n    penalty: {" + pair + also + "}";
   } else if (section == "rules[].tiers.*") {
     text = named + (key == "max_delay" ? "algorithm: leaky_bucket\n    " : "") + "tiers: {t: {" +
            (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";

@@ -381,7 +381,7 @@ TEST(ParseTest, RefusesMoreRulesLimitsNamesOrBytesThanFitAndSaysByHowMuch) {
     for (int t = 0; t < 100; ++t) line += (t ? ", t" : "t") + std::to_string(t) + ": {limit: 1/s}";
     return line + "}}";
   };
-  EXPECT_EQ(rules(20, tiers), "");
+  EXPECT_EQ(rules(19, tiers), "");
   EXPECT_NE(rules(30, tiers).find("more than the 262080 that fit"), std::string::npos);
   EXPECT_NE(rules(41, tiers).find("4100 limits, 4 more than the 4096"), std::string::npos);
 }
