@@ -19,6 +19,7 @@
 #include "shm/clock.h"
 #include "shm/places.h"
 #include "tests/client/served_client.h"
+#include "tests/support/is_running.h"
 #include "tests/support/served_segments.h"
 
 namespace sluice::test {
@@ -39,17 +40,6 @@ rules:
     key: [user]
     tiers: {free: {in_flight: 1}, paid: {in_flight: 2}}
 )";
-
-// Whether the process runs; one that was killed and not waited for does not.
-bool IsRunning(pid_t pid) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/stat";
-  FILE* const file = fopen(path.c_str(), "re");
-  if (file == nullptr) return false;
-  char state = 'Z';
-  const bool is_read = fscanf(file, "%*d (%*[^)]) %c", &state) == 1;
-  fclose(file);
-  return is_read && state != 'Z' && state != 'X';
-}
 
 class ClientPlacesTest : public ServedClient {
  protected:
@@ -255,7 +245,7 @@ TEST_F(ClientPlacesTest, AParentsDeathIsSeenAlthoughItsChildLives) {
   EXPECT_EQ(Held(), 1u);
   kill(parent, SIGKILL);
   EXPECT_TRUE(ComesTo(0));
-  EXPECT_TRUE(IsRunning(child));
+  EXPECT_EQ(kill(child, 0), 0) << "it lives on";
   kill(child, SIGKILL);
   Reap(parent);
 }
@@ -315,7 +305,7 @@ void Work(const char* dir, Board* board, unsigned seed) {
       } else {
         const uint32_t at = in.back().raw().decision.spends[0].floor_q16;
         const int32_t before = at < 100 ? board->owners[at].exchange(self) : self;
-        if (before != 0 && (before == self || IsRunning(before))) ++board->violations;
+        if (before != 0 && (before == self || IsSiblingRunning(before))) ++board->violations;
         ++board->entered;
       }
     }

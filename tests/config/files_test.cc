@@ -244,7 +244,8 @@ std::string TextWith(const KeySpec& spec) {
                              : key == "algorithm" ? "\n    max_delay: 1s"
                              : key == "wait"      ? "\n    consistency: strict"
                                                   : "";
-    text = named + (key == "limit" ? "" : "limit: 1/s\n    ") + pair + also;
+    const bool is_limit = key == "limit" || key == "in_flight";
+    text = named + (is_limit ? "" : "limit: 1/s\n    ") + pair + also;
   } else if (section == "rules[].calendar") {
     const std::string per = key == "anchor_month" ? "year" : key == "week_start" ? "week" : "month";
     text =
@@ -267,7 +268,7 @@ std::string TextWith(const KeySpec& spec) {
     text = named + "limit: 10/s\n    penalty: {" + pair + also + "}";
   } else if (section == "rules[].tiers.*") {
     text = named + (key == "max_delay" ? "algorithm: leaky_bucket\n    " : "") + "tiers: {t: {" +
-           (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}}";
+           (key == "limit" || key == "in_flight" ? "" : "limit: 9999/s, ") + pair + "}}";
   } else if (section == "rules[].when_degraded") {
     const std::string also = key == "for" ? ", then: open" : key == "then" ? ", for: 1s" : "";
     text = named + "limit: 1/s\n    when_degraded: {" + pair + also + "}";

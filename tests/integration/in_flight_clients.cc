@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "client/include/sluice.hpp"
+#include "tests/support/is_running.h"
 
 namespace {
 
@@ -42,20 +43,6 @@ double NowMs() {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return static_cast<double>(t.tv_sec) * 1e3 + static_cast<double>(t.tv_nsec) * 1e-6;
-}
-
-// One that was killed and not waited for does not run, nor does one that is at its end: it closes
-// its connection before it is seen as dead.
-bool IsRunning(pid_t pid) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/stat";
-  FILE* const file = fopen(path.c_str(), "re");
-  if (file == nullptr) return false;
-  char state = 'Z';
-  unsigned flags = 0;
-  const bool is_read = fscanf(file, "%*d (%*[^)]) %c %*d %*d %*d %*d %*d %u", &state, &flags) == 2;
-  fclose(file);
-  constexpr unsigned kExiting = 0x4;  // the kernel's PF_EXITING
-  return is_read && state != 'Z' && state != 'X' && (flags & kExiting) == 0;
 }
 
 struct Request {
@@ -79,7 +66,8 @@ uint32_t PlaceOf(const sluice::Place& place) { return place.raw().decision.spend
       if (place && place.raw().name != 0) {
         const uint32_t at = PlaceOf(place);
         const int32_t before = at < request.limit ? board->owners[at].exchange(self) : self;
-        if (before != 0 && (before == self || IsRunning(before))) ++board->violations;
+        if (before != 0 && (before == self || sluice::test::IsSiblingRunning(before)))
+          ++board->violations;
         ++board->entered;
         in.push_back(std::move(place));
       }
