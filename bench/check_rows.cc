@@ -129,6 +129,27 @@ Contenders CheckPriorityList() {
   return rows;
 }
 
+// A list whose request brings its limit, beside one under the rule's own.
+Contenders CheckGivenList() {
+  static constexpr sluice_descriptor_t kGiven[] = {{"given", 5, kKey, kKeyBytes},
+                                                   {"limit", 5, "900000000", 9}};
+  static constexpr sluice_descriptor_t kOwn[] = {{"classless", 9, kKey, kKeyBytes},
+                                                 {"limit", 5, "900000000", 9}};
+  sluice_t* const client = Stage::Get().client();
+  const auto list = [client](const char* name, const sluice_descriptor_t* request) {
+    return Contender{name, [=](uint64_t n) {
+                       int allowed = 0;
+                       for (uint64_t i = 0; i < n; ++i) {
+                         allowed += sluice_check(client, request, 2, 1, nullptr);
+                       }
+                       benchmark::DoNotOptimize(allowed);
+                     }};
+  };
+  Contenders rows = {list("ns", kGiven), list("beside_ns", kOwn)};
+  for (const Contender& row : rows) row.run(1);
+  return rows;
+}
+
 // An estimate that is reserved and settled, beside a check by the same list with its decision.
 Contenders ReserveAndSettle() {
   static constexpr sluice_descriptor_t kRequest[] = {{"classless", 9, kKey, kKeyBytes}};
@@ -374,6 +395,7 @@ constexpr CheckRow kRows[] = {
     {"check_fixed_window", kHotUnits, 1, [] { return CheckWindow("fixed"); }},
     {"check_priority_keyed", kHotUnits, 1, CheckPriorityKeyed},
     {"check_priority_list", kHotUnits, 1, CheckPriorityList},
+    {"check_given_list", kHotUnits, 1, CheckGivenList},
     {"reserve_and_settle", kHotUnits, 1, ReserveAndSettle},
     {"acquire_at_once", kHotUnits, 1, AcquireAtOnce},
     {"enter_and_leave", kHotUnits, 1, EnterAndLeave},

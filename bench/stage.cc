@@ -34,6 +34,7 @@ rules:
   - {name: classed, key: [classed], limit: 1000000000/s,
      priority: {classes: {critical: 1, sheddable: 0.5}}}
   - {name: classless, key: [classless], limit: 1000000000/s}
+  - {name: given, key: [given], limit: 1000000000/s, override: {max: 1000000000}}
   - {name: log, key: [log], limit: 4096 per 1ms, algorithm: sliding_log}
   - {name: at-once, key: [at_once], in_flight: 100}
   - {name: strict, key: [lent], limit: 1000000/s, consistency: strict}

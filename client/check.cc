@@ -23,6 +23,9 @@ struct Name {
 bool MakeName(const Attachment& attachment, const Item& item, uint64_t policy, Name* name) {
   name->label_bytes = CopyLabel(attachment, policy, item.rule->id, name->label);
   if (name->label_bytes == 0) return false;
+  if (item.rule->given != 0) {
+    name->label_bytes = shm::AppendGiven(name->label, name->label_bytes, GivenOf(*item.rule));
+  }
   name->count = std::min<size_t>(item.value_count, shm::kMaxKeyParts);
   for (size_t i = 0; i < name->count; ++i) name->values[i] = item.values[i].view();
   if (item.folded) {
@@ -393,6 +396,8 @@ sluice_spend_t SpendOf(const Rule& rule, const Attempt& attempt, bool spent, boo
   // Of places, where the first of them stands.
   spend.floor_q16 = rule.kind == shm::Kind::kInFlight ? static_cast<uint16_t>(attempt.seen.cost_ns)
                                                       : rule.floor_q16;
+  spend.given = GivenOf(rule);
+  spend.reserved = 0;
   return spend;
 }
 

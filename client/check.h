@@ -181,11 +181,16 @@ inline uint64_t CostNs(const Rule& rule, uint32_t cost) {
   return cost == 1 ? rule.unit_ns : CostOf(rule, cost);
 }
 
+// No rule's bucket holds as many as fit.
+inline uint32_t TokensOf(const Rule& rule, uint32_t cost) {
+  return static_cast<uint32_t>(std::min<uint64_t>(uint64_t{cost} * rule.cost, ~uint32_t{0}));
+}
+
 inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, bool commit) {
   return {.cost_ns = cost_ns,
           .tau_ns = rule.limit.tau_ns,
           .debt_max_ns = rule.limit.debt_max_ns,
-          .tokens = cost * rule.cost,
+          .tokens = TokensOf(rule, cost),
           .dearer_q16 = 0,
           .admit_always = false,
           .commit = commit && cost != 0,

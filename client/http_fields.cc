@@ -28,22 +28,21 @@ struct Entry {
 bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const sluice_spend_t& spend,
                Entry* entry) {
   const shm::PolicyView view = ViewOf(a, decision.policy);
-  const shm::RuleView& rule = view.rule(spend.rule);
-  const shm::Limit limit = rule.numbers.limit;
-  const bool shadow = rule.numbers.shadow != 0;
+  const Rule rule = NumbersOf(view, spend.rule, spend.given, /*floor_q16=*/0);
+  const shm::Limit limit = rule.limit;
+  const bool shadow = rule.shadow != 0;
   entry->label_bytes = CopyLabel(a, decision.policy, spend.rule, entry->label);
   if (entry->label_bytes == 0 || shadow || limit.interval_ns == 0) return false;
   // A leaky bucket takes what passes at once and what may wait.
-  const uint64_t capacity =
-      rule.numbers.max_delay_ns == 0 ? limit.burst : limit.tau_ns / limit.interval_ns;
+  const uint64_t capacity = rule.max_delay_ns == 0 ? limit.burst : limit.tau_ns / limit.interval_ns;
   const bool bursty = capacity > limit.limit;
-  entry->in_flight = rule.numbers.kind == shm::Kind::kInFlight;
+  entry->in_flight = rule.kind == shm::Kind::kInFlight;
   if (entry->in_flight) {
     entry->quota = limit.limit;
     entry->remaining = spend.cost_ns;
     return true;
   }
-  if (rule.numbers.kind == shm::Kind::kLease) {
+  if (rule.kind == shm::Kind::kLease) {
     entry->quota = bursty ? capacity : limit.limit;
     entry->window_s = std::max<uint64_t>(CeilSeconds(bursty ? limit.tau_ns : limit.period_ns), 1);
     entry->remaining = spend.cost_ns;
@@ -51,9 +50,9 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
     entry->more_s = spend.cost_ns >= capacity ? 0 : 1;
     return true;
   }
-  if (rule.numbers.kind != shm::Kind::kTokenBucket) {
+  if (rule.kind != shm::Kind::kTokenBucket) {
     // A log tells when its request was made, or until when what it denied it by counts.
-    const bool is_log = rule.numbers.kind == shm::Kind::kSlidingLog;
+    const bool is_log = rule.kind == shm::Kind::kSlidingLog;
     const bool is_spent = (spend.flags & kSpent) != 0;
     const uint64_t end_ns = is_log ? spend.new_ns + (is_spent ? limit.period_ns : 0)
                                    : shm::payload::TimeNs(spend.new_ns);
@@ -70,7 +69,7 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
           ? limit.interval_ns
           : std::max<uint64_t>(spend.cost_ns / spend.tokens, limit.interval_ns);
   const uint64_t now_ns = decision.now_ns + std::min<uint64_t>(decision.lag_ns, per_token - 1);
-  const uint64_t tau_ns = shm::Floored(rule.numbers, spend.floor_q16).limit.tau_ns;
+  const uint64_t tau_ns = shm::Floored(rule, spend.floor_q16).limit.tau_ns;
   entry->remaining = shm::Remaining(spend.new_ns, now_ns, per_token, tau_ns);
   const uint64_t ahead = shm::ResetAfterNs(spend.new_ns, now_ns);
   const uint64_t over = ahead > tau_ns ? ahead - tau_ns : 0;

@@ -52,18 +52,40 @@ uint16_t TierOf(const PolicyView& view, const GroupView& group, const Request& r
   return shm::kNoRule;
 }
 
-// Where the values have a say in which rule it is, or how much of it. Sets *tier and *floor_q16;
-// false: the rule does not apply.
+// What the values of a request say of a rule.
+struct Asked {
+  uint16_t tier = shm::kNoRule;
+  uint16_t floor_q16 = 0;
+  uint32_t given = 0;  // the limit that it brings; 0: none
+};
+
+// Where the values have a say in which rule it is, or how much of it. False: the rule does not
+// apply.
 [[gnu::noinline]] bool Applies(const PolicyView& view, const Candidate& candidate,
-                               const Request& request, uint16_t* tier, uint16_t* floor_q16) {
+                               const Request& request, Asked* asked) {
   const GroupView& group = view.group(candidate.group);
   if (!ConditionsHold(view, group, request)) return false;
-  *tier = TierOf(view, group, request);
+  asked->tier = TierOf(view, group, request);
   if (group.class_count != 0) {
     bool is_listed;
-    *floor_q16 = FloorOf(view, group, request.value(view.class_of(group, 0).name), &is_listed);
+    asked->floor_q16 =
+        FloorOf(view, group, request.value(view.class_of(group, 0).name), &is_listed);
   }
-  return *tier != shm::kNoRule || candidate.rule != nullptr;
+  if (group.given_max != 0) {
+    asked->given = shm::ReadGiven(request.value(group.given_name), group.given_max);
+  }
+  return asked->tier != shm::kNoRule || candidate.rule != nullptr;
+}
+
+// The seed of the buckets of a rule under a limit that a request brought: their label says it.
+uint64_t GivenSeed(const Attachment& attachment, const PolicyView& view, const Rule& rule,
+                   uint32_t* label_bytes) {
+  char label[shm::kMaxLabelBytes];
+  const std::string_view own = view.text(view.rule(rule.id).label).substr(0, sizeof label);
+  std::memcpy(label, own.data(), own.size());
+  const size_t n = shm::AppendGiven(label, own.size(), GivenOf(rule));
+  *label_bytes = static_cast<uint32_t>(n);
+  return shm::HashValue(attachment.hash_key, {label, n}, 0);
 }
 
 // All slots are on their way to the cache before the first is looked at.
@@ -76,8 +98,10 @@ void MakeCandidate(const PolicyView& view, uint32_t index, const Present& presen
                    uint64_t coarse_step_ns, Rule* storage, Candidate* candidate) {
   const GroupView& group = view.group(index);
   candidate->group = static_cast<uint16_t>(index);
-  candidate->asks_values = group.condition_count != 0 || group.tier_count != 0 ||
-                           group.class_count != 0 || group.base_rule == shm::kNoRule;
+  candidate->asks_values =
+      group.condition_count != 0 || group.tier_count != 0 || group.class_count != 0 ||
+      group.base_rule == shm::kNoRule ||
+      (group.given_max != 0 && (present.mask >> group.given_name % shm::kMaxNames & 1) != 0);
   candidate->key_count = static_cast<uint8_t>(std::min<size_t>(group.key_count, shm::kMaxKeyParts));
   for (uint32_t i = 0; i < candidate->key_count; ++i) {
     const KeyPartView part = view.key_part(group, i);
@@ -123,14 +147,13 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
   uint32_t label_bytes = candidate.label_bytes;
   bool coarse_serves = candidate.coarse_serves;
   uint16_t tried = candidate.tried;
-  uint16_t tier = shm::kNoRule;
-  uint16_t floor_q16 = 0;
-  if (candidate.asks_values && !Applies(view, candidate, request, &tier, &floor_q16)) return 0;
+  Asked asked;
+  if (candidate.asks_values && !Applies(view, candidate, request, &asked)) return 0;
   if (plan->count == kMaxItems || plan->value_count + candidate.key_count > kMaxPlanValues) {
     return SLUICE_E_RULES;
   }
-  if (tier != shm::kNoRule) {
-    const RuleView& r = view.rule(tier);
+  if (asked.tier != shm::kNoRule) {
+    const RuleView& r = view.rule(asked.tier);
     plan->rules[plan->count] = r.numbers;
     rule = &plan->rules[plan->count];
     hash_seed = r.hash_seed;
@@ -138,8 +161,14 @@ int Match(const Attachment& attachment, const PolicyView& view, uint64_t coarse_
     tried = r.candidate;
     coarse_serves = shm::CoarseServes(*rule, coarse_step_ns);
   }
-  if (floor_q16 != 0) {
-    plan->rules[plan->count] = shm::Floored(*rule, floor_q16);
+  if (asked.given != 0) {
+    plan->rules[plan->count] = shm::Given(*rule, asked.given);
+    rule = &plan->rules[plan->count];
+    hash_seed = GivenSeed(attachment, view, *rule, &label_bytes);
+    coarse_serves = shm::CoarseServes(*rule, coarse_step_ns);
+  }
+  if (asked.floor_q16 != 0) {
+    plan->rules[plan->count] = shm::Floored(*rule, asked.floor_q16);
     rule = &plan->rules[plan->count];
   }
   Item& item = plan->items[plan->count];

@@ -119,6 +119,17 @@ inline bool IsInForce(const Attachment& attachment, uint64_t policy) {
   return attachment.control->policy.load(std::memory_order_relaxed) == policy;
 }
 
+// The numbers of a rule for requests that bring the limit `given`, 0 for none, and are of the class
+// with that floor.
+inline Rule NumbersOf(const shm::PolicyView& view, uint16_t rule, uint32_t given,
+                      uint16_t floor_q16) {
+  const Rule& numbers = view.rule(rule).numbers;
+  return shm::Floored(given != 0 ? shm::Given(numbers, given) : numbers, floor_q16);
+}
+inline uint32_t GivenOf(const Rule& rule) {
+  return rule.given != 0 ? static_cast<uint32_t>(rule.limit.limit) : 0;
+}
+
 // Reads the numbers of rules under the policy in force, for what was matched under another one of
 // the same structure.
 // Memory orders: the first load of the policy word pairs with the daemon's release store: the
@@ -131,10 +142,8 @@ class NumbersReader {
         view_(ViewOf(a, policy_)),
         is_same_(policy_ != 0 && view_.header().structure_hash == structure) {}
 
-  // As those of `old`: of the same rule and class.
-  Rule Read(const Rule& old) const {
-    return shm::Floored(view_.rule(old.id).numbers, old.floor_q16);
-  }
+  // As those of `old`: of the same rule and class, and the limit that the request brought.
+  Rule Read(const Rule& old) const { return NumbersOf(view_, old.id, GivenOf(old), old.floor_q16); }
   // After the last Read: true where the structure is the same, and all that was read belonged
   // together.
   bool IsWhole() const {

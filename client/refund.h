@@ -67,7 +67,7 @@ inline uint64_t LogPeriodNs(const Attachment& a, uint64_t policy, uint16_t rule)
 inline uint64_t AtOnceNsOf(const Attachment& a, uint64_t policy, const sluice_spend_t& spend) {
   if ((spend.flags & kToldToWait) == 0) return shm::kNever;
   const uint64_t at_once_ns =
-      AtOnceNs(shm::Floored(ViewOf(a, policy).rule(spend.rule).numbers, spend.floor_q16));
+      AtOnceNs(NumbersOf(ViewOf(a, policy), spend.rule, spend.given, spend.floor_q16));
   return IsInForce(a, policy) ? at_once_ns : 0;
 }
 

@@ -9,7 +9,7 @@
 
 #include "client/candidate.h"
 #include "client/check.h"
-#include "client/refund.h"
+#include "client/correct.h"
 
 namespace sluice::client {
 namespace {
@@ -80,88 +80,6 @@ bool TakeHold(const Attachment& a, const sluice_reservation_t& r, uint64_t now_n
   return slot.word.compare_exchange_strong(w, over_ns, std::memory_order_acq_rel);
 }
 
-uint64_t PartOf(uint64_t cost_ns, uint32_t part, uint32_t whole) {
-  const auto product = static_cast<unsigned __int128>(cost_ns) * part;
-  return static_cast<uint64_t>((product + whole - 1) / whole);
-}
-
-// Charges a bucket for more than was reserved in it, without asking.
-class Extra {
- public:
-  Extra(Context& ctx, const sluice_reservation_t& r, uint32_t units)
-      : ctx_(ctx), r_(r), units_(units) {}
-
-  void Charge(const sluice_spend_t& spend) {
-    shm::Slot* const slot = SlotOf(*ctx_.attachment, spend);
-    if (slot == nullptr) return;
-    // After the word: I2. Both pair with the CASes of a new tenancy.
-    const uint64_t w = slot->word.load(std::memory_order_acquire);
-    const uint64_t key = slot->key.load(std::memory_order_acquire);
-    if (shm::word::IsDead(w) || shm::key::Gen(key) != spend.gen) return;  // it has expired: no debt
-    Rule rule;
-    if (!ReadRule(spend, &rule)) return;
-    uint32_t tokens = spend.tokens / r_.estimate * units_;
-    const uint64_t cost_ns =
-        rule.kind == shm::Kind::kTokenBucket ? PartOf(spend.cost_ns, units_, r_.estimate) : 0;
-    if (rule.kind == shm::Kind::kSlidingLog) {
-      ChargeLog(spend, *slot, rule, tokens);
-      return;
-    }
-    Attempt attempt;
-    attempt.slot = slot;
-    attempt.index = spend.slot;
-    attempt.overflow = (spend.flags & kOverflowSlot) != 0;
-    attempt.absent = attempt.emergency = false;
-    attempt.fp = shm::key::Fp(key);
-    for (int tries = 0; tries < 2; ++tries) {
-      attempt.charge = {.cost_ns = cost_ns,
-                        .tau_ns = rule.limit.tau_ns,
-                        .debt_max_ns = rule.limit.debt_max_ns,
-                        .tokens = tokens,
-                        .dearer_q16 = 0,
-                        .admit_always = rule.kind != shm::Kind::kLease,
-                        .commit = true,
-                        .kind = rule.kind,
-                        .limit = &rule.limit};
-      attempt.outcome = CheckAnyKind(ctx_, rule, &attempt);
-      if (attempt.outcome != shm::Outcome::kDenied || attempt.seen.remaining == 0) break;
-      tokens = static_cast<uint32_t>(std::min<uint64_t>(attempt.seen.remaining, tokens));
-    }
-    if (attempt.outcome != shm::Outcome::kAllowed) return;
-    if (attempt.overflow) return;
-    shm::AddUse(*slot, ctx_.attachment->dirty, spend.slot, tokens);
-  }
-
- private:
-  // A log holds what there is room for.
-  void ChargeLog(const sluice_spend_t& spend, shm::Slot& slot, const Rule& rule, uint32_t tokens) {
-    const Attachment& a = *ctx_.attachment;
-    const auto row = LogOf(a, spend.slot, (spend.flags & kOverflowSlot) != 0);
-    if (!row) return;
-    shm::logs::Fill(slot, row, shm::logs::TermsOf(rule.limit), spend.gen, Clock::PreciseNs(),
-                    tokens);
-    shm::AddUse(slot, a.dirty, spend.slot, tokens);
-  }
-
-  // The numbers in force. Where the rules have changed since, and with them what the spend's number
-  // means, only a token bucket is charged: its time was written down with the spend. The bound is a
-  // number that orders nothing.
-  bool ReadRule(const sluice_spend_t& spend, Rule* rule) const {
-    const Attachment& a = *ctx_.attachment;
-    *rule = ViewOf(a, r_.decision.policy).rule(spend.rule).numbers;
-    if (IsInForce(a, r_.decision.policy)) return true;
-    if (KindOfFlags(spend.flags) != shm::Kind::kTokenBucket) return false;
-    *rule = {};
-    rule->kind = shm::Kind::kTokenBucket;
-    rule->limit.tau_ns = a.control->max_debt_ns.load(std::memory_order_relaxed);
-    return true;
-  }
-
-  Context& ctx_;
-  const sluice_reservation_t& r_;
-  const uint32_t units_;
-};
-
 int Reserve(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t estimate,
             uint64_t hold_ns, sluice_reservation_t* r) {
   r->estimate = std::min(estimate, SmallestCapacity(plan));
@@ -212,19 +130,11 @@ int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation, uin
   const uint64_t now_ns = Clock::PreciseNs();
   if (!sluice::client::TakeHold(*a, r, now_ns)) return 0;
   sluice::client::Context ctx(client, a, /*coarse_serves=*/false);
-  sluice::client::Extra extra(ctx, r, actual > r.estimate ? actual - r.estimate : 0);
   const size_t count = size_t{r.decision.spend_count} + r.decision.candidate_count;
   for (size_t i = 0; i < std::min(count, sluice::client::kMaxItems); ++i) {
     const sluice_spend_t& spend = r.decision.spends[i];
     if ((spend.flags & sluice::client::kSpent) == 0) continue;
-    if (actual > r.estimate) {
-      extra.Charge(spend);
-    } else if (actual < r.estimate) {
-      const uint32_t units = r.estimate - actual;
-      const uint64_t kept_ns = sluice::client::PartOf(spend.cost_ns, actual, r.estimate);
-      sluice::client::GiveBack(*a, r.decision.policy, spend, spend.cost_ns - kept_ns,
-                               spend.tokens / r.estimate * units, now_ns);
-    }
+    sluice::client::Correct(ctx, r.decision.policy, spend, actual, r.estimate, now_ns);
   }
   return 1;
 }

@@ -111,6 +111,10 @@ absl::Status RunRules(const Globals& globals) {
     if (const json& penalty = rule.at("penalty"); penalty.is_object()) {
       notes += PenaltyText(penalty, rule.at("bans").get<uint64_t>());
     }
+    if (const json& override = rule.at("override"); override.is_object()) {
+      absl::StrAppend(&notes, "or the request's ", SafeText(override.at("by").get<std::string>()),
+                      ", at most ", override.at("max").get<uint64_t>(), " ");
+    }
     if (rule.at("shadow").get<bool>()) notes += "shadow ";
     const auto consistency = rule.at("consistency").get<std::string>();
     if (consistency != "approximate") notes += consistency + " ";

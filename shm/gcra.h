@@ -17,6 +17,7 @@ namespace sluice::shm {
 
 inline constexpr uint64_t kNever = ~0ull;              // retry_after of a cost that can never fit
 inline constexpr uint64_t kMinDebtNs = 1'000'000'000;  // debt_max = max(tau, 1 s)
+inline constexpr uint64_t kMaxTokens = 1'000'000'000;  // of a limit, and of a burst
 // The longest that a reservation is held. A slot that says so is not wild.
 inline constexpr uint64_t kMaxHoldNs = 3'600'000'000'000;
 
@@ -53,6 +54,17 @@ inline Limit MakeLimit(uint64_t limit, uint64_t period_ns, uint64_t burst,
   l.tau_ns = std::min(burst * l.interval_ns, std::max(exact, below_next)) + max_delay_ns;
   l.debt_max_ns = std::max(l.tau_ns, kMinDebtNs);
   return l;
+}
+
+// The limit of a caller who brings its own, `limit` tokens in the rule's period: the burst grows
+// and shrinks with it, so that a bucket takes the same time to fill, but holds one request of
+// `cost`.
+inline Limit Given(const Limit& of, uint64_t limit, uint64_t cost) {
+  const uint64_t per = std::max<uint64_t>(of.limit, 1);
+  const auto burst =
+      static_cast<uint64_t>((static_cast<unsigned __int128>(limit) * of.burst + per - 1) / per);
+  return MakeLimit(std::max<uint64_t>(limit, 1), of.period_ns,
+                   std::clamp(burst, std::max<uint64_t>(cost, 1), kMaxTokens));
 }
 
 // The limit for requests of a class: the bucket is the same, but its lowest part, `floor_q16` of

@@ -9,7 +9,8 @@
 // the limits change ten times a second.
 //
 //   buffer:  PolicyHeader | GroupView[group_count] | RuleView[rule_count] | ConditionView[] |
-//            KeyPartView[] | ClassView[] | StringRef[] (one-of lists) | string bytes
+//            KeyPartView[] | ClassView[] | OutcomeView[] | StringRef[] (one-of lists) | string
+//            bytes
 //
 // A *group* is one rule of the configuration: its conditions and key. A *rule* is a group at one
 // tier: a limit. The group without tiers has one rule, its base. Behind the rules of all groups
@@ -42,6 +43,7 @@ inline constexpr uint32_t kMaxKeyParts = 8;         // of one group
 inline constexpr uint32_t kMaxOneOf = 256;          // values of one one-of condition
 inline constexpr uint32_t kMaxClasses = 16;         // of one group's priority
 inline constexpr uint32_t kMaxMetadata = 8;         // pairs of one group
+inline constexpr uint32_t kMaxOutcomes = 16;        // of one group
 inline constexpr uint32_t kMaxLabelBytes = 64;      // "name@tier"
 inline constexpr uint32_t kMaxPatternBytes = 1024;  // one match value
 inline constexpr uint16_t kNoRule = 0xffff;
@@ -102,6 +104,14 @@ struct ClassView {
 };
 static_assert(sizeof(ClassView) == 16);
 
+// What a request costs in the end, by how it ended: the first row that holds its status counts.
+struct OutcomeView {
+  uint16_t first_status;
+  uint16_t last_status;
+  uint32_t tokens;  // 0: nothing, what was spent is given back
+};
+static_assert(sizeof(OutcomeView) == 8);
+
 struct GroupView {
   uint64_t needed;  // bit per name id that must be present (conditions and key)
   uint32_t conditions_offset;
@@ -116,9 +126,13 @@ struct GroupView {
   uint32_t classes_offset;
   uint32_t metadata_offset;  // StringRefs: a name, its value, the next name...
   uint8_t metadata_count;    // pairs, 0..kMaxMetadata
-  uint8_t reserved[3];
+  uint8_t given_name;        // name id of the descriptor that brings a limit; 0 where none may
+  uint8_t outcome_count;     // 0..kMaxOutcomes
+  uint8_t reserved;
+  uint32_t given_max;  // the largest such limit, in tokens per the rule's period; 0: none may
+  uint32_t outcomes_offset;
 };
-static_assert(sizeof(GroupView) == 40);
+static_assert(sizeof(GroupView) == 48);
 
 enum class DegradedMode : uint8_t {
   kOpen = 0,     // admit all, go on counting
@@ -143,6 +157,7 @@ struct RuleNumbers {
   uint8_t alert : 1;     // raise an alert when this rule degrades
   uint8_t shadow : 1;    // count, never deny
   uint8_t penal : 1;     // denials are counted towards a ban, which limit.debt_max_ns has room for
+  uint8_t given : 1;     // the limit came with the request, see Given(); in a policy 0
   uint8_t near_percent;  // of what may be used, from which on an answer says `near`, 1..100
   uint8_t soft_percent;  // likewise, `soft`; 0: the rule has no such level
   Kind kind;
@@ -165,6 +180,46 @@ inline RuleNumbers Floored(const RuleNumbers& rule, uint16_t floor_q16) {
   floored.max_delay_ns -=
       std::min<uint64_t>(rule.max_delay_ns, rule.limit.tau_ns - floored.limit.tau_ns);
   return floored;
+}
+
+// The numbers of a rule for a request that brings its own limit.
+inline RuleNumbers Given(const RuleNumbers& rule, uint32_t limit) {
+  RuleNumbers given = rule;
+  given.given = 1;
+  given.limit = Given(rule.limit, limit, rule.cost);
+  given.unit_ns = CostNs(rule.cost, given.limit.period_ns, given.limit.limit);
+  return given;
+}
+
+// What stands between a label and the limit that a request brought, in names of buckets: no label
+// of a configuration holds it.
+inline constexpr char kGivenMark = '=';
+inline constexpr uint32_t kMaxGivenBytes = 11;  // with the mark
+
+// Appends the mark and the limit to a label of `bytes` bytes; returns the bytes then, or `bytes`
+// where there is no room.
+inline size_t AppendGiven(char (&label)[kMaxLabelBytes], size_t bytes, uint32_t limit) {
+  char digits[kMaxGivenBytes];
+  size_t n = 0;
+  for (uint32_t left = limit; n == 0 || left != 0; left /= 10) {
+    digits[n++] = static_cast<char>('0' + left % 10);
+  }
+  if (bytes + 1 + n > kMaxLabelBytes) return bytes;
+  label[bytes++] = kGivenMark;
+  while (n != 0) label[bytes++] = digits[--n];
+  return bytes;
+}
+
+// The limit that a text says: digits alone, none of them a leading 0; what is more than `max` is
+// `max`. 0: it says none.
+inline uint32_t ReadGiven(std::string_view text, uint32_t max) {
+  if (text.empty() || text.size() > 20 || text.front() == '0') return 0;
+  uint64_t limit = 0;
+  for (const char c : text) {
+    if (c < '0' || c > '9') return 0;
+    limit = std::min<uint64_t>(limit * 10 + static_cast<uint64_t>(c - '0'), max);
+  }
+  return static_cast<uint32_t>(limit);
 }
 
 inline uint64_t WaitMsOf(const RuleNumbers& rule) {
@@ -242,6 +297,9 @@ class PolicyView {
   }
   const ClassView& class_of(const GroupView& g, uint32_t i) const {
     return *At<ClassView>(g.classes_offset, i % kMaxClasses);
+  }
+  const OutcomeView& outcome(const GroupView& g, uint32_t i) const {
+    return *At<OutcomeView>(g.outcomes_offset, i % kMaxOutcomes);
   }
   // The i-th text of the pairs of metadata.
   std::string_view metadata(const GroupView& g, uint32_t i) const {

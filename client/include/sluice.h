@@ -89,6 +89,8 @@ typedef struct sluice_spend {
   uint16_t rule;
   uint16_t flags;
   uint16_t floor_q16; /* the part of the bucket that is not for the request's class */
+  uint32_t given;     /* the limit that the request brought; 0: the rule's own */
+  uint32_t reserved;
 } sluice_spend_t;
 
 typedef struct sluice_decision {
@@ -276,6 +278,13 @@ SLUICE_API int sluice_enter(sluice_t* client, const sluice_descriptor_t* descrip
  * give back, or SLUICE_E_STALE / SLUICE_E_ARGUMENT. */
 SLUICE_API int sluice_leave(sluice_t* client, sluice_place_t* place);
 
+/* Tells how an allowed request ended, by a status of 0 to 999 such as HTTP's: each rule whose
+ * `outcomes` speak of it counts the request as so many tokens as they say. What was charged too
+ * much is given back as by sluice_refund, what was charged too little as by sluice_settle. A rule
+ * that has been corrected is not again, and not refunded (the decision is marked). Rules that say
+ * nothing of it, or have changed since the decision, leave what was charged. Returns the number of
+ * rules that spoke of it, or SLUICE_E_STALE / SLUICE_E_ARGUMENT. */
+SLUICE_API int sluice_report(sluice_t* client, sluice_decision_t* decision, uint32_t status);
 /* The label of the deciding rule, NUL-terminated. Returns its length, 0 when no rule decided or
  * the rules have changed since, or SLUICE_E_BUFFER. */
 SLUICE_API int sluice_decision_rule(sluice_t* client, const sluice_decision_t* decision,

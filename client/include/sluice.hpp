@@ -325,6 +325,12 @@ class Client {
   // How many rules got something back; negative: enum sluice_error.
   int refund(Decision& decision) { return sluice_refund(client_.get(), &decision.raw()); }
 
+  // How an allowed request ended, 0 to 999: what it costs then is what the rules' `outcomes` say.
+  // How many of them did; negative: enum sluice_error.
+  int report(Decision& decision, uint32_t status) {
+    return sluice_report(client_.get(), &decision.raw(), status);
+  }
+
   // Retry-After, RateLimit-Policy and RateLimit lines, each ended by CRLF.
   std::string http_fields(const Decision& decision) {
     char buffer[4096];

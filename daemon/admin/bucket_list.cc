@@ -103,7 +103,7 @@ double BanLeftS(const shm::Slot& slot, uint64_t word, const config::CompiledRule
 void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,
               const config::CompiledRule& rule, const shm::HolderCell* holders, uint64_t now_ns,
               ordered_json* out) {
-  const shm::Limit& limit = rule.limit;
+  const shm::Limit limit = rule.LimitOf(seen.name.label);
   const uint64_t used = buckets.slots()[slot].used.load(std::memory_order_relaxed);
   const uint64_t denied = buckets.denied()[slot].load(std::memory_order_relaxed);
   const uint16_t gen = shm::key::Gen(seen.key);

@@ -192,7 +192,7 @@ class Lister {
     (*out)["reset_after_s"] = static_cast<double>(ahead_us) * 1e-6;
     const config::CompiledRule* rule = rules_.Find(label);
     if (rule == nullptr) return;
-    const shm::Limit& limit = rule->limit;
+    const shm::Limit limit = rule->LimitOf(label);
     uint64_t remaining =
         shm::Remaining(static_cast<uint64_t>(ahead_us) * 1000, 0, limit.interval_ns, limit.tau_ns);
     if (shm::IsCountedInWindows(rule->kind)) {

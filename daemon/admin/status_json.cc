@@ -213,6 +213,11 @@ ordered_json CandidateJson(const config::CompiledRule* candidate, const EngineSn
           {"would_deny", counts.denied}};
 }
 
+ordered_json OverrideJson(const config::RuleConfig& rule) {
+  if (!rule.override) return nullptr;
+  return {{"by", rule.override->descriptor}, {"max", rule.override->max}};
+}
+
 ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig& from,
                       const RuleCounts& counts) {
   ordered_json match = ordered_json::array();
@@ -245,6 +250,7 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
                                                            : "approximate"},
           {"wait_ns", rule.wait_ns},
           {"priority", PriorityJson(from)},
+          {"override", OverrideJson(from)},
           {"shadow", rule.shadow},
           {"when_degraded", degraded},
           {"allowed", counts.allowed},

@@ -56,6 +56,7 @@ class Builder {
   std::vector<ConditionView> conditions_;
   std::vector<KeyPartView> key_parts_;
   std::vector<ClassView> classes_;
+  std::vector<shm::OutcomeView> outcomes_;
   std::vector<StringRef> refs_;
   std::string strings_;
   absl::flat_hash_map<std::string, StringRef> interned_;
@@ -212,6 +213,17 @@ absl::Status Builder::Add(const RuleConfig& rule) {
   AddConditions(rule, &group);
   AddKey(rule, &group);
   if (rule.priority) AddPriority(*rule.priority, &group);
+  group.outcomes_offset = static_cast<uint32_t>(outcomes_.size());
+  group.outcome_count = static_cast<uint8_t>(rule.outcomes.size());
+  for (const OutcomeConfig& outcome : rule.outcomes) {
+    outcomes_.push_back({.first_status = outcome.first_status,
+                         .last_status = outcome.last_status,
+                         .tokens = outcome.tokens});
+  }
+  if (rule.override) {
+    group.given_name = NameId(rule.override->descriptor);
+    group.given_max = static_cast<uint32_t>(rule.override->max);
+  }
   // Counts from the beginning of the references, as the lists of conditions.
   group.metadata_offset = static_cast<uint32_t>(refs_.size());
   group.metadata_count = static_cast<uint8_t>(rule.metadata.size());
@@ -270,7 +282,8 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   const uint64_t conditions_at = rules_at + rules_.size() * sizeof(RuleView);
   const uint64_t key_parts_at = conditions_at + conditions_.size() * sizeof(ConditionView);
   const uint64_t classes_at = key_parts_at + key_parts_.size() * sizeof(KeyPartView);
-  const uint64_t refs_at = classes_at + classes_.size() * sizeof(ClassView);
+  const uint64_t outcomes_at = classes_at + classes_.size() * sizeof(ClassView);
+  const uint64_t refs_at = outcomes_at + outcomes_.size() * sizeof(shm::OutcomeView);
   const uint64_t strings_at = refs_at + refs_.size() * sizeof(StringRef);
   const uint64_t total = strings_at + strings_.size();
   if (total > shm::kMaxPolicyBytes) {
@@ -299,6 +312,8 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
     group.key_offset = static_cast<uint32_t>(key_parts_at + group.key_offset * sizeof(KeyPartView));
     group.classes_offset =
         static_cast<uint32_t>(classes_at + group.classes_offset * sizeof(ClassView));
+    group.outcomes_offset =
+        static_cast<uint32_t>(outcomes_at + group.outcomes_offset * sizeof(shm::OutcomeView));
     group.metadata_offset =
         static_cast<uint32_t>(refs_at + group.metadata_offset * sizeof(StringRef));
   }
@@ -324,6 +339,7 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
     Append(conditions_, &bytes);
     Append(key_parts_, &bytes);
     Append(classes_, &bytes);
+    Append(outcomes_, &bytes);
     Append(refs_, &bytes);
     return bytes + strings_;
   };
@@ -402,15 +418,42 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .calendar_place = shm::CalendarOf(n),
                                .candidate = rule.candidate,
                                .beside = rule.beside});
-    compiled.by_label_.emplace(compiled.rules_.back().label, static_cast<uint16_t>(id));
-    compiled.max_debt_ns_ = std::max(compiled.max_debt_ns_, n.limit.tau_ns + n.limit.debt_max_ns);
+    CompiledRule& made = compiled.rules_.back();
+    made.most = MostOf(n.limit, n.cost, view.group(n.group).given_max);
+    made.given_max = view.group(n.group).given_max;
+    compiled.by_label_.emplace(made.label, static_cast<uint16_t>(id));
+    compiled.max_debt_ns_ =
+        std::max(compiled.max_debt_ns_, made.most.tau_ns + made.most.debt_max_ns);
   }
   return compiled;
 }
 
 const CompiledRule* CompiledRules::Find(std::string_view label) const {
-  const auto at = by_label_.find(ToAbsl(label));
-  return at == by_label_.end() ? nullptr : &rules_[at->second];
+  const size_t mark = label.find(shm::kGivenMark);
+  const auto at = by_label_.find(ToAbsl(label.substr(0, mark)));
+  if (at == by_label_.end()) return nullptr;
+  const CompiledRule* const rule = &rules_[at->second];
+  if (mark != std::string_view::npos && rule->GivenOf(label) == 0) return nullptr;
+  return rule;
+}
+
+// What came with the request as the client writes it: no more than may come, and in one spelling.
+uint32_t CompiledRule::GivenOf(std::string_view bucket_label) const {
+  if (bucket_label.size() <= label.size() || given_max == 0) return 0;
+  const std::string_view text = bucket_label.substr(label.size() + 1);
+  return shm::ReadGiven(text, ~uint32_t{0}) <= given_max ? shm::ReadGiven(text, given_max) : 0;
+}
+
+shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint32_t given_max) {
+  if (given_max == 0) return limit;
+  shm::Limit most = shm::Given(limit, given_max, cost);
+  // The lower the limit, the longer a bucket takes that holds whole tokens. One second for what
+  // rounding adds to the largest burst.
+  const shm::Limit least = shm::Given(limit, 1, cost);
+  most.tau_ns = std::max({limit.tau_ns, most.tau_ns, least.tau_ns}) + shm::kMinDebtNs;
+  most.interval_ns = std::min(most.interval_ns, limit.interval_ns);
+  most.debt_max_ns = most.tau_ns;
+  return most;
 }
 
 }  // namespace sluice::config

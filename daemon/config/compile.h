@@ -71,12 +71,26 @@ struct CompiledRule {
   std::shared_ptr<const Privacy> privacy = nullptr;  // null: nothing of its key is private
 
   bool is_candidate() const { return beside != shm::kNoRule; }
+  uint32_t given_max = 0;  // the largest limit that a request may bring; 0: none may
+  shm::Limit most = {};    // no bucket of the rule reaches further or is refilled faster
+
+  // The limit that came with the requests of a bucket, by its label: 0 where it is the rule's own.
+  uint32_t GivenOf(std::string_view bucket_label) const;
+  shm::Limit LimitOf(std::string_view bucket_label) const {
+    const uint32_t given = GivenOf(bucket_label);
+    return given != 0 ? shm::Given(limit, given, cost) : limit;
+  }
 
   // Under which a bucket of this name stands in the table.
   uint64_t HashOf(const shm::ParsedName& name, const shm::HashKey& key) const {
-    return shm::HashOfKind(name.Hash(key, hash_seed), kind);
+    const bool is_given = name.label.size() != label.size();
+    const uint64_t seed = is_given ? shm::HashValue(key, name.label, 0) : hash_seed;
+    return shm::HashOfKind(name.Hash(key, seed), kind);
   }
 };
+
+// The largest of all limits that a rule's buckets can have, by parts.
+shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint32_t given_max);
 
 // The rules of one policy, read back from its bytes, so that it cannot differ from what clients
 // read. Immutable after Load: safe to share between threads.
@@ -95,7 +109,8 @@ class CompiledRules {
   // `tables`: by place, from 0.
   void AddCalendars(const std::vector<std::shared_ptr<const CalendarTable>>& tables);
 
-  // nullptr when no rule has this label. Valid as long as this object stays where it is.
+  // nullptr when no rule has this label, or a limit stands behind it that no request may bring.
+  // Valid as long as this object stays where it is.
   const CompiledRule* Find(std::string_view label) const;
   const CompiledRule* ById(uint16_t id) const { return id < rules_.size() ? &rules_[id] : nullptr; }
 

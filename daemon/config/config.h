@@ -194,6 +194,19 @@ struct TierConfig {
   DegradedConfig degraded;  // the rule's own unless the tier says otherwise
 };
 
+// What a request costs that ended with one of these statuses.
+struct OutcomeConfig {
+  uint16_t first_status = 0;
+  uint16_t last_status = 0;
+  uint32_t tokens = 0;
+};
+
+// Callers may bring a limit of their own.
+struct OverrideConfig {
+  std::string descriptor = "limit";
+  uint64_t max = 0;  // tokens per the rule's period, 1..10^9
+};
+
 struct RuleConfig {
   std::string name;  // [a-z0-9_.-]{2,32}, unique
   std::vector<MatchConfig> match;
@@ -210,6 +223,8 @@ struct RuleConfig {
   bool strict = false;
   bool overdraft = false;
   uint64_t wait_ns = 0;  // strict only: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
+  std::vector<OutcomeConfig> outcomes;     // 0..shm::kMaxOutcomes; the first that holds counts
+  std::optional<OverrideConfig> override;  // of token buckets that are not lent
   std::optional<PriorityConfig> priority;  // of token and leaky buckets that are not lent
   uint8_t near_percent = 80;  // of what may be used: from there on answers say `near`, 1..100
   uint8_t soft_percent = 0;   // likewise, `soft`; 0: the rule has no such level

@@ -216,6 +216,8 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParsePriority(&section, &rule, findings);
   ParseAnswers(&section, &rule, findings);
   ParsePenalty(&section, config, &rule, findings);
+  ParseOverride(&section, &rule, findings);
+  ParseOutcomes(&section, &rule, findings);
   if (of_rule.is_log() && has_regions) {
     section.Warning("algorithm",
                     "each region counts a sliding log by itself, and hears of no other",

@@ -16,6 +16,10 @@ void ParseKey(Section* rule, std::vector<KeyConfig>* key, Findings* findings);
 void ParseConsistency(Section* rule, const Config& config, RuleConfig* out, Findings* findings);
 // Reads `priority` into out->priority; the rule's limits and tiers stand already.
 void ParsePriority(Section* rule, RuleConfig* out, Findings* findings);
+// Reads `outcomes`.
+void ParseOutcomes(Section* rule, RuleConfig* out, Findings* findings);
+// Reads `override` into out->override, likewise.
+void ParseOverride(Section* rule, RuleConfig* out, Findings* findings);
 // Reads `near`, `soft`, `metadata` and `retry_spread`: what answers tell beside yes and no.
 void ParseAnswers(Section* rule, RuleConfig* out, Findings* findings);
 // Reads `privacy`; the rules, whose keys may need it, stand already.

@@ -51,6 +51,7 @@ class Verifier {
   bool TextsFit(uint32_t offset, uint32_t count) const;
   bool MetadataFits(const GroupView& group) const;
   bool PriorityFits(const GroupView& group) const;
+  bool OutcomesFit(const GroupView& group) const;
   absl::Status Group(const GroupView& group) const;
   // Whether it is the one of a rule of the same group and kind of word.
   bool IsCandidate(const RuleView& rule, uint32_t id) const {
@@ -134,6 +135,19 @@ bool Verifier::PriorityFits(const GroupView& group) const {
   return true;
 }
 
+bool Verifier::OutcomesFit(const GroupView& group) const {
+  if (group.outcome_count > shm::kMaxOutcomes ||
+      !ArrayFits<shm::OutcomeView>(group.outcomes_offset, group.outcome_count)) {
+    return false;
+  }
+  for (uint32_t i = 0; i < group.outcome_count; ++i) {
+    const shm::OutcomeView& outcome = view_.outcome(group, i);
+    if (outcome.first_status > outcome.last_status || outcome.tokens > shm::kMaxTokens)
+      return false;
+  }
+  return true;
+}
+
 absl::Status Verifier::Group(const GroupView& group) const {
   if (group.condition_count > shm::kMaxConditions || group.key_count > shm::kMaxKeyParts ||
       !ArrayFits<ConditionView>(group.conditions_offset, group.condition_count) ||
@@ -156,6 +170,10 @@ absl::Status Verifier::Group(const GroupView& group) const {
   }
   if (!MetadataFits(group)) return Bad("a rule's metadata lie outside");
   if (!PriorityFits(group)) return Bad("a priority is broken");
+  if (!OutcomesFit(group)) return Bad("a rule's outcomes are broken");
+  if (group.given_max > shm::kMaxTokens || (group.given_max != 0 && !IsName(group.given_name))) {
+    return Bad("an override is broken");
+  }
   const bool has_base = group.base_rule != shm::kNoRule;
   if (uint32_t{group.first_rule} + group.tier_count > view_.rule_count() ||
       (has_base && group.base_rule >= view_.rule_count()) || (!has_base && group.tier_count == 0) ||
@@ -200,9 +218,8 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
     return Bad("a label lies outside");
   }
   const shm::Limit& limit = n.limit;
-  constexpr uint64_t kMostTokens = 1'000'000'000;
-  if (limit.limit == 0 || limit.limit > kMostTokens || limit.burst == 0 ||
-      limit.burst > kMostTokens || limit.period_ns == 0 || limit.period_ns > shm::kMaxSpanNs ||
+  if (limit.limit == 0 || limit.limit > shm::kMaxTokens || limit.burst == 0 ||
+      limit.burst > shm::kMaxTokens || limit.period_ns == 0 || limit.period_ns > shm::kMaxSpanNs ||
       n.cost == 0 || n.cost > limit.burst || n.max_delay_ns > kMaxDelayNs) {
     return Bad("a limit is out of range");
   }
@@ -214,6 +231,13 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   }
   if (n.floor_q16 != 0 || (group.class_count != 0 && n.kind != shm::Kind::kTokenBucket)) {
     return Bad("a limit has a priority that it cannot have");
+  }
+  const bool is_given = group.given_max != 0;
+  if (n.given != 0 ||
+      (is_given && (n.kind != shm::Kind::kTokenBucket || n.max_delay_ns != 0 ||
+                    rule.label.length + shm::kMaxGivenBytes > shm::kMaxLabelBytes ||
+                    MostOf(limit, n.cost, group.given_max).tau_ns > shm::kMaxSpanNs))) {
+    return Bad("a limit is overridden that cannot be");
   }
   const bool is_window = shm::IsWindow(n.kind);
   if (is_window && (limit.period_ns < shm::window::kMinPeriodNs || n.max_delay_ns != 0)) {

@@ -22,7 +22,7 @@ constexpr uint64_t kLineWords = 8;
 // window a limit for each length that has passed, and for one that had begun and one that has not
 // ended: its debt_max is two lengths.
 int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
-  const shm::Limit& limit = rule.limit;
+  const shm::Limit& limit = rule.most;
   const uint64_t by_rate =
       (limit.tau_ns + limit.debt_max_ns + elapsed_ns) / std::max<uint64_t>(limit.interval_ns, 1) +
       1;

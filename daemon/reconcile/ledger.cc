@@ -65,7 +65,7 @@ BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uin
   Bucket& b = buckets_[id];
   b.shard = named.shard;
   b.rule = named.rule;
-  b.limit = named.rule->limit;
+  b.limit = named.rule->LimitOf(LabelOf(b.text));
   b.kind = named.rule->kind;
   b.calendar = named.rule->calendar;
   b.wire = WireOf(named.wire);
@@ -212,7 +212,7 @@ void Ledger::Rebind(const config::CompiledRules& rules) {
     if (b.text.empty()) continue;
     b.rule = rules.Find(LabelOf(b.text));
     if (b.rule == nullptr) continue;
-    b.limit = b.rule->limit;
+    b.limit = b.rule->LimitOf(LabelOf(b.text));
     b.kind = b.rule->kind;
     const std::shared_ptr<const config::CalendarTable> former = std::move(b.calendar);
     b.calendar = b.rule->calendar;

@@ -29,6 +29,7 @@ namespace {
 constexpr int kClients = 4;
 // One of eight attaches anew; the others go on with the client that they were forked with.
 constexpr uint64_t kAttachOneOf = 8;
+constexpr uint64_t kAcquireOneOf = 1024;
 constexpr uint64_t kMostBetweenKillsNs = 1'000'000;
 // Now and then a client is stopped in mid-check for longer than the grace, and then goes on, or is
 // killed where it stands; a few are stopped for seconds. The others are killed meanwhile.
@@ -87,7 +88,10 @@ sluice::Client Open(const char* runtime_dir) {
     const double u = std::uniform_real_distribution<double>(0, 1)(random);
     const auto key = static_cast<uint64_t>(static_cast<double>(ledger.keys) * u * u * u * u);
     const std::string text = "key-" + std::to_string(key);
-    sluice::Decision d = client.check({{"key", text}});
+    // Some wait for their turn: killed then, they have spent it.
+    sluice::Decision d = random() % kAcquireOneOf == 0
+                             ? client.acquire({{"key", text}}, std::chrono::milliseconds(1))
+                             : client.check({{"key", text}});
     ledger.checks().fetch_add(1, std::memory_order_relaxed);
     if (d.is_default()) continue;
     stage.store(kChecking, std::memory_order_relaxed);
