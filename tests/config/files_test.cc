@@ -243,6 +243,7 @@ std::string TextWith(const KeySpec& spec) {
     const std::string also = key == "max_delay"   ? "\n    algorithm: leaky_bucket"
                              : key == "algorithm" ? "\n    max_delay: 1s"
                              : key == "wait"      ? "\n    consistency: strict"
+                             : key == "candidate" ? "\n    burst: 1"
                                                   : "";
     const bool is_limit = key == "limit" || key == "in_flight";
     text = named + (is_limit ? "" : "limit: 1/s\n    ") + pair + also;
@@ -268,7 +269,8 @@ std::string TextWith(const KeySpec& spec) {
     text = named + "limit: 10/s\n    penalty: {" + pair + also + "}";
   } else if (section == "rules[].tiers.*") {
     text = named + (key == "max_delay" ? "algorithm: leaky_bucket\n    " : "") + "tiers: {t: {" +
-           (key == "limit" || key == "in_flight" ? "" : "limit: 9999/s, ") + pair + "}}";
+           (key == "limit" || key == "in_flight" ? "" : "limit: 9999/s, ") +
+           (key == "candidate" ? "burst: 9999, " : "") + pair + "}}";
   } else if (section == "rules[].when_degraded") {
     const std::string also = key == "for" ? ", then: open" : key == "then" ? ", for: 1s" : "";
     text = named + "limit: 1/s\n    when_degraded: {" + pair + also + "}";
