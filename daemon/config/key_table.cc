@@ -349,32 +349,6 @@ constexpr KeySpec kRuleKeys[] = {
      .doc = "As the rule's own, and in its stead: keys left out have their defaults, not the "
             "rule's values.",
      .example = "{mode: closed}"},
-    {.path = "rules[].outcomes",
-     .type = KeyType::kTexts,
-     .max = shm::kMaxOutcomes,
-     .doc = "What a request costs by how it ended, once that is reported: see [costs by "
-            "outcome](outcomes.md). A status of three digits, or its first digit with xx, and "
-            "`refund` or a number of tokens; a single status goes before its hundred.",
-     .example = "{401: 5, 5xx: refund}"},
-    {.path = "rules[].override",
-     .type = KeyType::kSection,
-     .doc = "Lets a request bring a limit of its own: see [limits that come with the "
-            "request](given.md). For token buckets with `consistency: approximate`; tiers have it "
-            "too."},
-    {.path = "rules[].override.by",
-     .type = KeyType::kText,
-     .fallback = "limit",
-     .min = 1,
-     .max = 64,
-     .doc = "The descriptor whose value is the limit, in tokens per the rule's period.",
-     .example = "plan_limit"},
-    {.path = "rules[].override.max",
-     .type = KeyType::kInteger,
-     .required = true,
-     .min = 1,
-     .max = static_cast<int64_t>(shm::kMaxTokens),
-     .doc = "The largest limit that a request may bring; what is more counts as this.",
-     .example = "1000"},
     {.path = "rules[].priority",
      .type = KeyType::kSection,
      .doc = "Keeps part of each bucket for requests that matter more: see [priority](priority.md). "
@@ -494,7 +468,7 @@ absl::Span<const KeySpec> AllKeys() {
     for (const absl::Span<const KeySpec> part :
          {absl::Span<const KeySpec>(kDaemonKeys), RedisKeys(),
           absl::Span<const KeySpec>(kPrivacyKeys), absl::Span<const KeySpec>(kRuleKeys),
-          DenialKeys()}) {
+          DenialKeys(), RequestKeys()}) {
       keys.insert(keys.end(), part.begin(), part.end());
     }
     return keys;

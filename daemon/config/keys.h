@@ -51,6 +51,7 @@ absl::Span<const KeySpec> RedisKeys();
 
 // `candidate` and `penalty` of rules.
 absl::Span<const KeySpec> DenialKeys();
+absl::Span<const KeySpec> RequestKeys();
 
 // nullptr when there is no such key. `path` in the form of KeySpec::path.
 const KeySpec* FindKey(std::string_view path);

@@ -42,7 +42,7 @@ TEST(OverrideConfigTest, EachMistakeIsToldOnceWithItsMend) {
        "is a leaky bucket"},
       {With("{max: 5}", "in_flight: 9"), "this rule is of requests in flight"},
       {With("{max: 5}", "limit: 9/s\n    candidate: {limit: 5/s}"), "beside `candidate`"},
-      {With("{max: 5}", "limit: 9/s\n    penalty: {after: 5, within: 10s, for: 60s}"),
+      {With("{max: 5}", "limit: 9/s\n    penalty: {after: 5 per 10s, for: 60s}"),
        "beside `penalty`"},
       {With("{max: 5}", "limit: 300 per 300d\n    burst: 600"), "a limit of 1"},
   };
