@@ -125,6 +125,10 @@ class World {
     LeaveBy(place);
   }
   void WriteOff(int whose) { in_[whose].clear(); }
+  void Pin(uint32_t slot) {
+    uint64_t w = slots_[slot].word.load();
+    slots_[slot].word.compare_exchange_strong(w, places::Pinned(w, kNow, 1));
+  }
   bool Loosen(uint32_t slot) {
     return places::Loosen(slots_[slot], table().log_rows().of(slot), ClockOfEach::PreciseNs());
   }
@@ -379,8 +383,8 @@ TEST(PlaceSlotModel, NobodyIsInWhileTheKeyStandsInTwoSlots) {
   ExpectClean(std::move(s), "two enter in two slots of a key");
 }
 
-// F2, F3: two resolve it by what they saw of one who came and went, and came again: the slot that
-// one of them would empty is the one in which somebody is by then.
+// F2, F3: one resolves it by what it saw before another took a place in the higher, had the lower
+// emptied for it, and came in: what the first would empty is the slot in which somebody is by then.
 TEST(PlaceSlotModel, ASlotIsNotEmptiedBecauseItWasLooseBefore) {
   World w(1);
   AllNow(kNow);
@@ -392,13 +396,19 @@ TEST(PlaceSlotModel, ASlotIsNotEmptiedBecauseItWasLooseBefore) {
     w.Put(kHigher, 0);
   };
   const auto resolve = [&w] { w.table().ResolveDuplicates(kKeyA, World::EnvNow()); };
-  s.processes = {[&w] {
-                   for (int i = 0; i < 2 && w.In(0) == 0; ++i) w.Try(0, kHigher, 1, kKeyA);
+  s.processes = {[&w, resolve] {
+                   const auto row = w.table().log_rows().of(kHigher);
+                   const uint64_t entry = places::Make(kGen, places::NameOf(1, 5));
+                   w.Pin(kHigher);
+                   places::Take(row, 1, entry, 0, 1);
+                   resolve();
+                   places::Leave(row, entry, 0, 1);
+                   w.Try(0, kHigher, 1, kKeyA);
                  },
-                 resolve, resolve};
+                 resolve};
   s.max_kills = 0;
   s.check = [&w](const std::vector<bool>&) -> std::string { return w.Judge(); };
-  ExpectClean(std::move(s), "two resolve while one comes again", /*bounded=*/true);
+  ExpectClean(std::move(s), "one resolves while another comes in", /*bounded=*/true);
 }
 
 // F2, F3: one who is late for A, while its slot goes to B, takes nothing from B.
