@@ -91,9 +91,11 @@ void AddPlaces(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen,
 double BanLeftS(const shm::Slot& slot, uint64_t word, const config::CompiledRule& rule,
                 uint64_t now_ns) {
   const shm::Limit& limit = rule.limit;
-  const uint64_t unit_ns = shm::CostNs(rule.cost, limit.period_ns, limit.limit);
+  const uint64_t aux = slot.aux.load(std::memory_order_relaxed);
+  const uint64_t unit_ns = shm::SharedCostNs(shm::CostNs(rule.cost, limit.period_ns, limit.limit),
+                                             shm::aux::InvShare(aux), limit.tau_ns);
   const uint64_t end_ns = word - std::min(word, limit.tau_ns - std::min(limit.tau_ns, unit_ns));
-  const bool is_banned = (slot.aux.load(std::memory_order_relaxed) & shm::aux::kBanned) != 0;
+  const bool is_banned = (aux & shm::aux::kBanned) != 0;
   if (!is_banned || end_ns <= now_ns) return 0.0;
   // The limit alone may deny for longer.
   return static_cast<double>(std::min(end_ns - now_ns, rule.penalty.for_ns)) * 1e-9;

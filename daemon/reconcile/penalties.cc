@@ -6,8 +6,10 @@
 // without Redis, and while a bucket's shard is in emergency, each host counts its own. A host that
 // has begun a ban by itself tells Redis once it can.
 #include <algorithm>
+#include <charconv>
 #include <memory>
 
+#include "daemon/config/private_keys.h"
 #include "daemon/reconcile/reconciler.h"
 #include "shm/take.h"
 
@@ -20,9 +22,11 @@ uint64_t CostNs(const config::CompiledRule& rule, uint64_t tokens) {
   return std::min(shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit), shm::kMaxSpanNs);
 }
 
-// At its end one request's cost has come back.
-uint64_t WordOfBan(const config::CompiledRule& rule, uint64_t until_ns) {
-  return until_ns + rule.limit.tau_ns - std::min(rule.limit.tau_ns, CostNs(rule, rule.cost));
+// At its end one request's cost has come back, as this host counts it.
+uint64_t WordOfBan(const config::CompiledRule& rule, uint32_t inv_share, uint64_t until_ns) {
+  const uint64_t tau_ns = rule.limit.tau_ns;
+  const uint64_t unit_ns = shm::SharedCostNs(CostNs(rule, rule.cost), inv_share, tau_ns);
+  return until_ns + tau_ns - std::min(tau_ns, unit_ns);
 }
 
 // Adds to the debt of the tenant `k`, up to now + ceiling; never lowers the word. Word before key,
@@ -39,6 +43,26 @@ void AddDebt(shm::Slot& slot, uint64_t k, uint64_t now_ns, uint64_t cost_ns, uin
 
 }  // namespace
 
+NameOfText::NameOfText(const std::string& text, uint32_t values) {
+  size_t at = text.find(':');
+  label_ = text.substr(0, at);
+  while (at != std::string::npos && values_.size() < values) {
+    const bool is_last = values_.size() + 1 == values;
+    const size_t end = is_last ? std::string::npos : text.find(':', at + 1);
+    std::string value;
+    for (size_t i = at + 1; i < std::min(end, text.size()); ++i) {
+      unsigned byte = 0;
+      const char* const hex = text.data() + i + 1;
+      const bool is_escaped = text[i] == '%' && i + 2 < text.size() &&
+                              std::from_chars(hex, hex + 2, byte, 16).ptr == hex + 2;
+      value += is_escaped ? static_cast<char>(byte) : text[i];
+      if (is_escaped) i += 2;
+    }
+    values_.push_back(std::move(value));
+    at = end;
+  }
+}
+
 // Whether nobody but this host knows of the bucket's denials now.
 bool Reconciler::DecidesAlone(const Bucket& b) const {
   return !options_.has_redis || ledger_.shard(b.shard).mode == shm::ShardMode::kEmergency;
@@ -52,7 +76,7 @@ Penal& Reconciler::PenalOf(BucketId id, Bucket& b) {
   const uint64_t w = WordNow(b);
   const uint64_t aux = buckets_->slots()[b.place.slot].aux.load(std::memory_order_relaxed);
   if (w == 0 || (aux & shm::aux::kBanned) == 0) return *b.penal;
-  const uint64_t ahead_ns = WordOfBan(*b.rule, 0);
+  const uint64_t ahead_ns = WordOfBan(*b.rule, shm::aux::InvShare(aux), 0);
   if (w <= now_ns_ + ahead_ns) return *b.penal;
   b.penal->until_ns = std::min(w - ahead_ns, now_ns_ + b.rule->penalty.for_ns);
   b.penal->own_ns = w;
@@ -74,8 +98,9 @@ uint64_t Reconciler::WordNow(const Bucket& b) const {
 void Reconciler::AssertBan(Bucket& b) {
   if (b.rule == nullptr || b.place.key == 0) return;
   shm::FoldWord(buckets_->slots()[b.place.slot], b.place.key, now_ns_,
-                std::max(WordOfBan(*b.rule, b.penal->until_ns), b.penal->own_ns), /*unreported=*/0,
-                b.limit.tau_ns + b.limit.debt_max_ns, [](uint64_t) { return uint64_t{0}; });
+                std::max(WordOfBan(*b.rule, b.inv_share, b.penal->until_ns), b.penal->own_ns),
+                /*unreported=*/0, b.limit.tau_ns + b.limit.debt_max_ns,
+                [](uint64_t) { return uint64_t{0}; });
 }
 
 // The flag is for answers, and orders nothing; the key's load pairs with step 3.
@@ -145,7 +170,7 @@ void Reconciler::FollowBan(BucketId id, Bucket& b, const BatchItem& item,
   p.until_ns = state.banned_us == 0 || p.is_lifted ? 0 : now_ns_ + state.banned_us * 1000;
   const uint64_t told_ns = now_ns_ + b.debt_ns;
   const bool is_longer =
-      b.rule != nullptr && told_ns > WordOfBan(*b.rule, p.until_ns) + kRoundingNs;
+      b.rule != nullptr && told_ns > WordOfBan(*b.rule, /*inv_share=*/0, p.until_ns) + kRoundingNs;
   p.own_ns = is_longer ? told_ns : 0;
   if (state.began && b.rule != nullptr) {
     ++totals_by_id_[b.rule->id]->bans;
@@ -196,6 +221,22 @@ void Reconciler::RebindBans() {
   }
 }
 
+// Where a bucket stands that no harvest has named yet. Memory orders as of any look for a key.
+harvest::Place Reconciler::PlaceOf(const config::CompiledRule& rule, const NameOfText& name) const {
+  using Table = shm::SlotTable<std::atomic<uint64_t>>;
+  const Table table(buckets_->slots(), buckets_->capacity(), buckets_->counters());
+  shm::ParsedName folded = name.parsed();
+  folded.is_folded = folded.count == 1;
+  for (const shm::ParsedName& tried : {name.parsed(), folded}) {
+    const uint64_t hash = rule.HashOf(tried, control_->info().hash_key);
+    const uint32_t slot = table.Find(hash);
+    if (slot == shm::kNoSlot) continue;
+    const uint64_t key = buckets_->slots()[slot].key.load(std::memory_order_acquire);
+    if (shm::key::Fp(key) == shm::FingerprintOf(hash)) return {slot, key};
+  }
+  return {};
+}
+
 bool Reconciler::Unban(const std::string& text, uint64_t now_ns) {
   now_ns_ = now_ns;
   const config::CompiledRule* const rule =
@@ -203,15 +244,16 @@ bool Reconciler::Unban(const std::string& text, uint64_t now_ns) {
   if (rule == nullptr || !rule->penalty.is_any()) return false;
   BucketId id = 0;
   if (!ledger_.Find(text, &id)) {
-    // Never seen here: only Redis can know of it. By a private name it is not to be found from
-    // here.
-    if (!options_.has_redis) return true;
-    if (rule->privacy != nullptr) return false;
+    // Of a daemon before this one, or never seen here: then only Redis can know of it.
+    const NameOfText name(text, rule->key_count);
+    const harvest::Place place = PlaceOf(*rule, name);
+    if (place.key == 0 && !options_.has_redis) return true;
     harvest::Named named;
     named.text = text;
     named.shard = shm::ShardOf(text, options_.shard_count);
     named.rule = rule;
-    id = ledger_.Intern({}, std::move(named), now_ns);
+    if (rule->privacy != nullptr) named.wire = config::WireName(name.parsed(), *rule->privacy);
+    id = ledger_.Intern(place, std::move(named), now_ns);
   }
   Bucket& b = ledger_.bucket(id);
   Penal& p = PenalOf(id, b);

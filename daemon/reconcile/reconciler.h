@@ -87,6 +87,25 @@ struct RuleTotals {
   uint64_t bans = 0;        // that this host's denials have begun
 };
 
+// A bucket's name, read back from how people are shown it; see shm/bucket_name.h.
+class NameOfText {
+ public:
+  NameOfText(const std::string& text, uint32_t values);
+  // Points into this.
+  shm::ParsedName parsed() const {
+    shm::ParsedName name;
+    name.label = label_;
+    for (const std::string& value : values_) {
+      if (name.count < shm::ParsedName::kMaxValues) name.values[name.count++] = value;
+    }
+    return name;
+  }
+
+ private:
+  std::string label_;
+  std::vector<std::string> values_;
+};
+
 // A ban that begins or is lifted, for the log.
 struct BanEvent {
   std::string bucket;
@@ -208,6 +227,7 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   Penal& PenalOf(BucketId id, Bucket& b);
   bool DecidesAlone(const Bucket& b) const;
   uint64_t WordNow(const Bucket& b) const;
+  harvest::Place PlaceOf(const config::CompiledRule& rule, const NameOfText& name) const;
   void AssertBan(Bucket& b);
   void ShowBan(Bucket& b, bool is_banned);
   void NoteBan(const Bucket& b, uint64_t for_ns);

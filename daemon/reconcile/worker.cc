@@ -314,9 +314,7 @@ void Worker::SetChaos(std::optional<chaos::Order> order, uint64_t until_ns) {
 }
 
 void Worker::Unban(const std::string& bucket) {
-  if (!reconciler_->Unban(bucket, Now())) {
-    log::Warning("no ban is ended: this host has not seen that bucket, whose name is private");
-  }
+  reconciler_->Unban(bucket, Now());
   LogBans();
 }
 

@@ -197,6 +197,17 @@ TEST(PenaltyTest, EachDenialCostsUpToTheBoundOfDebt) {
   EXPECT_GE(ahead_ns, 2 * kSecond - 100 * kMs);
 }
 
+// By a daemon that has not met the bucket yet.
+TEST(PenaltyTest, AnOperatorEndsWhatAFormerDaemonLeft) {
+  Alone alone(kRules);
+  alone.Deny(20);
+  alone.Run(kSecond);
+  alone.host().StartReconciler(7, VirtualClock::now_ns);
+  EXPECT_TRUE(alone.host().reconciler().Unban("api:u", VirtualClock::now_ns));
+  EXPECT_TRUE(alone.host().Check("api", "u"));
+  EXPECT_EQ(alone.host().SlotOf("api", "u")->aux.load() & shm::aux::kBanned, 0u);
+}
+
 // Each host has too few denials, all together have enough: the ban is on all within a beat of each
 // host's next request, and ends at the same time.
 TEST(PenaltyFleetTest, DenialsOfManyHostsAddUpAndTheBanIsEverywhere) {
