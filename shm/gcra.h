@@ -21,11 +21,15 @@ inline constexpr uint64_t kMaxTokens = 1'000'000'000;  // of a limit, and of a b
 // The longest that a reservation is held. A slot that says so is not wild.
 inline constexpr uint64_t kMaxHoldNs = 3'600'000'000'000;
 
-// Round-up multiplication n * period / limit in 128 bits; kNever when it leaves 62 bits.
+// Longer than any tolerance, and short enough to be added to any time: a sum that overflowed would
+// look like a time long past.
+inline constexpr uint64_t kMaxCostNs = 1ull << 62;
+
+// Round-up multiplication n * period / limit in 128 bits; kMaxCostNs where that is more.
 inline uint64_t CostNs(uint64_t n, uint64_t period_ns, uint64_t limit) {
   const unsigned __int128 product = static_cast<unsigned __int128>(n) * period_ns;
   const unsigned __int128 cost = (product + limit - 1) / limit;
-  return cost >> 62 ? kNever : static_cast<uint64_t>(cost);
+  return cost > kMaxCostNs ? kMaxCostNs : static_cast<uint64_t>(cost);
 }
 
 // A limit in the form that checks use. All fields in ns but `limit` and `burst` (tokens).
@@ -86,7 +90,7 @@ struct Verdict {
   uint64_t new_ns;   // the TAT after this cost, stored when allowed
 };
 
-// The decision itself. `word_ns` is a live word; `cost_ns` <= 2^62.
+// The decision itself. `word_ns` is a live word; `cost_ns` <= kMaxCostNs.
 inline Verdict Decide(uint64_t word_ns, uint64_t now_ns, uint64_t cost_ns, uint64_t tau_ns) {
   Verdict v;
   v.base_ns = std::max(word_ns, now_ns);

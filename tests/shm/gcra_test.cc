@@ -164,7 +164,15 @@ TEST(GcraTest, HugeLimitsAndAPeriodOfAYearStayInRange) {
   EXPECT_TRUE(m.Spend(1, kSecond));
   EXPECT_FALSE(m.Spend(1, kSecond + year - 1));
   EXPECT_TRUE(m.Spend(1, kSecond + year));
-  EXPECT_EQ(CostNs(1ull << 40, year, 1), kNever);
+  EXPECT_EQ(CostNs(1ull << 40, year, 1), kMaxCostNs);
+  // Such a cost is denied, also where the word is ahead of now: the sum does not overflow.
+  const Limit limit = MakeLimit(40, year, 40);
+  const uint64_t now = 5 * kSecond;
+  for (const uint64_t word : {uint64_t{0}, now, now + 1, now + limit.tau_ns}) {
+    const Verdict v = Decide(word, now, CostNs(1'000'000'000ull * 1'000'000, year, 40), limit.tau_ns);
+    EXPECT_FALSE(v.allowed) << word;
+    EXPECT_EQ(RetryAfterNs(v, now, CostNs(1ull << 50, year, 40), limit.tau_ns), kNever);
+  }
 }
 
 // The reference keeps the level in 128-bit fractions of a token and refills exactly.
