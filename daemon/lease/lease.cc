@@ -250,12 +250,14 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   ask.waiting = Waiting();
   ask.need = terms_.may_overdraw() && terms_.wait_ns == 0 ? 1 : need_;
   ask.over = std::exchange(over_, 0);
-  if (alone_since_ns_ > 0) {
-    ask.alone_us = (now_ns - std::min(now_ns, alone_since_ns_)) / 1000;
+  // One that was back before it went on alone says so too: nothing need be set aside for it.
+  const uint64_t apart_ns = alone_since_ns_ > 0 ? alone_since_ns_ : silent_since_ns_;
+  if (apart_ns > 0) {
+    ask.alone_us = (now_ns - std::min(now_ns, apart_ns)) / 1000;
     ask.part_ppm = static_cast<uint64_t>(std::max(1.0, alone_share_ * 1e6));
   }
   ask.alone = std::exchange(alone_over_, 0);
-  alone_since_ns_ = 0;
+  alone_since_ns_ = silent_since_ns_ = 0;
   dice_ = random * 1024 - std::floor(random * 1024);
   held_ -= ask.ret;
   pending_ = 0;

@@ -201,6 +201,8 @@ class Lease {
   uint64_t alone_over_ = 0;      // spent so before, not yet reported,
   uint64_t alone_since_ns_ = 0;  // since when, and by which share; 0: it was not alone
   double alone_share_ = 0;
+  uint64_t silent_since_ns_ =
+      0;  // no reply from then on for long, and not alone; 0: not so, or said
 
   // The pace
   bool in_flight_ = false;

@@ -11,6 +11,7 @@ namespace {
 constexpr double kOfLevel = 0.5;
 constexpr double kOfLimit = 0.01;
 constexpr uint64_t kViewNs = 1'000'000'000;  // so long Redis' word on a bucket tells of it
+constexpr uint64_t kSilentSyncs = 2;         // what an outage lasts at least: as in lua/lease.lua
 constexpr uint64_t kOverdueSyncs = 3;        // without a reply: this host is alone
 constexpr double kLastingNs = 1e9;           // over so long a share is a lasting one
 constexpr double kWaitRate = 10;  // tokens/s; slower hosts hold nothing where callers wait
@@ -186,6 +187,10 @@ void Lease::View(uint64_t now_ns) {
   // After an outage, and in it where a call gets through, Redis knows of few hosts: that raises no
   // share.
   const uint64_t old_ns = now_ns - std::min(viewed_ns_, now_ns);
+  if (viewed_ns_ > 0 && old_ns >= kSilentSyncs * sync_ns_ && alone_since_ns_ == 0) {
+    silent_since_ns_ = viewed_ns_;
+    alone_share_ = lasting_share_;
+  }
   const bool is_part = old_ns > kViewNs && hosts_ < viewed_hosts_;
   if (!is_part) viewed_hosts_ = hosts_;
   if (!is_part || share_ < lasting_share_) {
