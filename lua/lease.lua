@@ -196,8 +196,8 @@ for i = 1, count do
     lost = lost + unused
   elseif at - came >= LONG_SYNCS * sync then
     -- Copies that were on their way when it began run first, long before their hosts are heard.
-    if came - lost_us > LATE_US then lost = 0 end
-    lost, lost_us, cut = lost + unused, at, -1
+    if came - lost_us > LATE_US then lost, cut = 0, -1 end
+    lost, lost_us, cut = lost + unused, at, min(cut, -1)
   end
 
   -- What the host held
