@@ -13,7 +13,8 @@
 --            d0 d1 n0 n1   demand (milli-tokens/s) and hosts of both
 --            lost lost_us  refill that found it full while nobody came for long, and when that ended;
 --                          from then on, what is set aside for hosts that go on alone
---            cut           their part of the limit (ppm); -1: none has said yet that it was alone
+--            cut           their part of the limit (ppm); below 0: none has said yet that it was alone, and
+--                          so much (ppm, and 1) is back already
 --            full_us       when it is full again if nobody comes: then it may be forgotten
 -- ARGV     1 instance    128 random bits, made at each daemon start
 --          2 seq         of the call, rising by one for (instance, shard)
@@ -35,7 +36,8 @@
 --            over        spent beyond the lease since the last call; 0 under a strict rule
 --            alone       spent by its share since alone_us ago, when replies were overdue. If Redis
 --                        was away for all, `lost` pays: nobody else was served meanwhile
---            part        of the limit (ppm) by which it did; 0: it was not alone
+--            part        of the limit (ppm) by which it did, or would have: it was not told
+--                        anything for long; 0: it was
 -- Reply    outcome (1: done, or done before and told again; 0: older than the last), now_us, then for
 --          each bucket 11: live (or 2 x why its home is not here now: 1 not open yet, 2 a later map
 --          is in force, 3 another map of that epoch), granted, fence_us, gen, short, retry_us, share (ppm), demand of all,
@@ -194,8 +196,8 @@ for i = 1, count do
     lost = lost + unused
   elseif at - came >= LONG_SYNCS * sync then
     -- Copies that were on their way when it began run first, long before their hosts are heard.
-    if came - lost_us > LATE_US then lost = 0 end
-    lost, lost_us, cut = lost + unused, at, -1
+    if came - lost_us > LATE_US then lost, cut = 0, -1 end
+    lost, lost_us, cut = lost + unused, at, min(cut, -1)
   end
 
   -- What the host held
@@ -219,8 +221,12 @@ for i = 1, count do
     local over, alone = max(0, tonumber(ARGV[a + 12])), max(0, tonumber(ARGV[a + 13]))
     local part, paid = tonumber(ARGV[a + 15]), 0
     if part > 0 and lost_us >= at - tonumber(ARGV[a + 14]) then
-      cut = max(0, (cut < 0 and 1e6 or cut) - part)
-      paid = min(lost, alone * unit)
+      if cut < 0 and alone == 0 then -- back, and nobody has said yet that it was alone
+        cut = cut - part
+      else
+        cut = max(0, (cut < 0 and 1e6 + 1 + cut or cut) - part)
+        paid = min(lost, alone * unit)
+      end
     end
     lost = lost - paid
     level = max(level - (over + alone) * unit + paid,

@@ -222,7 +222,7 @@ struct RuleConfig {
   // consistency: strict or overdraft; its kind is kLease where there is a Redis.
   bool strict = false;
   bool overdraft = false;
-  uint64_t wait_ns = 0;  // strict only: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
+  uint64_t wait_ns = 0;  // where it lends: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
   std::vector<OutcomeConfig> outcomes;     // 0..shm::kMaxOutcomes; the first that holds counts
   std::optional<OverrideConfig> override;  // of token buckets that are not lent
   std::optional<PriorityConfig> priority;  // of token and leaky buckets that are not lent

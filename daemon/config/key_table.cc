@@ -289,7 +289,8 @@ constexpr KeySpec kRuleKeys[] = {
      .type = KeyType::kDuration,
      .min = kMs,
      .max = kMaxWaitNs,
-     .doc = "For `consistency: strict`: its callers may wait, and do for so long at most, see "
+     .doc = "For a rule that lends (`strict`, `overdraft`): its callers may wait, and do for so "
+            "long at most, see "
             "[check_wait](client.md#waiting-for-what-is-lent). A limit that brings less than a "
             "token in 50ms, or of more hosts than a third of the burst, is then passed through to "
             "Redis check by check, so that no host keeps a token that another needs. At least two "

@@ -136,16 +136,16 @@ shm::Kind KindOf(Algorithm algorithm) {
                                                 : shm::Kind::kTokenBucket;
 }
 
-// How long callers may wait, which only those of a strict rule do.
-void ReadWait(Section* rule, bool is_strict, uint64_t* wait_ns) {
+// How long callers may wait, which only those of a rule that lends do.
+void ReadWait(Section* rule, bool is_lent, uint64_t* wait_ns) {
   uint64_t said_ns = 0;
   if (!rule->ReadDuration("wait", &said_ns)) return;
-  if (is_strict) {
+  if (is_lent) {
     *wait_ns = said_ns;
     return;
   }
-  rule->Problem("wait", "is for strict rules: of any other a caller learns at once",
-                "write `consistency: strict` beside it, or remove the line");
+  rule->Problem("wait", "is for rules that lend: of any other a caller learns at once",
+                "write `consistency: strict` or `overdraft` beside it, or remove the line");
 }
 
 void WarnOfShortWindows(Section* section, const RedisConfig& redis, const RuleConfig& rule) {
@@ -183,7 +183,7 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseMatch(&section, &rule.match, findings);
   ParseKey(&section, &rule.key, findings);
   ParseConsistency(&section, config, &rule, findings);
-  ReadWait(&section, rule.strict, &rule.wait_ns);
+  ReadWait(&section, rule.strict || rule.overdraft, &rule.wait_ns);
   section.Read("shadow", &rule.shadow);
   ParseDegraded(&section, &rule.degraded, findings);
 

@@ -14,19 +14,23 @@ class Demand {
  public:
   double rate() const { return rate_; }
 
-  // `attempts` tokens were asked for since the last call.
-  void Update(uint64_t attempts, uint64_t now_ns, uint64_t interval_ns) {
+  // `attempts` tokens were asked for since the last call, at most `largest` of them by one check.
+  void Update(uint64_t attempts, uint64_t now_ns, uint64_t interval_ns, double largest = 1) {
     const uint64_t elapsed_ns =
         updated_ns_ == 0 || now_ns <= updated_ns_ ? interval_ns : now_ns - updated_ns_;
     updated_ns_ = now_ns;
     const double seconds = static_cast<double>(std::max<uint64_t>(elapsed_ns, 1'000'000)) / 1e9;
     const double seen = static_cast<double>(attempts) / seconds;
-    if (attempts >= kJumpAttempts && seen > rate_) {
+    if (IsJump(attempts, largest) && seen > rate_) {
       rate_ = seen;
       return;
     }
     const double tau = 2 * static_cast<double>(interval_ns) / 1e9;
     rate_ += (seen - rate_) * (1 - std::exp(-seconds / tau));
+  }
+
+  static bool IsJump(uint64_t attempts, double largest) {
+    return static_cast<double>(attempts) >= static_cast<double>(kJumpAttempts) * largest;
   }
 
   // Seen over a time of the caller's own.

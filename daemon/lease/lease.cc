@@ -13,7 +13,6 @@ constexpr double kSecond = 1e9;
 constexpr uint64_t kColdTarget = 8;    // at most, for demand that is not known yet
 constexpr uint64_t kRisingTarget = 4;  // at least, where credits went sooner than expected
 constexpr uint64_t kLeastLow = 2;  // credits left at which more is asked for, however slow it was
-constexpr double kWaitRate = 10;   // tokens/s; slower hosts hold nothing where callers wait
 constexpr double kLevelLeft = 0.005;  // of the burst at Redis: who holds a token takes none away
 constexpr double kNearlyFull = 0.9;   // of the burst in level and out: refill is being lost
 // An overload begins above the one and ends below the other, of the limit.
@@ -51,11 +50,12 @@ void Lease::Measure(uint64_t now_ns) {
   // be next to nothing, and so would this host's share be.
   if (now_ns > measured_ns_ + 2 * sync_ns_) demand_.Update(0, now_ns - sync_ns_, sync_ns_);
   measured_ns_ = now_ns;
-  demand_.Update(attempts_, now_ns, sync_ns_);
+  slow_.Update(attempts_, now_ns, kSlowNs, HUGE_VAL);
+  demand_.Update(attempts_, now_ns, sync_ns_, large_);
   // Calls out of turn come sooner than attempts that are worth believing.
   run_attempts_ += attempts_;
   attempts_ = 0;
-  if (run_attempts_ >= kJumpAttempts && now_ns > run_since_ns_) {
+  if (Demand::IsJump(run_attempts_, large_) && now_ns > run_since_ns_) {
     demand_.Raise(static_cast<double>(run_attempts_) /
                   Seconds(static_cast<double>(now_ns - run_since_ns_)));
   }
@@ -132,7 +132,8 @@ void Lease::Observe(uint64_t spent, uint64_t denied, uint64_t need, uint64_t now
 
 bool Lease::IsIdle(uint64_t now_ns) const {
   return held_ == 0 && credits_ == 0 && pending_ == 0 && over_ == 0 && alone_since_ns_ == 0 &&
-         !in_flight_ && parked_.empty() && (!checked_ || now_ns >= last_check_ns_ + kRecentNs) &&
+         !in_flight_ && !IsWatched(now_ns) && parked_.empty() &&
+         (!checked_ || now_ns >= last_check_ns_ + kRecentNs) &&
          (!terms_.may_overdraw() || renew_ns_ == UINT64_MAX);
 }
 
@@ -159,6 +160,7 @@ bool Lease::Tick(uint64_t now_ns, const RoundTrip& rtt, double random) {
 }
 
 bool Lease::DueInTurn(uint64_t now_ns, uint64_t target) const {
+  if (Watches(now_ns)) return true;
   const double demand = demand_.rate();
   const bool recent = checked_ && now_ns < last_check_ns_ + kRecentNs;
   const bool blocked = Blocked(now_ns);
@@ -193,8 +195,12 @@ uint64_t Lease::Target(uint64_t now_ns, const RoundTrip& rtt) const {
   const double burst = static_cast<double>(terms_.burst);
   const double hosts = static_cast<double>(hosts_);
   uint64_t target = static_cast<uint64_t>(std::llround(rate * Seconds(horizon_ns)));
-  if (denied_ > 0) target = std::max({target, std::min(2 * denied_ + 1, kColdTarget), need_});
-  if (PassesThrough(rtt)) return 0;
+  // Large costs are overdrawn where that may be: to hold as much everywhere would lock the burst
+  // up.
+  if (denied_ > 0 && large_ == 1) {
+    target = std::max({target, std::min(2 * denied_ + 1, kColdTarget), need_});
+  }
+  if (PassesThrough(rtt) || IsSparse()) return 0;
   const uint64_t idle_ns = now_ns - last_check_ns_;
   if (!checked_ || idle_ns >= kRecentNs) return target;
   const bool many = hosts > kManyHosts * burst;
@@ -213,16 +219,6 @@ bool Lease::HasSpare() const {
          kMostHeld * static_cast<double>(terms_.burst);
 }
 
-// Nothing is held where a caller can wait for the call that fetches its token, and a token that is
-// held is missed elsewhere: the burst has none to spare for each host, or few come in an interval.
-bool Lease::PassesThrough(const RoundTrip& rtt) const {
-  if (static_cast<double>(terms_.wait_ns) < 2 * rtt.mean_ns) return false;
-  const bool scarce =
-      hosts_ == 0 || static_cast<double>(hosts_) > 0.3 * static_cast<double>(terms_.burst);
-  const bool slow = terms_.rate() * Seconds(static_cast<double>(sync_ns_)) < 1;
-  return slow || (scarce && demand_.rate() < kWaitRate);
-}
-
 bool Lease::HasExcess(uint64_t target) const {
   if (target == 0) return credits_ > 0;
   return static_cast<double>(credits_) > 1.25 * static_cast<double>(target) + 1;
@@ -233,7 +229,9 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   EndWaits(now_ns);
   Measure(now_ns);
   for (const Parked& p : parked_) need_ = std::max(need_, p.need);
+  NoteLargest(now_ns);
   target_ = Target(now_ns, rtt);
+  passes_ = PassesThrough(rtt);
   uint64_t back = HasExcess(target_) ? credits_ - target_ : 0;
   // Tokens that do not make up the cost asked for would lie here, and at others the rest of it.
   if (starved_ && credits_ < need_) back = credits_;
@@ -246,24 +244,27 @@ Ask Lease::Freeze(uint64_t now_ns, const RoundTrip& rtt, double random) {
   ask.rem = credits_;
   ask.ret = back + pending_;
   ask.said_milli = said_milli_;
-  ask.demand_milli = static_cast<uint64_t>(std::llround(demand_.rate() * 1000));
+  const double rate = IsSparse() ? slow_.rate() : demand_.rate();
+  ask.demand_milli = static_cast<uint64_t>(std::llround(rate * 1000));
   ask.target = target_;
   ask.waiting = Waiting();
-  ask.need = need_;
+  ask.need = terms_.may_overdraw() && terms_.wait_ns == 0 ? 1 : need_;
   ask.over = std::exchange(over_, 0);
-  if (alone_since_ns_ > 0) {
-    ask.alone_us = (now_ns - std::min(now_ns, alone_since_ns_)) / 1000;
+  // One that was back before it went on alone says so too: nothing need be set aside for it.
+  const uint64_t apart_ns = alone_since_ns_ > 0 ? alone_since_ns_ : silent_since_ns_;
+  if (apart_ns > 0) {
+    ask.alone_us = (now_ns - std::min(now_ns, apart_ns)) / 1000;
     ask.part_ppm = static_cast<uint64_t>(std::max(1.0, alone_share_ * 1e6));
   }
   ask.alone = std::exchange(alone_over_, 0);
-  alone_since_ns_ = 0;
+  alone_since_ns_ = silent_since_ns_ = 0;
   dice_ = random * 1024 - std::floor(random * 1024);
   held_ -= ask.ret;
   pending_ = 0;
   asked_milli_ = ask.demand_milli;
   frozen_rem_ = ask.rem;
   denied_ = 0;
-  need_ = 1;
+  asked_need_ = std::exchange(need_, 1);
   early_ = spent_all_ = false;
   in_flight_ = true;
   sent_ns_ = now_ns;
@@ -340,16 +341,17 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   const double lead = demand_.rate() * Seconds(lead_ns);
   const auto low = static_cast<uint64_t>(std::llround(lead + 1.5 * std::sqrt(lead)));
   low_water_ = std::min(HasSpare() ? std::max(low, kLeastLow) : low, target_ / 2);
-  starved_ = short_ && grant.tokens == 0 && frozen_rem_ > 0;
+  starved_ = large_ == 1 && short_ && grant.tokens == 0 && frozen_rem_ > 0;
   // Who was denied meanwhile did not know of these credits; do they suffice?
   early_ = denied_ > 0 && credits_ <= low_water_ && !Blocked(now_ns);
   View(now_ns);
+  if (IsSparse()) AllowByChance(grant);
   const size_t waited = parked_.size();
   EndWaits(now_ns);
   ServeParked();
   // A low limit whose tokens are all out: say at once that these are spent.
   const double burst = static_cast<double>(terms_.burst);
-  is_full_ = (burst * share_ < 10 || PassesThrough(rtt)) &&
+  is_full_ = (burst * share_ < 10 || passes_) &&
              static_cast<double>(grant.level + grant.out) >= kNearlyFull * burst;
   if (parked_.size() < waited && is_full_ && credits_ == 0) spent_all_ = true;
 }

@@ -27,6 +27,7 @@ inline constexpr uint64_t kGenerationNs = 1'000'000'000;  // as in lua/lease.lua
 inline constexpr uint64_t kLifetimeNs = kGenerationNs / 1000 * 999;
 inline constexpr uint64_t kEarlyGapNs = 2'000'000;  // between requests out of turn, at least: 500/s
 inline constexpr uint64_t kRecentNs = 1'000'000'000;
+inline constexpr uint64_t kSlowNs = 2'500'000'000;  // half of what a slow rate is taken over
 inline constexpr size_t kMaxParked = 1024;
 
 enum class Verdict : uint8_t { kAllow, kDeny, kWait };
@@ -129,6 +130,14 @@ class Lease {
   bool DueInTurn(uint64_t now_ns, uint64_t target) const;
   bool HasSpare() const;
   bool PassesThrough(const RoundTrip& rtt) const;
+  bool CanWait() const { return terms_.wait_ns > 0 && passes_; }
+  // A limit too low for its hosts, none of which waits: nothing is held, and chance decides.
+  bool IsSparse() const;
+  void AllowByChance(const Grant& grant);
+  uint64_t WatchNs() const;
+  bool IsWatched(uint64_t now_ns) const;
+  bool Watches(uint64_t now_ns) const;
+  void NoteLargest(uint64_t now_ns);
   uint64_t Pace(const Grant& grant, uint64_t now_ns);
   bool HasExcess(uint64_t target) const;
   bool MayWait(uint64_t deadline_ns, uint64_t now_ns) const;
@@ -149,6 +158,7 @@ class Lease {
 
   // Demand
   Demand demand_;
+  Demand slow_;                // over some seconds
   uint64_t attempts_ = 0;      // tokens asked for since it was brought up to date
   uint64_t measured_ns_ = 0;   // when that was
   uint64_t run_since_ns_ = 0;  // checks in a row, for at most an interval
@@ -157,6 +167,8 @@ class Lease {
   uint64_t asked_milli_ = 0;  // as said in the request on its way
   uint64_t denied_ = 0;       // tokens, since the last request
   uint64_t need_ = 1;         // the largest cost among them
+  double large_ = 1;          // to be reckoned with, where they are overdrawn
+  uint64_t asked_need_ = 1;   // as said in the request on its way
   uint64_t last_check_ns_ = 0;
   bool checked_ = false;
   std::deque<Parked> parked_;
@@ -174,6 +186,7 @@ class Lease {
 
   // Beyond the credits
   uint64_t allowance_ = 0;
+  bool passes_ = true;      // nothing is held or allowed beyond it, where callers wait
   uint64_t over_ = 0;       // spent of it and not yet reported
   uint64_t viewed_ns_ = 0;  // when Redis told last; 0: never
   uint64_t renew_ns_ = 0;   // when the allowance is to change without a reply; UINT64_MAX: never
@@ -188,6 +201,8 @@ class Lease {
   uint64_t alone_over_ = 0;      // spent so before, not yet reported,
   uint64_t alone_since_ns_ = 0;  // since when, and by which share; 0: it was not alone
   double alone_share_ = 0;
+  uint64_t silent_since_ns_ =
+      0;  // no reply from then on for long, and not alone; 0: not so, or said
 
   // The pace
   bool in_flight_ = false;

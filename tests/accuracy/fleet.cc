@@ -150,7 +150,8 @@ void Fleet::Arrive(const Arrival& arrival) {
   Host& host = hosts_[arrival.host];
   if (host.dead && !scenario_.adopt) return;  // its clients are dead with it
   BinNow().asked += arrival.cost;
-  if (judges_[arrival.key].Ask(arrival.cost, now_ns_)) BinNow().perfect += arrival.cost;
+  if (IsJudged() && judges_[arrival.key].Ask(arrival.cost, now_ns_))
+    BinNow().perfect += arrival.cost;
   const uint64_t ticket = ++tickets_;
   switch (host.member->Check(arrival.key, arrival.cost, ticket, LocalNs(host))) {
     case lease::Verdict::kAllow:
@@ -167,7 +168,7 @@ void Fleet::Arrive(const Arrival& arrival) {
 
 void Fleet::Admit(uint32_t key, uint64_t cost) {
   BinNow().admitted += cost;
-  judges_[key].Admit(cost, now_ns_);
+  if (IsJudged()) judges_[key].Admit(cost, now_ns_);
 }
 
 void Fleet::Poll(uint32_t index) {

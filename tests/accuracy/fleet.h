@@ -84,6 +84,7 @@ class Fleet : private Wire {
     uint64_t cost;
   };
 
+  bool IsJudged() const { return now_ns_ >= scenario_.warm_ns; }
   uint64_t LocalNs(const Host& host) const;
   uint64_t TrueNs(const Host& host, uint64_t local_ns) const;
   void Push(uint64_t at_ns, Kind kind, uint32_t host, std::unique_ptr<Message> message = nullptr);

@@ -17,7 +17,7 @@ class LeaseMember final : public Member {
         wire_(options.wire),
         random_(options.random),
         terms_(*lease::MakeTerms(scenario_.limit_per_s, 1'000'000, scenario_.burst,
-                                 spare_us == 0 ? scenario_.wait_ns : 0, spare_us)) {}
+                                 scenario_.wait_ns, spare_us)) {}
 
   lease::Verdict Check(uint32_t key, uint64_t cost, uint64_t ticket, uint64_t now_ns) override {
     const lease::Verdict verdict = leases_[key].Check(cost, now_ns, ticket);

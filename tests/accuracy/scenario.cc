@@ -165,6 +165,14 @@ std::vector<Scenario> Scenarios() {
     all.push_back(s);
   }
   for (const double load : {0.9, 2.0, 5.0}) all.push_back(Low(Make(kUni, 100, load, "low")));
+  // Of the same, without a wait: from when nearly all hosts have seen the key.
+  for (const double load : {0.9, 2.0, 5.0}) {
+    all.push_back(Low(Make(kUni, 100, load, "low-now")));
+    all.back().wait_ns = 0;
+    all.back().warm_ns = 60 * kSecondNs;
+    all.push_back(Low(Make(kUni, 100, load, "low-new")));
+    all.back().wait_ns = 0;
+  }
   Scenario s = Low(Make(kHop, 100, 0.9, "low"));
   all.push_back(s);
   s = Low(Make(kUni, 100, 2, "low-cost"));

@@ -39,6 +39,7 @@ struct Scenario {
   uint64_t max_cost = 1;  // costs are 1, 1, 1 and up to this
   uint64_t wait_ns = 0;
   uint64_t duration_ns = 30 * kSecondNs;
+  uint64_t warm_ns = 0;  // until then nothing is judged
   uint64_t rtt_ns = kMilliNs;
   double loss = 0;  // of messages each way; as many are late
   bool crash = false;

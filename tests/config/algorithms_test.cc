@@ -91,7 +91,7 @@ TEST(AlgorithmsTest, TakesStrictLimitsThatCanBeLentOut) {
   EXPECT_EQ(waits.config.rules.front().wait_ns, 20'000'000u);
   const ParseResult other = OfRule("limit: 1/s\n    wait: 20ms", redis);
   ASSERT_EQ(other.problems.size(), 1u);
-  EXPECT_NE(Text(other.problems).find("is for strict rules"), std::string::npos);
+  EXPECT_NE(Text(other.problems).find("is for rules that lend"), std::string::npos);
   // One host alone lends to nobody.
   EXPECT_TRUE(OfRule("limit: 2000000/s\n    consistency: strict").ok());
 }

@@ -25,15 +25,16 @@ rules:
     key: [user]
     limit: {rate}/s
     burst: {burst}
-    consistency: overdraft
+    consistency: overdraft{wait}
     when_degraded: {{mode: degrade, factor: {factor}}}
 """
 REPORT = {"REPORT_MS": "5"}
 
 
-def hosts(redis, count=2, rate=RATE, burst=BURST, factor=1):
+def hosts(redis, count=2, rate=RATE, burst=BURST, factor=1, wait=None):
     return connected_hosts(
-        CONFIG.format(**redis_words(redis), host=f"host-{n}", rate=rate, burst=burst, factor=factor)
+        CONFIG.format(**redis_words(redis), host=f"host-{n}", rate=rate, burst=burst, factor=factor,
+                      wait=f"\n    wait: {wait}" if wait else "")
         for n in range(count))
 
 
@@ -59,8 +60,9 @@ def over_in(loads, window_s, rate=RATE, burst=BURST):
     return worst - burst - rate * window_s
 
 
-def run_loads(stack, daemons, per_s, seconds, **descriptors):
-    return [stack.enter_context(Load(d, per_s, seconds, env=REPORT, **descriptors))
+def run_loads(stack, daemons, per_s, seconds, wait_ms=0, **descriptors):
+    env = {**REPORT, "WAIT_MS": str(wait_ms)} if wait_ms else REPORT
+    return [stack.enter_context(Load(d, per_s, seconds, env=env, **descriptors))
             for d in daemons]
 
 
@@ -92,6 +94,23 @@ def test_a_first_check_is_allowed_at_once_and_after_a_rest_too(server):
             (load,) = run_loads(stack, daemons[1:], 20, 2.5, user="u")
             reports = load.finish()[0]
             assert sum(r["denied"] for r in reports) == 0
+
+
+@pytest.mark.timeout_s(180)
+@pytest.mark.parametrize("wait_ms, over, least", [(25, 1, 285), (0, 10, 250)])
+def test_a_low_limit_of_more_hosts_than_it_has_tokens_for_is_used(server, wait_ms, over, least):
+    wait = f"{wait_ms}ms" if wait_ms else None
+    with hosts(server, count=6, rate=10, burst=10, wait=wait) as daemons, \
+            contextlib.ExitStack() as stack:
+        loads = run_loads(stack, daemons, 3.4, 40, wait_ms=wait_ms, user="u")
+        reports = [load.finish()[0] for load in loads]
+        begin = max(lines[0]["t_ns"] for lines in reports) + 8 * SECOND_NS
+        used = sum(admitted(lines, begin, begin + 30 * SECOND_NS) for lines in reports)
+        late = [[r for r in lines if r["t_ns"] >= begin] for lines in reports]
+        over_10s = over_in(late, 10, rate=10, burst=10)
+        print(f"30 s: {used} of 300; over in 1 s: {over_in(late, 1, 10, 10)}, in 10 s: {over_10s}")
+        assert over_10s <= over
+        assert used >= least
 
 
 @pytest.mark.timeout_s(180)

@@ -239,6 +239,75 @@ TEST(OverdraftTest, WithoutRepliesAHostGoesOnByItsShareAndReportsThat) {
   EXPECT_EQ(lease.Freeze(kStartNs + 2'152 * kMs, kRtt, 0.5).part_ppm, 0u) << "said once";
 }
 
+// 10/s over a hundred hosts: what one of them held would lie idle.
+TEST(OverdraftTest, WhereHostsAreManyForALowLimitEachAllowsTheMoreTheFullerTheBucketIs) {
+  uint64_t now_ns = kStartNs;
+  const auto allowed_of = [&](uint64_t level) {
+    Lease lease({.terms = *MakeTerms(10, 1'000'000, 10, 0, kSpareUs), .hosts = 100});
+    uint64_t allowed = 0;
+    for (int i = 0; i < 1'000; ++i) {
+      Grant grant = Of(0);
+      grant.hosts = 15;
+      grant.demand = 20;
+      grant.level = level;
+      now_ns += 5'000 * kMs;
+      const Ask ask = lease.Freeze(now_ns, kRtt, 0.001 * i);
+      EXPECT_TRUE(i < 2 || ask.target == 0) << "nothing is held";
+      lease.OnGrant(grant, now_ns, now_ns + kMs, kRtt);
+      allowed += lease.Check(1, now_ns + 2'000 * kMs) == Verdict::kAllow ? 1 : 0;
+    }
+    return static_cast<double>(allowed);
+  };
+  EXPECT_EQ(allowed_of(10), 1'000);
+  EXPECT_NEAR(allowed_of(1), 200, 20) << "four times the limit where it is full, a tenth of that";
+  EXPECT_EQ(allowed_of(0), 0) << "nothing is allowed of what is owed";
+}
+
+TEST(OverdraftTest, SuchABucketIsLookedAtWhileItMayRunShort) {
+  for (const double demand : {9.0, 1.0}) {
+    Lease lease({.terms = *MakeTerms(10, 1'000'000, 10, 0, kSpareUs), .hosts = 100});
+    EXPECT_EQ(lease.Check(1, kStartNs), Verdict::kAllow);
+    (void)lease.Freeze(kStartNs, kRtt, 0.5);
+    Grant grant = Of(0);
+    grant.hosts = 15;
+    grant.demand = demand;
+    lease.OnGrant(grant, kStartNs, kStartNs + kMs, kRtt);
+    EXPECT_FALSE(lease.Tick(kStartNs + 90 * kMs, kRtt, 0.5));
+    const bool looks = lease.Tick(kStartNs + 200 * kMs, kRtt, 0.5);
+    EXPECT_EQ(looks, demand > 2);
+    EXPECT_EQ(lease.IsIdle(kStartNs + 59'000 * kMs), !looks);
+    EXPECT_TRUE(lease.IsIdle(kStartNs + 61'000 * kMs)) << "nobody asks any more";
+  }
+}
+
+TEST(OverdraftTest, ALargeCostThatWasDeniedIsReckonedWithWhileThereIsStock) {
+  for (const uint64_t level : {500, 0}) {
+    Lease lease({.terms = *MakeTerms(10'000, 1'000'000, 1'000, 0, kSpareUs), .hosts = 100});
+    EXPECT_EQ(lease.Check(20, kStartNs), Verdict::kDeny);
+    const Ask ask = lease.Freeze(kStartNs, kRtt, 0.5);
+    EXPECT_EQ(ask.need, 1u) << "not lent whole to each host: it would lock the burst up";
+    Grant grant = Of(0);
+    grant.hosts = 100;
+    grant.share = 0.01;
+    grant.level = level;
+    lease.OnGrant(grant, kStartNs, kStartNs + kMs, kRtt);
+    EXPECT_EQ(lease.Check(20, kStartNs + 2 * kMs), level > 0 ? Verdict::kAllow : Verdict::kDeny);
+  }
+}
+
+TEST(OverdraftTest, WhereCallersWaitALowLimitIsPassedThrough) {
+  Lease lease({.terms = *MakeTerms(10, 1'000'000, 10, 20 * kMs, kSpareUs), .hosts = 2});
+  EXPECT_EQ(lease.Check(1, kStartNs), Verdict::kWait) << "nothing is allowed on trust";
+  const Ask ask = lease.Freeze(kStartNs, kRtt, 0.5);
+  EXPECT_EQ(ask.waiting, 1u);
+  EXPECT_EQ(ask.target, 0u);
+  Grant grant = Of(1);
+  grant.level = 5;
+  lease.OnGrant(grant, kStartNs, kStartNs + kMs, kRtt);
+  EXPECT_EQ(lease.Answered(kStartNs + kMs).size(), 1u);
+  EXPECT_EQ(lease.Allowance(kStartNs + 5'000 * kMs), 0u);
+}
+
 TEST(LeaseTest, RefusesTermsThatCannotBeCountedExactly) {
   EXPECT_TRUE(MakeTerms(1'000'000, 1'000'000, 1'000'000, 0).ok());
   EXPECT_EQ(MakeTerms(10'000, 1'000'000, 1, 0)->unit_us, 100u);

@@ -229,6 +229,7 @@ TEST_F(Script, WhatHostsSpendThatAreNotBackYetIsSetAsideAndPaysWhenTheyAre) {
   const Grant lent = Lend(1, 1, Want(100));
   redis_.time_us += 4 * kSecondUs;
   Ask ask = Report(lent, 0, 0, 0);
+  ask.alone = 1;
   ask.alone_us = 3 * kSecondUs;
   ask.part_ppm = 600'000;  // four tenths of the limit go on elsewhere
   (void)Lend(1, 2, ask);
@@ -237,7 +238,7 @@ TEST_F(Script, WhatHostsSpendThatAreNotBackYetIsSetAsideAndPaysWhenTheyAre) {
   (void)Lend(1, 3, Want(0));
   EXPECT_EQ(Level(), 66) << "of 10 tokens that came";
   ask = Want(0);
-  ask.alone = 24;  // 20 were lost, and 4 stood aside
+  ask.alone = 23;  // 20 were lost and one of them is paid, and 4 stood aside
   ask.alone_us = 4 * kSecondUs;
   ask.part_ppm = 400'000;
   (void)Lend(2, 1, ask);
@@ -264,11 +265,35 @@ TEST_F(Script, APauseSoonAfterAnOutageIsPartOfIt) {
   EXPECT_EQ(Level(), 80) << "20 found what was lent still out, and pay";
 }
 
+// They were told nothing for long, and back before they went on alone.
+TEST_F(Script, NothingIsSetAsideForHostsThatWereNotAlone) {
+  terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
+  const Grant lent = Lend(1, 1, Want(100));
+  redis_.time_us += 4 * kSecondUs;
+  Ask ask = Report(lent, 0, 0, 0);
+  ask.alone_us = 3 * kSecondUs;
+  ask.part_ppm = 600'000;
+  (void)Lend(1, 2, ask);
+  const int64_t level = Level();
+  redis_.time_us += kSecondUs;
+  (void)Lend(1, 3, Want(0));
+  EXPECT_EQ(Level(), level + 10) << "nobody was";
+  ask = Want(0);
+  ask.alone = 1;
+  ask.alone_us = 4 * kSecondUs;
+  ask.part_ppm = 200'000;
+  (void)Lend(2, 1, ask);
+  redis_.time_us += kSecondUs;
+  (void)Lend(1, 4, Want(0));
+  EXPECT_EQ(Level(), level + 18) << "one was, and a fifth of the limit is not back";
+}
+
 TEST_F(Script, NothingIsSetAsideForLong) {
   terms_ = *MakeTerms(10, kSecondUs, 100, 0, 10'000);
   const Grant lent = Lend(1, 1, Want(100));
   redis_.time_us += 4 * kSecondUs;
   Ask ask = Report(lent, 0, 0, 0);
+  ask.alone = 1;
   ask.alone_us = 3 * kSecondUs;
   ask.part_ppm = 500'000;
   (void)Lend(1, 2, ask);
