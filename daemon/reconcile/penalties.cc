@@ -74,6 +74,7 @@ Penal& Reconciler::PenalOf(BucketId id, Bucket& b) {
   if (b.penal != nullptr) return *b.penal;
   b.penal = std::make_unique<Penal>();
   const uint64_t w = WordNow(b);
+  // A hint: orders nothing.
   const uint64_t aux = buckets_->slots()[b.place.slot].aux.load(std::memory_order_relaxed);
   if (w == 0 || (aux & shm::aux::kBanned) == 0) return *b.penal;
   const uint64_t ahead_ns = WordOfBan(*b.rule, shm::aux::InvShare(aux), 0);
