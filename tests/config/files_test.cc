@@ -262,6 +262,9 @@ std::string TextWith(const KeySpec& spec) {
         key == "max_delay" ? "algorithm: leaky_bucket\n    max_delay: 1s\n    " : "";
     text = named + leaky + "limit: 9999/s\n    burst: 9999\n    cost: 1\n    candidate: {" +
            (key == "limit" ? "" : "limit: 9999/s, ") + pair + "}";
+  } else if (section == "rules[].override") {
+    const std::string also = key == "max" ? "" : ", max: 1000";
+    text = named + "limit: 10/s\n    override: {" + pair + also + "}";
   } else if (section == "rules[].penalty") {
     const std::string also = key == "after" ? ", for: 1h"
                              : key == "for" ? ", after: 20 per 10s"

@@ -54,7 +54,7 @@ TEST(InFlightConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {"in_flight: 5\n    algorithm: sliding_log", "the rule counts requests in flight"},
       {"in_flight: 5\n    consistency: strict", "places are counted by each host"},
       {"in_flight: 5\n    consistency: overdraft", "places are counted by each host"},
-      {"in_flight: 5\n    wait: 20ms", "is for strict rules"},
+      {"in_flight: 5\n    wait: 20ms", "is for rules that lend"},
       {"in_flight: 5\n    retry_spread: 9s", "is for token and leaky buckets"},
       {"in_flight: 5\n    priority: {classes: {a: 1}}", "of requests in flight"},
       {"in_flight: 5\n    calendar: {}", "is for fixed windows"},

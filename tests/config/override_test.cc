@@ -44,7 +44,7 @@ TEST(OverrideConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {With("{max: 5}", "limit: 9/s\n    candidate: {limit: 5/s}"), "beside `candidate`"},
       {With("{max: 5}", "limit: 9/s\n    penalty: {after: 5 per 10s, for: 60s}"),
        "beside `penalty`"},
-      {With("{max: 5}", "limit: 300 per 300d\n    burst: 600"), "a limit of 1"},
+      {With("{max: 5}", "limit: 300 per 300d\n    cost: 2"), "a limit of 1"},
   };
   for (const auto& [rule, said] : kMistakes) {
     const ParseResult result = OfRule(rule);

@@ -169,7 +169,8 @@ TEST(GcraTest, HugeLimitsAndAPeriodOfAYearStayInRange) {
   const Limit limit = MakeLimit(40, year, 40);
   const uint64_t now = 5 * kSecond;
   for (const uint64_t word : {uint64_t{0}, now, now + 1, now + limit.tau_ns}) {
-    const Verdict v = Decide(word, now, CostNs(1'000'000'000ull * 1'000'000, year, 40), limit.tau_ns);
+    const Verdict v =
+        Decide(word, now, CostNs(1'000'000'000ull * 1'000'000, year, 40), limit.tau_ns);
     EXPECT_FALSE(v.allowed) << word;
     EXPECT_EQ(RetryAfterNs(v, now, CostNs(1ull << 50, year, 40), limit.tau_ns), kNever);
   }
