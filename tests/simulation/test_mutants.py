@@ -50,8 +50,8 @@ MUTANTS = {
         "kGiveUpNs = 1'000'000'000", [RECONCILER]),
     "forgotten_batches_under_new_numbers": (
         "counted twice", RECONCILER,
-        "std::move(batch));\n  SendAgain(index, now_ns);",
-        "std::move(batch));\n  while (!s.again.empty()) {\n"
+        "RestoreQuotas(index, now_ns);\n  SendAgain(index, now_ns);",
+        "RestoreQuotas(index, now_ns);\n  while (!s.again.empty()) {\n"
         "    const JournalEntry entry = ledger_.TakeAgain(index);\n"
         "    for (const BatchItem& item : entry.items) {\n"
         "      ledger_.bucket(item.bucket).in_flight = false;\n"
