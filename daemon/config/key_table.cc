@@ -260,7 +260,7 @@ constexpr KeySpec kRuleKeys[] = {
      .doc =
          "How hosts share the limit. strict never admits more than the limit and the burst over "
          "all hosts, in a window of any length. overdraft lets a host that holds nothing admit a "
-         "little more, and pays it back: what approximate is to become. See "
+         "little more, and pays it back. See "
          "[accuracy](accuracy.md). Without redis all are the same. Or a section, where there are "
          "[regions](regions.md).",
      .example = "strict"},

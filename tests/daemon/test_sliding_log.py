@@ -54,7 +54,7 @@ def test_a_limit_above_the_room_is_refused_until_a_restart():
         daemon.reload(RULES.format(limit=9))
         daemon.wait_for(lambda: not daemon.status()["config"]["ok"], RELOAD_DEADLINE_S, "refused")
         problems = daemon.status()["config"]["problems"]
-        assert len(problems) == 1 and "logs of 16 tokens" in problems[0], problems
+        assert len(problems) == 1 and "rows of 16 entries" in problems[0], problems
         assert "room for 8" in problems[0] and "restart sluiced" in problems[0]
         assert allowed(daemon, "bob", 9) == 3
         assert daemon.stop() == 0
