@@ -58,8 +58,7 @@ absl::Status ReplaceFile(const std::string& named, const std::string& text) {
   const int error = errno;
   close(fd);
   if (is_written && rename(fresh.c_str(), path.c_str()) == 0) return absl::OkStatus();
-  const absl::Status status =
-      absl::ErrnoToStatus(is_written ? errno : error, "cannot write " + path);
+  absl::Status status = absl::ErrnoToStatus(is_written ? errno : error, "cannot write " + path);
   unlink(fresh.c_str());
   return status;
 }

@@ -67,8 +67,9 @@ inline Limit Given(const Limit& of, uint64_t limit, uint64_t cost) {
   const uint64_t per = std::max<uint64_t>(of.limit, 1);
   const auto burst =
       static_cast<uint64_t>((static_cast<unsigned __int128>(limit) * of.burst + per - 1) / per);
+  const uint64_t least = std::clamp<uint64_t>(cost, 1, kMaxTokens);  // torn, it may be more
   return MakeLimit(std::max<uint64_t>(limit, 1), of.period_ns,
-                   std::clamp(burst, std::max<uint64_t>(cost, 1), kMaxTokens));
+                   std::clamp(burst, least, kMaxTokens));
 }
 
 // The limit for requests of a class: the bucket is the same, but its lowest part, `floor_q16` of

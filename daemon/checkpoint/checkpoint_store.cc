@@ -184,7 +184,7 @@ absl::Status CheckpointStore::Write(const Quotas& quotas) {
   if (good && sqlite3_exec(db, "COMMIT", nullptr, nullptr, nullptr) == SQLITE_OK) {
     return absl::OkStatus();
   }
-  const absl::Status problem = Problem();
+  absl::Status problem = Problem();
   sqlite3_exec(db, "ROLLBACK", nullptr, nullptr, nullptr);
   return problem;
 }

@@ -217,6 +217,9 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
       !TextFits(rule.tier, is_tier ? 1 : 0, shm::kMaxLabelBytes)) {
     return Bad("a label lies outside");
   }
+  if (view_.text(rule.label).find(shm::kGivenMark) != std::string_view::npos) {
+    return Bad("a label holds the mark of a limit that comes with a request");
+  }
   const shm::Limit& limit = n.limit;
   if (limit.limit == 0 || limit.limit > shm::kMaxTokens || limit.burst == 0 ||
       limit.burst > shm::kMaxTokens || limit.period_ns == 0 || limit.period_ns > shm::kMaxSpanNs ||
