@@ -209,9 +209,6 @@ MUTANTS = {
     "the_same_word_pinned_again": (
         "F3", PLACES, "const uint64_t turn = ((w >> 2) + 1) & 0xff;",
         "const uint64_t turn = (w >> 2) & 0xff;"),
-    "place_of_a_later_gen_is_free": (
-        "F3", PLACES, "return e == 0 || static_cast<int16_t>(Gen(e) - gen) < 0;",
-        "return e == 0 || Gen(e) != gen;"),
     "left_by_whomever": (
         "F4", PLACES,
         "if (e == entry && row.entries[i].compare", "if (e != 0 && row.entries[i].compare"),
