@@ -78,14 +78,14 @@ local gen = math.floor(now / gen_us)
 local names, former = {instance, 's:'}, {}
 for i = 1, count do
   local field = ARGV[first + 8 * (i - 1)]
-  if string.find(field, '%z') then
+  if string.find(field, '\0', 1, true) then
     field, former[i] = string.match(field, '^(%Z*)%z(.*)$')
   end
   names[i + 2] = field
 end
 local stored = redis.call('HMGET', key, unpack(names))
 local gone = {}
-for i = 1, count do
+for i = 1, next(former) and count or 0 do
   for name in string.gmatch(former[i] or '', '%Z+') do
     local state = redis.call('HMGET', key, name)[1]
     stored[i + 2] = stored[i + 2] or state

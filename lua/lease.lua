@@ -74,7 +74,7 @@ local count = (#ARGV - first + 1) / 16
 local names, former = {instance, 'f:'}, {}
 for i = 1, count do
   local field = ARGV[first + 16 * (i - 1)]
-  if string.find(field, '%z') then field, former[i] = match(field, '^(%Z*)%z(.*)$') end
+  if string.find(field, '\0', 1, true) then field, former[i] = match(field, '^(%Z*)%z(.*)$') end
   names[i + 2] = field
 end
 local mark_at = {} -- by rule
@@ -99,7 +99,7 @@ if stored[1] then
 end
 
 local gone = {}
-for i = 1, count do -- as in fold.lua
+for i = 1, next(former) and count or 0 do -- as in fold.lua
   for name in gmatch(former[i] or '', '%Z+') do
     local state = redis.call('HMGET', key, name)[1]
     stored[i + 2] = stored[i + 2] or state

@@ -419,8 +419,8 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .candidate = rule.candidate,
                                .beside = rule.beside});
     CompiledRule& made = compiled.rules_.back();
-    made.most = MostOf(n.limit, n.cost, view.group(n.group).given_max);
     made.given_max = view.group(n.group).given_max;
+    made.most = MostOf(n.limit, n.cost, made.given_max);
     compiled.by_label_.emplace(made.label, static_cast<uint16_t>(id));
     compiled.max_debt_ns_ =
         std::max(compiled.max_debt_ns_, made.most.tau_ns + made.most.debt_max_ns);
@@ -440,8 +440,8 @@ const CompiledRule* CompiledRules::Find(std::string_view label) const {
 // What came with the request as the client writes it: no more than may come, and in one spelling.
 uint32_t CompiledRule::GivenOf(std::string_view bucket_label) const {
   if (bucket_label.size() <= label.size() || given_max == 0) return 0;
-  const std::string_view text = bucket_label.substr(label.size() + 1);
-  return shm::ReadGiven(text, ~uint32_t{0}) <= given_max ? shm::ReadGiven(text, given_max) : 0;
+  const uint32_t given = shm::ReadGiven(bucket_label.substr(label.size() + 1), ~uint32_t{0});
+  return given <= given_max ? given : 0;
 }
 
 shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint32_t given_max) {

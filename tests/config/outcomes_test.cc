@@ -27,10 +27,7 @@ TEST(OutcomesConfigTest, StatusesAndHundredsAreReadInTheirOrder) {
 }
 
 TEST(OutcomesConfigTest, EachMistakeIsToldOnceWithItsMend) {
-  const struct {
-    std::string rule;
-    const char* said;
-  } kMistakes[] = {
+  ExpectMistakes({
       {With("refund"), "not a mapping"},
       {With("{}"), "holds 0 outcomes"},
       {With("{4x: 1}"), "\"4x\" is no status"},
@@ -44,14 +41,7 @@ TEST(OutcomesConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {With("{404: [1]}"), "is a list, not a number of tokens"},
       {With("{4xx: 1, 404: 2}"), "never counts"},
       {"in_flight: 9\n    outcomes: {404: 2}", "not for requests in flight"},
-  };
-  for (const auto& [rule, said] : kMistakes) {
-    const ParseResult result = OfRule(rule);
-    ASSERT_EQ(result.problems.size(), 1u) << rule << "\n" << Text(result.problems);
-    EXPECT_NE(Text(result.problems).find(said), std::string::npos) << rule << "\n"
-                                                                   << Text(result.problems);
-    EXPECT_FALSE(result.problems.front().mend.empty()) << rule;
-  }
+  });
 }
 
 TEST(OutcomesConfigTest, AreCompiledAndVerified) {

@@ -25,10 +25,7 @@ TEST(OverrideConfigTest, IsReadWithItsDefault) {
 }
 
 TEST(OverrideConfigTest, EachMistakeIsToldOnceWithItsMend) {
-  const struct {
-    std::string rule;
-    const char* said;
-  } kMistakes[] = {
+  ExpectMistakes({
       {With("{by: plan}"), "max"},
       {With("{max: 0}"), "0"},
       {With("{max: 1000000001}"), "1000000001"},
@@ -45,14 +42,7 @@ TEST(OverrideConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {With("{max: 5}", "limit: 9/s\n    penalty: {after: 5 per 10s, for: 60s}"),
        "beside `penalty`"},
       {With("{max: 5}", "limit: 300 per 300d\n    cost: 2"), "a limit of 1"},
-  };
-  for (const auto& [rule, said] : kMistakes) {
-    const ParseResult result = OfRule(rule);
-    ASSERT_EQ(result.problems.size(), 1u) << rule << "\n" << Text(result.problems);
-    EXPECT_NE(Text(result.problems).find(said), std::string::npos) << rule << "\n"
-                                                                   << Text(result.problems);
-    EXPECT_FALSE(result.problems.front().mend.empty()) << rule;
-  }
+  });
 }
 
 TEST(OverrideConfigTest, ALabelNeedsRoomForTheLimit) {

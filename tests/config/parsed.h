@@ -41,4 +41,21 @@ inline ParseResult OfRule(const std::string& lines, const std::string& head = ""
   return ParseConfig(head + "rules:\n  - name: rr\n    key: [user]\n    " + lines + "\n", "t.yaml");
 }
 
+// A rule's lines that hold one mistake, and what is said of it.
+struct Mistake {
+  std::string rule;
+  const char* said;
+};
+
+// Each is told once, with its mend.
+inline void ExpectMistakes(const std::vector<Mistake>& mistakes) {
+  for (const auto& [rule, said] : mistakes) {
+    const ParseResult result = OfRule(rule);
+    ASSERT_EQ(result.problems.size(), 1u) << rule << "\n" << Text(result.problems);
+    EXPECT_NE(Text(result.problems).find(said), std::string::npos) << rule << "\n"
+                                                                   << Text(result.problems);
+    EXPECT_FALSE(result.problems.front().mend.empty()) << rule;
+  }
+}
+
 }  // namespace sluice::config

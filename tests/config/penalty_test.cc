@@ -30,10 +30,7 @@ TEST(PenaltyConfigTest, ABanAndACostAreRead) {
 }
 
 TEST(PenaltyConfigTest, EachMistakeIsToldOnceWithItsMend) {
-  const struct {
-    std::string rule;
-    const char* said;
-  } kMistakes[] = {
+  ExpectMistakes({
       {With("{}"), "says nothing"},
       {With("{deny_costs: 0}"), "says nothing"},
       {With("{after: 20 per 10s}"), "but not how long it lasts"},
@@ -51,13 +48,7 @@ TEST(PenaltyConfigTest, EachMistakeIsToldOnceWithItsMend) {
        "hosts lend its tokens"},
       {With("{after: 20 per 10s, for: 1h}", "limit: 9/s\n    priority: {classes: {a: 1, b: 0.5}}"),
        "its classes end at different times"},
-  };
-  for (const auto& mistake : kMistakes) {
-    const ParseResult result = OfRule(mistake.rule);
-    ASSERT_EQ(result.problems.size(), 1u) << mistake.rule << "\n" << Text(result.problems);
-    const std::string said = Text(result.problems);
-    EXPECT_NE(said.find(mistake.said), std::string::npos) << said;
-  }
+  });
 }
 
 TEST(PenaltyConfigTest, TheBoundOfDebtHasRoomForTheBan) {

@@ -37,10 +37,7 @@ TEST(PriorityConfigTest, OfNoClassIsTheLeastUnlessTheRuleSaysOther) {
 }
 
 TEST(PriorityConfigTest, EachMistakeIsToldOnceWithItsMend) {
-  const struct {
-    std::string rule;
-    const char* said;
-  } kMistakes[] = {
+  ExpectMistakes({
       {With("{by: class}"), "classes"},
       {With("{classes: {}}"), "holds 0 classes"},
       {With("{classes: [critical]}"), "is a list, not a mapping"},
@@ -59,14 +56,7 @@ TEST(PriorityConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {With("{classes: {a: 1}}", "limit: 9/s\n    algorithm: sliding_log"), "this rule is a log"},
       {With("{classes: {a: 1}}", "limit: 9/s\n    consistency: strict"), "this rule is strict"},
       {With("{classes: {a: 1}}", "limit: 9/s\n    consistency: overdraft"), "is an overdraft"},
-  };
-  for (const auto& [rule, said] : kMistakes) {
-    const ParseResult result = OfRule(rule);
-    ASSERT_EQ(result.problems.size(), 1u) << rule << "\n" << Text(result.problems);
-    EXPECT_NE(Text(result.problems).find(said), std::string::npos) << rule << "\n"
-                                                                   << Text(result.problems);
-    EXPECT_FALSE(result.problems.front().mend.empty()) << rule;
-  }
+  });
 }
 
 TEST(PriorityConfigTest, IsCompiledAsFloorsWhichTheVerifierKnows) {
