@@ -23,7 +23,7 @@ bool ReadStatus(std::string_view text, OutcomeConfig* outcome) {
 // "refund", or tokens up to `most`.
 bool ReadTokens(const YAML::Node& node, uint64_t most, OutcomeConfig* outcome) {
   if (!node.IsScalar()) return false;
-  const std::string text = node.Scalar();
+  const std::string& text = node.Scalar();
   uint64_t tokens = 0;
   if (text != "refund" && (text.find_first_not_of("0123456789") != std::string::npos ||
                            !absl::SimpleAtoi(text, &tokens) || tokens > most)) {
