@@ -14,21 +14,7 @@
 namespace sluice::bench {
 namespace {
 
-using Contenders = std::vector<Contender>;
-
-constexpr uint64_t kHotUnits = 4096;
 constexpr uint64_t kColdUnits = 528;  // a multiple of 3 and of 16
-
-Contender HandleCheck(const char* name, const char* descriptor, bool with_decision = false) {
-  sluice_handle_t* const handle = Stage::Get().Handle(descriptor);
-  return {name, [=](uint64_t n) {
-            sluice_decision_t decision;
-            sluice_decision_t* const wanted = with_decision ? &decision : nullptr;
-            int allowed = 0;
-            for (uint64_t i = 0; i < n; ++i) allowed += sluice_handle_check(handle, 1, wanted);
-            benchmark::DoNotOptimize(allowed);
-          }};
-}
 
 Contender HandleFloor(const char* label) {
   const FloorRule rule = Stage::Get().Floor(label);
@@ -103,126 +89,6 @@ Contenders CheckWindow(const char* descriptor) {
   const Contender row = HandleCheck("ns", descriptor);
   row.run(1);
   return {row, HandleCheck("beside_ns", "precise")};
-}
-
-Contenders CheckPriorityKeyed() {
-  const Contender row = KeyedCheck("ns", "classed:sheddable");
-  row.run(1);
-  return {row, KeyedCheck("beside_ns", "hot")};
-}
-
-// A request whose class is one of its descriptors, beside one with as many and no priority.
-Contenders CheckPriorityList() {
-  const auto list = [](const char* name, std::string_view key) {
-    return Contender{name, [client = Stage::Get().client(), key](uint64_t n) {
-                       const sluice_descriptor_t descriptors[] = {
-                           {key.data(), key.size(), kKey, kKeyBytes}, {"class", 5, "sheddable", 9}};
-                       int allowed = 0;
-                       for (uint64_t i = 0; i < n; ++i) {
-                         allowed += sluice_check(client, descriptors, 2, 1, nullptr);
-                       }
-                       benchmark::DoNotOptimize(allowed);
-                     }};
-  };
-  Contenders rows = {list("ns", "classed"), list("beside_ns", "classless")};
-  for (const Contender& row : rows) row.run(1);
-  return rows;
-}
-
-// A list whose request brings its limit, beside one under the rule's own.
-Contenders CheckGivenList() {
-  static constexpr sluice_descriptor_t kGiven[] = {{"given", 5, kKey, kKeyBytes},
-                                                   {"limit", 5, "900000000", 9}};
-  static constexpr sluice_descriptor_t kOwn[] = {{"classless", 9, kKey, kKeyBytes},
-                                                 {"limit", 5, "900000000", 9}};
-  sluice_t* const client = Stage::Get().client();
-  const auto list = [client](const char* name, const sluice_descriptor_t* request) {
-    return Contender{name, [=](uint64_t n) {
-                       int allowed = 0;
-                       for (uint64_t i = 0; i < n; ++i) {
-                         allowed += sluice_check(client, request, 2, 1, nullptr);
-                       }
-                       benchmark::DoNotOptimize(allowed);
-                     }};
-  };
-  Contenders rows = {list("ns", kGiven), list("beside_ns", kOwn)};
-  for (const Contender& row : rows) row.run(1);
-  return rows;
-}
-
-// An estimate that is reserved and settled, beside a check by the same list with its decision.
-Contenders ReserveAndSettle() {
-  static constexpr sluice_descriptor_t kRequest[] = {{"classless", 9, kKey, kKeyBytes}};
-  sluice_t* const client = Stage::Get().client();
-  const Contender row = {"ns", [=](uint64_t n) {
-                           int settled = 0;
-                           for (uint64_t i = 0; i < n; ++i) {
-                             sluice_reservation_t r;
-                             sluice_reserve(client, kRequest, 1, 10, 1'000'000'000, &r);
-                             settled += sluice_settle(client, &r, 5);
-                           }
-                           Require(settled > 0, "no reservation was settled");
-                         }};
-  const Contender beside = {"beside_ns", [=](uint64_t n) {
-                              sluice_decision_t decision;
-                              int allowed = 0;
-                              for (uint64_t i = 0; i < n; ++i) {
-                                allowed += sluice_check(client, kRequest, 1, 10, &decision);
-                              }
-                              benchmark::DoNotOptimize(allowed);
-                            }};
-  row.run(1);
-  return {row, beside};
-}
-
-// A caller that would wait and need not, beside a check by the same list with its decision.
-Contenders AcquireAtOnce() {
-  static constexpr sluice_descriptor_t kRequest[] = {{"classless", 9, kKey, kKeyBytes}};
-  sluice_t* const client = Stage::Get().client();
-  const Contender row = {"ns", [=](uint64_t n) {
-                           sluice_decision_t decision;
-                           int allowed = 0;
-                           for (uint64_t i = 0; i < n; ++i) {
-                             allowed += sluice_acquire(client, kRequest, 1, 1, UINT64_MAX,
-                                                       /*cancel_fd=*/-1, &decision);
-                           }
-                           benchmark::DoNotOptimize(allowed);
-                         }};
-  const Contender beside = {"beside_ns", [=](uint64_t n) {
-                              sluice_decision_t decision;
-                              int allowed = 0;
-                              for (uint64_t i = 0; i < n; ++i) {
-                                allowed += sluice_check(client, kRequest, 1, 1, &decision);
-                              }
-                              benchmark::DoNotOptimize(allowed);
-                            }};
-  row.run(1);
-  return {row, beside};
-}
-
-Contenders EnterAndLeave() {
-  static constexpr sluice_descriptor_t kRequest[] = {{"at_once", 7, kKey, kKeyBytes}};
-  static constexpr sluice_descriptor_t kBucket[] = {{"classless", 9, kKey, kKeyBytes}};
-  sluice_t* const client = Stage::Get().client();
-  const Contender row = {"ns", [=](uint64_t n) {
-                           uint64_t left = 0;
-                           for (uint64_t i = 0; i < n; ++i) {
-                             sluice_place_t place;
-                             sluice_enter(client, kRequest, 1, 1, &place);
-                             left += sluice_leave(client, &place) == 1 ? 1 : 0;
-                           }
-                           Require(left == n, "a place was not had or not left");
-                         }};
-  const Contender beside = {"beside_ns", [=](uint64_t n) {
-                              sluice_decision_t decision;
-                              int allowed = 0;
-                              for (uint64_t i = 0; i < n; ++i) {
-                                allowed += sluice_check(client, kBucket, 1, 1, &decision);
-                              }
-                              benchmark::DoNotOptimize(allowed);
-                            }};
-  row.run(1);
-  return {row, beside};
 }
 
 // Keys in turn, so that none is at its limit: the shortest period and the largest limit are four
@@ -393,12 +259,6 @@ constexpr CheckRow kRows[] = {
     {"check_strict_handle", kHotUnits, 1, CheckStrictHandle},
     {"check_strict_keyed", kHotUnits, 1, CheckStrictKeyed},
     {"check_fixed_window", kHotUnits, 1, [] { return CheckWindow("fixed"); }},
-    {"check_priority_keyed", kHotUnits, 1, CheckPriorityKeyed},
-    {"check_priority_list", kHotUnits, 1, CheckPriorityList},
-    {"check_given_list", kHotUnits, 1, CheckGivenList},
-    {"reserve_and_settle", kHotUnits, 1, ReserveAndSettle},
-    {"acquire_at_once", kHotUnits, 1, AcquireAtOnce},
-    {"enter_and_leave", kHotUnits, 1, EnterAndLeave},
     {"check_sliding_window", kHotUnits, 1, [] { return CheckWindow("sliding"); }},
     {"check_sliding_log", kHotUnits, 1, CheckLog},
     {"check_cold_1m_single", kColdUnits, 1, [] { return CheckColdSingle(Stage::Get()); }},
@@ -412,7 +272,26 @@ constexpr CheckRow kRows[] = {
 
 }  // namespace
 
-std::span<const CheckRow> CheckRows() { return kRows; }
+std::span<const CheckRow> CheckRows() {
+  static const auto* const rows = [] {
+    auto* const all = new std::vector<CheckRow>(std::begin(kRows), std::end(kRows));
+    const std::span<const CheckRow> more = FeatureRows();
+    all->insert(all->end(), more.begin(), more.end());
+    return all;
+  }();
+  return *rows;
+}
+
+Contender HandleCheck(const char* name, const char* descriptor, bool with_decision) {
+  sluice_handle_t* const handle = Stage::Get().Handle(descriptor);
+  return {name, [=](uint64_t n) {
+            sluice_decision_t decision;
+            sluice_decision_t* const wanted = with_decision ? &decision : nullptr;
+            int allowed = 0;
+            for (uint64_t i = 0; i < n; ++i) allowed += sluice_handle_check(handle, 1, wanted);
+            benchmark::DoNotOptimize(allowed);
+          }};
+}
 
 Contender KeyedCheck(const char* name, const char* label, bool with_decision) {
   sluice_rule_t* const rule = Stage::Get().Rule(label);

@@ -35,6 +35,10 @@ rules:
      priority: {classes: {critical: 1, sheddable: 0.5}}}
   - {name: classless, key: [classless], limit: 1000000000/s}
   - {name: given, key: [given], limit: 1000000000/s, override: {max: 1000000000}}
+  - {name: tried, key: [tried], limit: 1000000000/s, candidate: {limit: 500000000/s}}
+  - {name: punished, key: [punished], limit: 10 per 1h, penalty: {deny_costs: 1}}
+  - {name: ended, key: [ended], limit: 1000000000/s, outcomes: {5xx: refund}}
+  - {name: daily, key: [daily], limit: 1000000000/day, algorithm: fixed_window, calendar: {}}
   - {name: log, key: [log], limit: 4096 per 1ms, algorithm: sliding_log}
   - {name: at-once, key: [at_once], in_flight: 100}
   - {name: strict, key: [lent], limit: 1000000/s, consistency: strict}

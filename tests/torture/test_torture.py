@@ -31,7 +31,7 @@ daemon:
   runtime_dir: {{runtime_dir}}
   buckets: 256
 rules:
-  - {{name: torture, key: [key], limit: {LIMIT}/s, burst: {BURST}}}
+  - {{name: torture, key: [key], limit: {LIMIT}/s, burst: {BURST}, candidate: {{limit: 1/s}}}}
 """
 
 
@@ -106,6 +106,10 @@ def test_kills_leave_no_key_over_its_bound_no_hang_and_no_lost_slot(tmp_path):
         assert end["overflow"] <= usual * 1.05, "the overflow bucket has a limit too"
         assert daemon_kills + upgrades >= KILLS // (4 * DAEMON_ONE_OF)
         assert KILLS < 1000 or end["kills_in_attach"] > 0, "no client was killed while attaching"
+        metrics = daemon.metrics()
+        tried = metrics.value("sluice_checks_total", rule="torture?candidate", result="denied")
+        denied = metrics.value("sluice_checks_total", rule="torture", result="denied")
+        assert tried > denied > 0, "the candidate of a lower limit would have denied more"
         # At rest every slot can be used again: fresh keys find places once the old have expired.
         daemon.wait_for(lambda: daemon.metrics().value("sluice_table_load_ratio") <= 1.0, 10)
         daemon.wait_for(lambda: daemon.metrics().sum("sluice_table_load_ratio") < 0.05, 30,

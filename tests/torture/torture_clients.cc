@@ -30,6 +30,10 @@ constexpr int kClients = 4;
 // One of eight attaches anew; the others go on with the client that they were forked with.
 constexpr uint64_t kAttachOneOf = 8;
 constexpr uint64_t kAcquireOneOf = 1024;
+constexpr uint64_t kReserveOneOf = 64;
+constexpr uint64_t kEstimate = 4;
+// Less than a client may be stopped for, so that some come too late to settle.
+constexpr std::chrono::milliseconds kHold(20);
 constexpr uint64_t kMostBetweenKillsNs = 1'000'000;
 // Now and then a client is stopped in mid-check for longer than the grace, and then goes on, or is
 // killed where it stands; a few are stopped for seconds. The others are killed meanwhile.
@@ -79,6 +83,18 @@ sluice::Client Open(const char* runtime_dir) {
   return sluice::Client({.default_allowed = false, .runtime_dir = runtime_dir, .label = "torture"});
 }
 
+// Reserves an estimate, settles it for as much or less, and writes down what the key was charged.
+// Killed in between, it has charged the estimate.
+void Reserve(const Ledger& ledger, sluice::Client& client, uint64_t key, uint64_t actual) {
+  const sluice::Reservation r =
+      client.reserve({{"key", "key-" + std::to_string(key)}}, kEstimate, kHold);
+  if (!r || r.decision().is_default()) return;
+  const uint64_t charged = client.settle(r, static_cast<uint32_t>(actual)) ? actual : kEstimate;
+  const bool overflow = r.decision().raw().source == SLUICE_SOURCE_OVERFLOW;
+  Cell& admitted = overflow ? ledger.overflow() : ledger.admitted[key];
+  admitted.fetch_add(charged, std::memory_order_relaxed);
+}
+
 [[noreturn]] void Check(const Ledger& ledger, sluice::Client& client, Cell& stage, uint64_t seed) {
   std::mt19937_64 random(seed);
   for (uint64_t checks = 1;; ++checks) {
@@ -88,6 +104,7 @@ sluice::Client Open(const char* runtime_dir) {
     const double u = std::uniform_real_distribution<double>(0, 1)(random);
     const auto key = static_cast<uint64_t>(static_cast<double>(ledger.keys) * u * u * u * u);
     const std::string text = "key-" + std::to_string(key);
+    if (random() % kReserveOneOf == 0) Reserve(ledger, client, key, random() % (kEstimate + 1));
     // Some wait for their turn: killed then, they have spent it.
     sluice::Decision d = random() % kAcquireOneOf == 0
                              ? client.acquire({{"key", text}}, std::chrono::milliseconds(1))
