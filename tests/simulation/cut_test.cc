@@ -20,7 +20,7 @@ constexpr uint64_t kSettleMostNs = 15 * kSecond;
 
 // The whole reply that was cut.
 std::string RunWithCut(const Network::CutOfReply& cut) {
-  OneHost world({.give_back = 0.5});
+  OneHost world({.corrected = 0.5});
   Network& network = world.network();
   network.CutReply(cut);
   EXPECT_TRUE(world.RunUntil([&] { return !network.cut_reply().empty(); }, kCutMostNs));

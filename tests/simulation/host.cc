@@ -7,33 +7,17 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "shm/bucket.h"
-#include "shm/bucket_name.h"
-#include "shm/key_text.h"
-#include "shm/log_slot.h"
-#include "shm/take.h"
-#include "shm/window_slot.h"
 
 namespace sluice::simulation {
 namespace {
 
 constexpr uint64_t kCapacity = 256;
-constexpr shm::LogShape kLogs = {.rows = 256, .entries = 2048};
-constexpr uint64_t kGraceNs = 2 * kSecond;
-constexpr uint64_t kMaxDebtNs = 30 * kSecond;  // two lengths of the longest window
-// The first six, and both that changes bring: one that is gone stands until its use is told.
-constexpr size_t kRulesMost = 8;
+// The first seven, and both that changes bring: one that is gone stands until its use is told.
+constexpr size_t kRulesMost = 9;
 constexpr uint64_t kRetryRulesNs = 200 * kMs;
-constexpr uint64_t kGiveBackMostNs = 2 * kSecond;
 constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
 constexpr uint64_t kTurnLateNs = 100 * kMs;  // a daemon that runs comes around so often
 constexpr uint64_t kWakeMostNs = 60 * kUs;   // of a thread that something is ready for
-
-struct Clock {
-  static inline uint64_t now_ns = 0;
-  static uint64_t PreciseNs() { return now_ns; }
-  static uint64_t CoarseNs() { return now_ns; }
-};
 
 void CheckOk(const shm::SegmentStatus& status) {
   if (status.ok()) return;
@@ -81,6 +65,7 @@ bool Host::PublishRules(const std::vector<config::RuleConfig>& rules) {
   CheckOk(status);
   absl::StatusOr<config::CompiledRules> compiled = config::CompiledRules::Load(*bytes);
   if (!compiled.ok()) abort();
+  compiled->AddPenalties(options_.config);
   rules_ = std::make_shared<config::CompiledRules>(*std::move(compiled));
   return true;
 }
@@ -236,126 +221,6 @@ void Host::NoteAcks() {
   }
 }
 
-void Host::CheckLater(int client) {
-  timeline_->After(1 + random_.Below(2 * options_.check_gap_ns), [this, client] {
-    if (!checking_) return;
-    if (!is_paused()) Check();
-    CheckLater(client);
-  });
-}
-
-// As a client makes it, but for the modes of an emergency; it may be killed on the way.
-void Host::Check() {
-  ++checks_;
-  const config::CompiledRule& rule = rules_->rules()[random_.Below(rules_->rules().size())];
-  // Half of the checks meet at one key.
-  const uint64_t key =
-      random_.Chance(0.5) ? 0 : random_.Below(static_cast<uint64_t>(options_.keys));
-  const std::string value = absl::StrCat("k", key);
-  const std::string_view values[] = {value};
-  const auto tokens = static_cast<uint32_t>(random_.Between(1, 3));
-  const Death death =
-      random_.Chance(kill_chance_) ? static_cast<Death>(random_.Between(1, 3)) : Death::kNone;
-  killed_clients_ += death != Death::kNone ? 1 : 0;
-  Clock::now_ns = NowNs();
-  const uint64_t hash = shm::HashOfKind(
-      shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1), rule.kind);
-  const shm::MappedBuckets& b = buckets_.buckets();
-  shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
-  const bool is_log = rule.kind == shm::Kind::kSlidingLog;
-  if (is_log) {
-    table = table.OfLogs(b.slots(), kLogs, b.counters(), b.log_entries(),
-                         shm::logs::TermsOf(rule.limit));
-  }
-  // Each fourth is of a class that leaves three eighths of the bucket; other words have no floor.
-  const bool is_floored = checks_ % 4 == 0 && rule.kind == shm::Kind::kTokenBucket;
-  const shm::Limit floored = shm::Floored(rule.limit, is_floored ? 0x6000 : 0);
-  const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
-                           .tau_ns = floored.tau_ns,
-                           .debt_max_ns = floored.debt_max_ns,
-                           .tokens = tokens,
-                           .dearer_q16 = 0,
-                           .admit_always = false,
-                           .commit = true,
-                           .kind = rule.kind,
-                           .limit = &rule.limit};
-  for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
-    bool claimed = false;
-    const uint32_t slot =
-        table.FindOrClaim(hash, rule.kind, 0, {Clock::now_ns, kGraceNs, kMaxDebtNs}, &claimed);
-    if (slot == shm::kNoSlot) return;
-    if (claimed && death == Death::kBeforeText) return;
-    if (claimed) StoreName(slot, rule.label, value);
-    shm::RequestTime<Clock> time(false, 0);
-    shm::Seen seen;
-    const uint64_t fp = shm::FingerprintOf(hash);
-    const shm::Outcome outcome =
-        is_log ? shm::logs::CheckLog(table, slot, hash, &b.second()[slot], charge,
-                                     /*brief=*/true, time, &seen)
-        : shm::IsWindow(rule.kind)
-            ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot], fp, charge, time, table,
-                                       &seen)
-            : shm::CheckSlot(b.slots()[slot], fp, charge, time, table, &seen);
-    if (outcome == shm::Outcome::kLost) continue;
-    if (outcome != shm::Outcome::kAllowed) {
-      shm::AddDenied(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, 1);
-      return;
-    }
-    if (death == Death::kBeforeUse) return;
-    std::string text = absl::StrCat(rule.label, ":", value);
-    admitted_[text] += tokens;
-    if (death == Death::kBeforeMark) {
-      shm::CountUse(b.slots()[slot], tokens);
-      return;
-    }
-    const uint64_t aux = shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
-    if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, rule.label, value);
-    if (random_.Chance(options_.give_back)) {
-      timeline_->After(
-          random_.Below(kGiveBackMostNs),
-          [this, spent = Spent{rule.kind, shm::window::ScaleOf(rule.limit.limit), slot, tokens,
-                               seen.gen, seen.verdict.new_ns, charge.cost_ns, rule.limit.period_ns,
-                               std::move(text)}] { GiveBack(spent); });
-    }
-    return;
-  }
-}
-
-// As sluice_refund does it: the word first, then the use; the client may be killed between the two.
-void Host::GiveBack(const Spent& spent) {
-  if (!checking_ || is_paused()) return;
-  const shm::MappedBuckets& b = buckets_.buckets();
-  shm::Slot& slot = b.slots()[spent.slot];
-  const bool is_back =
-      spent.kind == shm::Kind::kSlidingLog
-          ? shm::logs::RefundLog(
-                slot,
-                shm::logs::Row<std::atomic<uint64_t>>{
-                    b.log_entries() + uint64_t{spent.slot} * kLogs.entries, kLogs.entries},
-                0, spent.gen, spent.new_ns, spent.tokens, spent.period_ns, NowNs())
-      : shm::IsWindow(spent.kind)
-          ? shm::window::RefundWindow(slot, 0, spent.gen, spent.new_ns,
-                                      shm::window::RefundUnits(spent.tokens, spent.scale), NowNs())
-          : shm::RefundSlot(slot, 0, spent.gen, spent.new_ns, spent.cost_ns, NowNs());
-  if (!is_back) return;
-  if (random_.Chance(kill_chance_)) {
-    ++killed_clients_;
-    return;
-  }
-  if (shm::TakeBackUse(slot, b.dirty(), spent.slot, spent.gen, spent.tokens)) {
-    given_back_[spent.text] += spent.tokens;
-  }
-}
-
-void Host::StoreName(uint32_t slot, const std::string& label, const std::string& value) {
-  const std::string_view values[] = {value};
-  char parts[shm::kKeyTextBytes];
-  shm::WriteParts(label, values, 1, false, parts);
-  shm::Slot& s = buckets_.buckets().slots()[slot];
-  shm::StoreText(buckets_.buckets().texts()[slot], parts, s.key);
-  s.aux.fetch_and(~shm::aux::kTextWanted);
-}
-
 int64_t Host::TokensInSlots() const {
   int64_t tokens = 0;
   const shm::MappedBuckets& b = buckets_.buckets();
@@ -429,6 +294,16 @@ void Host::CheckModes(std::vector<std::string>* beyond) {
     beyond->push_back(absl::StrCat("host ", options_.number, ": shard ", i, " has use of ",
                                    (NowNs() - use_ns) / kMs, " ms ago and no emergency"));
   }
+}
+
+std::map<std::string, uint64_t> Host::BannedForNs() const {
+  std::map<std::string, uint64_t> banned;
+  const reconcile::Ledger& ledger = worker_->reconciler().ledger();
+  for (reconcile::BucketId id = 0; id < ledger.bucket_slots(); ++id) {
+    const reconcile::Bucket& bucket = ledger.bucket(id);
+    if (bucket.is_banned(NowNs())) banned[bucket.text] = bucket.penal->until_ns - NowNs();
+  }
+  return banned;
 }
 
 int64_t Host::AbandonedTokens() const {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "daemon/reconcile/worker.h"
+#include "shm/log_row.h"
 #include "shm/segment.h"
 #include "tests/simulation/network.h"
 #include "tests/simulation/random.h"
@@ -19,6 +20,9 @@
 
 namespace sluice::simulation {
 
+inline constexpr shm::LogShape kLogs = {.rows = 256, .entries = 2048};
+inline constexpr uint64_t kGraceNs = 2 * kSecond;
+
 struct HostOptions {
   int number = 0;
   config::Config config;
@@ -26,7 +30,7 @@ struct HostOptions {
   int clients = 3;
   uint64_t check_gap_ns = 20 * kMs;  // between two checks of a client, in the mean
   int keys = 12;                     // of each rule
-  double give_back = 0;              // of the checks that are allowed: so many are refunded later
+  double corrected = 0;  // of the checks that are allowed: so many cost another number later
 };
 
 // What a daemon was told, and when: for the books of what a failover may lose.
@@ -69,6 +73,9 @@ class Host {
   const reconcile::Worker* worker() const { return worker_.get(); }
   const SimRing* ring() const { return ring_.get(); }
 
+  // The buckets that its daemon, which runs, holds to be banned, and for how long from now on.
+  std::map<std::string, uint64_t> BannedForNs() const;
+
   // Out of emergency, and Redis knows all that was used.
   bool IsSettled() const;
   // What stands in the way of that.
@@ -80,6 +87,8 @@ class Host {
   // The books, by bucket's text.
   using Tokens = std::map<std::string, int64_t>;
   const Tokens& admitted() const { return admitted_; }
+  // Denials, one each.
+  const Tokens& denied() const { return denied_; }
   // Of those, given back by clients.
   const Tokens& given_back() const { return given_back_; }
   // Harvested by daemons that were killed before Redis had answered, at most; refunds apart.
@@ -104,14 +113,14 @@ class Host {
 
  private:
   enum class Death : uint8_t { kNone, kBeforeText, kBeforeUse, kBeforeMark };
-  // What a client needs for a refund.
+  // What a client needs for a correction.
   struct Spent {
     shm::Kind kind = shm::Kind::kTokenBucket;
-    int scale = 0;  // of a window
+    shm::Limit limit;
     uint32_t slot = 0;
     uint32_t tokens = 0;
     uint16_t gen = 0;
-    uint64_t new_ns = 0, cost_ns = 0, period_ns = 0;
+    uint64_t new_ns = 0, cost_ns = 0;
     std::string text;
   };
 
@@ -122,7 +131,10 @@ class Host {
   void CheckModes(std::vector<std::string>* beyond);
   void CheckLater(int client);
   void Check();
-  void GiveBack(const Spent& spent);
+  void Correct(const Spent& spent);
+  void GiveBack(const Spent& spent, uint32_t tokens);
+  void ChargeMore(const Spent& spent, uint32_t tokens);
+  shm::logs::Row<std::atomic<uint64_t>> LogOf(uint32_t slot) const;
   void TakeRules();
   bool PublishRules(const std::vector<config::RuleConfig>& rules);
   void StoreName(uint32_t slot, const std::string& label, const std::string& value);
@@ -153,7 +165,7 @@ class Host {
   uint64_t turned_ns_ = 0;      // the last turn
   bool checking_ = true;
   double kill_chance_ = 0;
-  Tokens admitted_, given_back_;
+  Tokens admitted_, given_back_, denied_;
   Tokens lost_by_kills_, refunds_lost_by_kills_;
   uint64_t killed_clients_ = 0;
   uint64_t checks_ = 0;

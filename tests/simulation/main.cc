@@ -32,7 +32,7 @@ struct Sum {
   uint64_t running = 0;  // the seed
   uint64_t runs = 0, failed = 0;
   uint64_t checks = 0, batches = 0, failovers = 0, forgotten = 0, killed_clients = 0, events = 0;
-  uint64_t rule_changes = 0;
+  uint64_t rule_changes = 0, bans_seen = 0;
   int64_t admitted = 0, given_back = 0, counted = 0, lost_by_kills = 0, lost_by_redis = 0;
   uint64_t settled_most_ns = 0, settled_ns = 0, hash = 0;
 };
@@ -54,6 +54,7 @@ void Add(Sum* all, const Sum& one) {
   all->killed_clients += one.killed_clients;
   all->events += one.events;
   all->rule_changes += one.rule_changes;
+  all->bans_seen += one.bans_seen;
   all->admitted += one.admitted;
   all->given_back += one.given_back;
   all->counted += one.counted;
@@ -82,6 +83,7 @@ void RunOne(uint64_t seed, bool trace, Sum* sum) {
             .killed_clients = report.killed_clients,
             .events = report.events,
             .rule_changes = report.rule_changes,
+            .bans_seen = report.bans_seen,
             .admitted = report.totals.admitted,
             .given_back = report.totals.given_back,
             .counted = report.totals.counted,
@@ -131,8 +133,10 @@ int RunAll(const Options& options) {
   printf("%" PRIu64 " seeds, %" PRIu64 " failed; hash %016" PRIx64 "\n", all.runs, all.failed,
          all.hash);
   printf("%" PRIu64 " checks, %" PRIu64 " batches, %" PRIu64 " failovers, %" PRIu64
-         " clients killed, %" PRIu64 " rule changes, %" PRIu64 " events\n",
-         all.checks, all.batches, all.failovers, all.killed_clients, all.rule_changes, all.events);
+         " clients killed, %" PRIu64 " rule changes, %" PRIu64 " looks at bans, %" PRIu64
+         " events\n",
+         all.checks, all.batches, all.failovers, all.killed_clients, all.rule_changes,
+         all.bans_seen, all.events);
   printf("%" PRId64 " tokens admitted, %" PRId64 " given back, %" PRId64
          " counted, at most %" PRId64 " lost with killed daemons and %" PRId64 " in %" PRIu64
          " batches that Redis acknowledged and forgot\n",

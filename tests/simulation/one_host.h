@@ -19,7 +19,7 @@ namespace sluice::simulation {
 struct OneHostOptions {
   int replicas = 0;  // of each of two primaries, which are the nodes 0 and 1
   int seed = 0;      // the node in redis.addresses
-  double give_back = 0;
+  double corrected = 0;
   uint64_t check_gap_ns = HostOptions().check_gap_ns;
 };
 
@@ -42,7 +42,7 @@ class OneHost {
     host.config.redis->shards = kShards;
     host.config.rules = {rule};
     host.base_ns = 1000 * kSecond;
-    host.give_back = options.give_back;
+    host.corrected = options.corrected;
     host.check_gap_ns = options.check_gap_ns;
     hosts_.push_back(
         std::make_unique<Host>(std::move(host), &timeline_, &network_, &trace_, Random(3)));

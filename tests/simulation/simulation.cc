@@ -32,6 +32,14 @@ config::RuleConfig Window(const std::string& name, shm::Kind kind, uint64_t limi
   return rule;
 }
 
+constexpr uint64_t kBanAfter = 10;
+constexpr uint64_t kBanNs = 3 * kSecond;
+
+config::RuleConfig Guarded(config::RuleConfig rule) {
+  rule.penalty = {.after = kBanAfter, .within_ns = 10 * kSecond, .for_ns = kBanNs};
+  return rule;
+}
+
 // The parts of one run, in the order in which they are made.
 class Simulation {
  public:
@@ -59,6 +67,7 @@ class Simulation {
     CheckBooks();
     timeline_.RunUntil(plan.end_ns(), [this] { return report_.wrong.empty(); });
     if (report_.wrong.empty()) Settle(plan.end_ns());
+    if (report_.wrong.empty()) EndBans();
     if (report_.wrong.empty()) {
       for (std::string& what : books_.Check(/*closing=*/true)) Violation(what);
     }
@@ -100,13 +109,14 @@ class Simulation {
     redis.flush_interval_ns = random_.Between(1, 4) * 100 * kMs;
     config.rules = {Rule("per-user", 200, kSecond, 100),
                     Rule("per-org", 3000, 60 * kSecond, 300),
+                    Guarded(Rule("guarded", 1, kSecond, 4)),
                     Rule("per-day", 100'000, 3600 * kSecond, 2000),
                     Window("fixed", shm::Kind::kFixedWindow, 500, 2 * kSecond),
                     Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond),
                     Window("log", shm::Kind::kSlidingLog, 600, 4 * kSecond)};
     // Two machines made from one image: nothing may depend on the name.
     const bool same_names = random_.Chance(0.3);
-    const bool give_back = random_.Chance(0.6);
+    const bool is_corrected = random_.Chance(0.6);
     for (int i = 0; i < host_count_; ++i) {
       redis.host_name = absl::StrCat("host-", same_names ? 0 : i);
       HostOptions options;
@@ -115,7 +125,7 @@ class Simulation {
       options.base_ns = random_.Between(100, 100'000) * kSecond;
       options.clients = static_cast<int>(random_.Between(1, 4));
       options.check_gap_ns = random_.Between(5, 60) * kMs;
-      if (give_back) options.give_back = random_.Unit() / 2;
+      if (is_corrected) options.corrected = random_.Unit() / 2;
       hosts_.push_back(std::make_unique<Host>(std::move(options), &timeline_, &network_, &trace_,
                                               random_.Fork()));
     }
@@ -144,6 +154,34 @@ class Simulation {
     report_.settled_ns = timeline_.now_ns() - from_ns;
   }
 
+  // Nobody asks any more: each ban ends on each host.
+  void EndBans() {
+    const uint64_t until_ns = timeline_.now_ns() + kBanNs + kSecond;
+    timeline_.RunUntil(until_ns, [this] { return report_.wrong.empty(); });
+    for (const auto& host : hosts_) {
+      for (const auto& [text, _] : host->BannedForNs()) {
+        Violation(absl::StrCat("still banned: ", text));
+      }
+    }
+  }
+
+  // Nobody is banned without the denials for it, however often batches were sent, or for longer
+  // than the rule says.
+  void CheckBans(const Host& host) {
+    for (const auto& [text, for_ns] : host.BannedForNs()) {
+      ++report_.bans_seen;
+      int64_t denied = 0;
+      for (const auto& each : hosts_) {
+        const auto found = each->denied().find(text);
+        if (found != each->denied().end()) denied += found->second;
+      }
+      if (denied < static_cast<int64_t>(kBanAfter)) {
+        Violation(absl::StrCat("banned: ", text, " after ", denied, " denials"));
+      }
+      if (for_ns > kBanNs) Violation(absl::StrCat("banned: ", text, " for ", for_ns / kMs, " ms"));
+    }
+  }
+
   bool IsSettled() const {
     return cluster_.IsWell() && std::all_of(hosts_.begin(), hosts_.end(),
                                             [](const auto& host) { return host->IsSettled(); });
@@ -156,6 +194,7 @@ class Simulation {
       for (std::string& what : host->BeyondBounds(static_cast<size_t>(network_.nodes()))) {
         Violation(what);
       }
+      CheckBans(*host);
     }
     timeline_.After(kLookNs, [this] { Look(); });
   }

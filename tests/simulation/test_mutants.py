@@ -19,6 +19,7 @@ SEEDS = 400
 RECONCILER = "daemon/reconcile/reconciler.cc"
 LEDGER = "daemon/reconcile/ledger.cc"
 CALLS = "daemon/redis/client_calls.cc"
+PENALTIES = "daemon/reconcile/penalties.cc"
 
 # name: (what must be seen, file, the code as it stands, the bug, the sources to compile)
 MUTANTS = {
@@ -63,6 +64,12 @@ MUTANTS = {
     "newest_first_when_sent_again": (
         "lost:", LEDGER, "s.again.push_front(std::move(s.journal.back()));",
         "s.again.push_back(std::move(s.journal.back()));", [LEDGER]),
+    "banned_by_a_third_of_the_denials": (
+        "banned: ", PENALTIES, "p.denied >= penalty.after)", "3 * p.denied >= penalty.after)",
+        [PENALTIES]),
+    "banned_for_what_redis_says_and_as_long_again": (
+        "banned: ", PENALTIES, "is_lifted ? 0 : now_ns_ + state.banned_us * 1000;",
+        "is_lifted ? 0 : now_ns_ + state.banned_us * 2000;", [PENALTIES]),
     "breaker_never_closes": (
         "not settled", "daemon/reconcile/breaker.h",
         "      state_ = State::kClosed;\n      backoff_ns_ = 0;",
