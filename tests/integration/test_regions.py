@@ -8,6 +8,7 @@ from harness.sluice import ctl, ctl_json, wait_until
 
 from integration.test_strict import SECOND_NS, measured, most_over
 
+SUITE_WAITS = True
 RATE = 500
 BURST = 200
 

@@ -8,6 +8,7 @@ from harness.load import Load, admitted, connected_hosts, redis_words
 from harness.redis_cluster import RedisCluster, RedisServer, shipped_acl
 from harness.sluice import wait_until
 
+SUITE_WAITS = True
 SECOND_NS = 1_000_000_000
 RATE = 1000
 BURST = 400
