@@ -241,37 +241,6 @@ shm::Outcome CheckLogged(Context& ctx, const Rule& rule, Attempt* attempt) {
                              &attempt->seen);
 }
 
-// A key for which no row is free is denied: nobody could say who holds its places.
-void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
-               Attempt* attempt) {
-  const Rule& rule = *item.rule;
-  const bool enters = ctx.place_name != 0 && !ctx.is_looking();
-  attempt->emergency = false;
-  for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
-    // Who does not enter asks for one: its cost is of other rules.
-    attempt->charge = ChargeOf(rule, enters ? cost : 1, /*cost_ns=*/0, commit && enters);
-    if (attempt->overflow) {
-      const uint64_t limit = rule.limit.limit;
-      const bool fits = attempt->absent && attempt->charge.tokens <= limit;
-      attempt->seen = {};
-      attempt->seen.verdict = {fits, ctx.time.now_ns(), ctx.time.now_ns()};
-      attempt->seen.remaining = attempt->absent ? limit : 0;
-      attempt->seen.retry_after_ns = attempt->charge.tokens > limit ? shm::kNever
-                                     : fits                         ? 0
-                                                                    : shm::places::kRetryNs;
-      attempt->outcome = fits ? Outcome::kAllowed : Outcome::kDenied;
-      return;
-    }
-    attempt->outcome =
-        shm::places::Enter(PlacesTableOf(*ctx.attachment, rule), attempt->index, attempt->hash,
-                           attempt->charge, ctx.place_name, ctx.time, &attempt->seen);
-    if (attempt->outcome == Outcome::kAllowed || attempt->outcome == Outcome::kDenied) return;
-    if (attempt->outcome == Outcome::kGaveUp) break;
-    Locate(ctx, item, policy, shm::kNoSlot, attempt);
-  }
-  attempt->outcome = Outcome::kGaveUp;
-}
-
 // The first cost that a slot misses is told at once, and each that is larger than a token; others
 // are tallied, since the daemon is about to look anyway. Where denials lead to a ban each is told.
 // aux is a hint here and orders nothing.
@@ -281,14 +250,13 @@ void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt&
   const uint64_t tokens = attempt.charge.tokens;
   if (item.rule->penal) {
     NoteAtOnce(a, *attempt.slot, attempt.seen.gen);
-  } else if (item.rule->kind != shm::Kind::kLease ||
-             (tokens == 1 && (aux & shm::aux::kDirty) != 0)) {
+  } else if (!IsLent(*item.rule) || (tokens == 1 && (aux & shm::aux::kDirty) != 0)) {
     NoteDenied(a, *ctx.client, *attempt.slot, attempt.seen.gen, ctx.time.now_ns());
   } else if (tokens <= item.rule->limit.burst) {
     shm::AddWanted(*attempt.slot, a.denied[attempt.index], a.dirty, attempt.index, attempt.seen.gen,
                    tokens);
   }
-  const bool is_named_now = item.rule->kind == shm::Kind::kLease || item.rule->penal;
+  const bool is_named_now = IsLent(*item.rule) || item.rule->penal;
   if (is_named_now && (aux & shm::aux::kTextWanted) != 0) {
     WriteText(a, item, policy, attempt.index);
   }

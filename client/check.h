@@ -200,6 +200,11 @@ inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, b
 
 inline bool IsLoose(const Rule& rule) { return rule.kind == shm::Kind::kLease && !rule.strict; }
 
+// Whether the daemon is to ask for what a denied request was short of.
+inline bool IsLent(const Rule& rule) {
+  return rule.kind == shm::Kind::kLease || (rule.kind == shm::Kind::kInFlight && rule.strict);
+}
+
 // A hint: orders nothing.
 inline uint64_t HostsOf(const Attachment& a) {
   return a.control->hosts.load(std::memory_order_relaxed);
@@ -256,8 +261,7 @@ inline void ApplyPatience(const Rule& rule, uint64_t patience_ns, shm::Charge* c
   charge->debt_max_ns = rule.limit.debt_max_ns - waits_ns;
 }
 
-// Run() for a rule of requests in flight. An emergency does not change it: its places are this
-// host's.
+// Run() for a rule of requests in flight.
 void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
                Attempt* attempt);
 

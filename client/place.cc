@@ -12,6 +12,39 @@
 namespace sluice::client {
 namespace {
 
+// What this host may use of the limit where it holds over all hosts: what it was lent, and in an
+// emergency what `when_degraded` adds. aux is for the shard only: its load orders nothing.
+shm::places::Lent<std::atomic<uint64_t>> LentNow(Context& ctx, const Rule& rule, Attempt* attempt) {
+  if (rule.strict == 0) return {};
+  const Attachment& a = *ctx.attachment;
+  shm::places::Lent<std::atomic<uint64_t>> lent = {&a.second[attempt->index], 0};
+  const uint64_t now_ns = ctx.time.now_ns();
+  const Degraded degraded =
+      DegradedNow(a, attempt->slot->aux.load(std::memory_order_relaxed), now_ns);
+  attempt->emergency = degraded.is;
+  if (!degraded.is) [[likely]] {
+    return lent;
+  }
+  const bool late = rule.for_ns != 0 && now_ns > degraded.since_ns + rule.for_ns;
+  const auto limit = static_cast<uint32_t>(rule.limit.limit);
+  switch (late ? rule.then_mode : rule.mode) {
+    case DegradedMode::kOpen:
+      lent.alone = limit;
+      break;
+    case DegradedMode::kDegrade: {
+      const uint64_t factor_q16 = late ? rule.then_factor_q16 : rule.factor_q16;
+      const uint64_t hosts = std::max<uint64_t>(HostsOf(a), 1);
+      lent.alone = static_cast<uint32_t>((uint64_t{limit} << 16) /
+                                         std::max<uint64_t>(factor_q16, 1) / hosts);
+      break;
+    }
+    case DegradedMode::kClosed:
+    case DegradedMode::kNormal:
+      break;
+  }
+  return lent;
+}
+
 int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost,
           sluice_place_t* place) {
   Context ctx(client, &a, plan.coarse_serves);
@@ -25,6 +58,38 @@ int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost
 }
 
 }  // namespace
+
+// A key for which no row is free is denied: nobody could say who holds its places.
+void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
+               Attempt* attempt) {
+  const Rule& rule = *item.rule;
+  const bool enters = ctx.place_name != 0 && !ctx.is_looking();
+  attempt->emergency = false;
+  for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
+    // Who does not enter asks for one: its cost is of other rules.
+    attempt->charge = ChargeOf(rule, enters ? cost : 1, /*cost_ns=*/0, commit && enters);
+    if (attempt->overflow) {
+      const uint64_t limit = rule.limit.limit;
+      const bool fits = attempt->absent && attempt->charge.tokens <= limit;
+      attempt->seen = {};
+      attempt->seen.verdict = {fits, ctx.time.now_ns(), ctx.time.now_ns()};
+      attempt->seen.remaining = attempt->absent ? limit : 0;
+      attempt->seen.retry_after_ns = attempt->charge.tokens > limit ? shm::kNever
+                                     : fits                         ? 0
+                                                                    : shm::places::kRetryNs;
+      attempt->outcome = fits ? Outcome::kAllowed : Outcome::kDenied;
+      return;
+    }
+    attempt->outcome = shm::places::Enter(
+        PlacesTableOf(*ctx.attachment, rule), attempt->index, attempt->hash, attempt->charge,
+        LentNow(ctx, rule, attempt), ctx.place_name, ctx.time, &attempt->seen);
+    if (attempt->outcome == Outcome::kAllowed || attempt->outcome == Outcome::kDenied) return;
+    if (attempt->outcome == Outcome::kGaveUp) break;
+    Locate(ctx, item, policy, shm::kNoSlot, attempt);
+  }
+  attempt->outcome = Outcome::kGaveUp;
+}
+
 }  // namespace sluice::client
 
 using sluice::client::AnswerDefault;

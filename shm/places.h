@@ -115,19 +115,21 @@ inline uint32_t CountHeld(const logs::Row<Cell>& row, uint32_t size, uint16_t ge
 struct Taken {
   uint32_t count;
   uint32_t first;  // of them; the others stand behind it, in a ring
+  uint32_t end;    // behind the last of the row among them
 };
 
 // Puts `entry` into up to `places` free ones of the first `limit`, from `start` on. F1, F3.
 template <class Cell>
 inline Taken Take(const logs::Row<Cell>& row, uint32_t limit, uint64_t entry, uint32_t start,
                   uint32_t places) {
-  Taken taken = {0, start};
+  Taken taken = {0, start, 0};
   uint32_t i = start;
   for (uint32_t n = 0; n < limit && taken.count < places; ++n) {
     uint64_t e = row.entries[i].load(std::memory_order_relaxed);  // compared again: orders nothing
     if (IsFree(e, Gen(entry)) &&
         row.entries[i].compare_exchange_strong(e, entry, std::memory_order_seq_cst)) {
       if (taken.count++ == 0) taken.first = i;
+      taken.end = std::max(taken.end, i + 1);
     }
     i = i + 1 == limit ? 0 : i + 1;
   }

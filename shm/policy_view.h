@@ -153,7 +153,9 @@ struct RuleNumbers {
   uint16_t id;  // its place among the rules
   DegradedMode mode;
   DegradedMode then_mode;
-  uint8_t strict : 1;    // consistency: strict; a lease without it may overdraw
+  // consistency: strict; a lease without it may overdraw. kInFlight: places are lent, the limit
+  // holds over all hosts.
+  uint8_t strict : 1;
   uint8_t alert : 1;     // raise an alert when this rule degrades
   uint8_t shadow : 1;    // count, never deny
   uint8_t penal : 1;     // denials are counted towards a ban, which limit.debt_max_ns has room for

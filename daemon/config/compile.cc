@@ -155,7 +155,8 @@ RuleView Builder::MakeRule(const RuleConfig& rule, const TierConfig* tier, const
   numbers.group = static_cast<uint16_t>(groups_.size());
   numbers.mode = degraded.mode;
   numbers.then_mode = degraded.then;
-  numbers.strict = rule.strict ? 1 : 0;
+  const bool lends_places = rule.kind == shm::Kind::kInFlight && has_redis_;
+  numbers.strict = rule.strict || lends_places ? 1 : 0;
   numbers.alert = degraded.alert ? 1 : 0;
   numbers.shadow = rule.shadow ? 1 : 0;
   if (rule.penalty.is_any()) {

@@ -54,7 +54,7 @@ struct CompiledRule {
   uint64_t for_ns = 0;      // 0: `mode` for good
   shm::DegradedMode then_mode = shm::DegradedMode::kDegrade;
   uint32_t then_factor_q16 = 0;
-  bool strict = false;
+  bool strict = false;  // kInFlight: the limit holds over all hosts
   bool shadow = false;
   bool alert = false;
   uint8_t near_percent = 80;
@@ -70,6 +70,10 @@ struct CompiledRule {
   std::shared_ptr<const CalendarTable> calendar = nullptr;
   std::shared_ptr<const Privacy> privacy = nullptr;  // null: nothing of its key is private
 
+  // Hosts ask Redis for what its requests were denied for want of.
+  bool is_lent() const {
+    return kind == shm::Kind::kLease || (kind == shm::Kind::kInFlight && strict);
+  }
   bool is_candidate() const { return beside != shm::kNoRule; }
   uint32_t given_max = 0;  // the largest limit that a request may bring; 0: none may
   shm::Limit most = {};    // no bucket of the rule reaches further or is refilled faster

@@ -43,24 +43,21 @@ bool ReadInFlight(Section* section, uint32_t rule_cost, LimitConfig* limit) {
 
 void CheckInFlight(Section* rule, const Config& config, const RuleConfig& out) {
   if (out.strict || out.overdraft) {
-    rule->Problem("consistency", "is of a limit per time: places are counted by each host",
+    rule->Problem("consistency", "is of a limit per time: places are never more than the limit",
                   "remove the line");
   }
   if (rule->Has("algorithm")) {
     rule->Problem("algorithm", "is of a limit per time, and the rule counts requests in flight",
                   "remove the line, or `in_flight` for a rule of its own");
   }
-  if (rule->Has("when_degraded")) {
-    rule->Warning("when_degraded",
-                  "has no effect: the places are this host's, with and without "
-                  "Redis",
+  if (rule->Has("when_degraded") && !config.redis) {
+    rule->Warning("when_degraded", "has no effect: without Redis the places are this host's",
                   "remove it");
   }
-  if (config.redis) {
+  if (config.redis && !config.redis->regions.empty()) {
     rule->Warning(rule->Has("in_flight") ? "in_flight" : "tiers",
-                  "counts on each host by itself: all hosts together may have so many times more "
-                  "in flight",
-                  "write what one host may have");
+                  "each region counts requests in flight by itself, and hears of no other",
+                  "write what one region may have");
   }
 }
 

@@ -188,6 +188,10 @@ RuleConfig ParseRule(const YAML::Node& node, const YAML::Mark& at, const std::st
   ParseDegraded(&section, &rule.degraded, findings);
 
   const bool is_in_flight = HasInFlight(&section);
+  if (is_in_flight && !section.Has("when_degraded")) {
+    // Never over: unless somebody says otherwise, nobody is let in whom Redis does not count.
+    rule.degraded.mode = rule.degraded.then = DegradedMode::kClosed;
+  }
   OfRule of_rule{.algorithm = is_in_flight ? Algorithm::kInFlight : ReadAlgorithm(&section),
                  .is_lent = rule.strict || rule.overdraft,
                  .is_strict = rule.strict};

@@ -117,7 +117,7 @@ void Harvester::TakeSlot(uint32_t slot, uint64_t now_ns, Sink& sink) {
   }
   uint64_t denied = shm::TakeDenied(buckets_->denied()[slot], key);
   uint64_t need = 1;
-  if (rule->kind == shm::Kind::kLease) {
+  if (rule->is_lent()) {
     need = std::clamp<uint64_t>(shm::wanted::Largest(denied), 1, rule->limit.burst);
     denied = shm::wanted::Tokens(denied);
   }

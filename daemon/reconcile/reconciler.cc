@@ -46,13 +46,14 @@ void Reconciler::SetRules(std::shared_ptr<const config::CompiledRules> rules, ui
   ledger_.Rebind(*rules_);
   RebindBans();
   if (keeper_ != nullptr) keeper_->SetRules(*rules_, now_ns);
+  if (places_ != nullptr) places_->SetRules(*rules_, now_ns);
   if (homes_ != nullptr) homes_->SetRules(*rules_);
   harvester_.SetRules(rules_);
   has_strict_ = false;
   totals_by_id_.clear();
   for (const config::CompiledRule& rule : rules_->rules()) {
     totals_by_id_.push_back(&totals_[rule.label]);
-    has_strict_ = has_strict_ || rule.kind == shm::Kind::kLease;
+    has_strict_ = has_strict_ || rule.is_lent();
   }
 }
 
@@ -105,6 +106,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   ledger_.Forget(now_ns, harvester_);
   if (!options_.has_redis) return;
   keeper_->Tick(now_ns);
+  places_->Tick(now_ns);
   if (homes_ != nullptr) homes_->Tick(now_ns);
   ExpireShares(now_ns);
   uint64_t oldest_ns = 0;
@@ -137,6 +139,7 @@ uint32_t Reconciler::OnBucket(const harvest::Place& place, harvest::Named named)
   }
   const uint32_t shard = named.shard;
   const uint16_t rule = named.rule->id;
+  if (places_ != nullptr && named.rule->is_lent()) places_->OnBucket(place, named, now_ns_);
   const BucketId id = ledger_.Intern(place, std::move(named), now_ns_);
   // A host without a view of a key takes its part of the fleet while nobody can tell more.
   Bucket& b = ledger_.bucket(id);
@@ -176,7 +179,11 @@ void Reconciler::OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_
     }
     if (b.is_penal()) Penalise(bucket, b, denied);
   }
-  if (!options_.has_redis || b.kind == shm::Kind::kInFlight) {  // places are this host's
+  if (places_ != nullptr && b.rule != nullptr && b.rule->is_lent()) {
+    last_strict_ns_ = now_ns_;
+    places_->OnUse(b.text, tokens, denied, need, now_ns_);
+  }
+  if (!options_.has_redis || b.kind == shm::Kind::kInFlight) {  // nothing to fold
     KeepOwnQuota(b);
     b.touched_ns = now_ns_;
     return;
@@ -301,7 +308,8 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
   if (primary != kNoPrimary) {
     PrimaryAt(primary).breaker.OnFailure(now_ns, outcome == CallOutcome::kHard, random_());
   }
-  if ((token & (kStrictToken | kHomeToken)) != 0) return;  // it is sent again in its time
+  if ((token & (kStrictToken | kHomeToken | kPlaceToken)) != 0)
+    return;  // it is sent again in its time
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   // Whether it was applied is unknown: the same again, later (B2).
@@ -316,6 +324,9 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
   now_ns_ = now_ns;
   if ((token & kStrictToken) != 0) {
     return OnLent(shard, token & ~kStrictToken, reply, primary, now_ns);
+  }
+  if ((token & kPlaceToken) != 0) {
+    return OnPlaces(shard, token & ~kPlaceToken, reply, primary, now_ns);
   }
   if ((token & kHomeToken) != 0) {
     return OnSettled(shard, token & ~kHomeToken, reply, primary, now_ns);

@@ -19,6 +19,7 @@
 #include "daemon/harvest/harvester.h"
 #include "daemon/lease/homes.h"
 #include "daemon/lease/keeper.h"
+#include "daemon/lease/place_keeper.h"
 #include "daemon/reconcile/batch.h"
 #include "daemon/reconcile/breaker.h"
 #include "daemon/reconcile/ledger.h"
@@ -43,6 +44,8 @@ inline constexpr uint64_t kStrictToken = 1ull << 63;
 inline constexpr uint32_t kStrictBucket = 1u << 31;
 // Marks the token of a call that settles homes.
 inline constexpr uint64_t kHomeToken = 1ull << 62;
+// Marks the token of a call about places of requests in flight.
+inline constexpr uint64_t kPlaceToken = 1ull << 61;
 // A shard is stale beyond this age of unreconciled use, and in emergency beyond the next.
 inline constexpr uint64_t kStaleIntervals = 3;
 inline constexpr uint64_t kEmergencyIntervals = 5;
@@ -125,7 +128,10 @@ struct ReconcilerStats {
   uint64_t interval_ns = 0;    // in force
 };
 
-class Reconciler : public harvest::Sink, private lease::Link, private lease::HomesLink {
+class Reconciler : public harvest::Sink,
+                   private lease::Link,
+                   private lease::PlaceLink,
+                   private lease::HomesLink {
  public:
   // Everything passed outlives the reconciler. `transport` may be null without Redis.
   Reconciler(ReconcilerOptions options, const shm::MappedBuckets* buckets,
@@ -139,7 +145,8 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   uint64_t PauseNs(uint64_t now_ns) const;
   bool has_strict() const { return has_strict_; }
   const lease::Keeper* keeper() const { return keeper_.get(); }
-  const lease::Homes* homes() const { return homes_.get(); }  // null without regions
+  const lease::PlaceKeeper* places() const { return places_.get(); }  // null without Redis
+  const lease::Homes* homes() const { return homes_.get(); }          // null without regions
   // Harvests all and sends what may be sent, without waiting for intervals.
   void FlushAll(uint64_t now_ns);
   // True when Redis knows all that was harvested.
@@ -253,6 +260,9 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   void OnStrictUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need);
   void OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
               uint64_t now_ns);
+  void AskPlaces(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override;
+  void OnPlaces(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
+                uint64_t now_ns);
   void JudgeReply(const absl::Status& status, uint32_t primary, uint64_t now_ns);
   bool MayLend(uint32_t shard, uint64_t now_ns) override;
   void Lend(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override;
@@ -277,10 +287,11 @@ class Reconciler : public harvest::Sink, private lease::Link, private lease::Hom
   harvest::Harvester harvester_;
   Ledger ledger_;
   std::shared_ptr<const config::CompiledRules> rules_;
-  std::unique_ptr<lease::Keeper> keeper_;  // null without Redis
-  std::unique_ptr<lease::Homes> homes_;    // null without regions
-  bool has_strict_ = false;                // among the rules
-  uint64_t last_strict_ns_ = 0;            // of use under one of them
+  std::unique_ptr<lease::Keeper> keeper_;       // null without Redis
+  std::unique_ptr<lease::PlaceKeeper> places_;  // null without Redis
+  std::unique_ptr<lease::Homes> homes_;         // null without regions
+  bool has_strict_ = false;                     // among the rules
+  uint64_t last_strict_ns_ = 0;                 // of use under one of them
   std::vector<Primary> primaries_;
   absl::node_hash_map<std::string, RuleTotals> totals_;  // also of rules that are gone
   NearLimits near_;

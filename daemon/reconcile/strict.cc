@@ -1,8 +1,9 @@
-// Rules that lend: their buckets are a keeper's (daemon/lease/), which asks through the same
+// Rules that lend: their buckets are keepers' (daemon/lease/), which ask through the same
 // breakers and shards as all else.
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "daemon/reconcile/reconciler.h"
 #include "daemon/redis/codec.h"
 #include "shm/hash.h"
@@ -39,6 +40,15 @@ void Reconciler::OpenKeeper() {
           .instance = InstanceOf(options_.instance),
           .sync_ns = std::clamp(options_.flush_interval_ns / 2, kSyncMinNs, kSyncMaxNs)},
       buckets_, link, random_);
+  // Each daemon over these segments has a later one: see lua/places.lua.
+  lease::PlaceLink* const place_link = this;
+  places_ = std::make_unique<lease::PlaceKeeper>(
+      lease::PlaceKeeper::Options{
+          .shard_count = shards(),
+          .instance = absl::StrFormat("%016x%016x", control_->header().generation,
+                                      shm::Incarnation(control_->header()))},
+      buckets_, place_link);
+  places_->TakeOver();
   if (options_.region_count > 1) {
     lease::HomesLink* const homes = this;
     homes_ = std::make_unique<lease::Homes>(options_.region_count, options_.shard_count, homes);
@@ -56,6 +66,7 @@ void Reconciler::TickStrict(uint64_t now_ns) {
   now_ns_ = now_ns;
   Harvest(now_ns);
   if (keeper_ != nullptr) keeper_->Tick(now_ns);
+  if (places_ != nullptr) places_->Tick(now_ns);
   if (homes_ != nullptr) homes_->Tick(now_ns);
 }
 
@@ -93,6 +104,20 @@ void Reconciler::Lend(uint32_t shard, const std::vector<std::string>& args, uint
 void Reconciler::OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
                         uint64_t now_ns) {
   JudgeReply(keeper_->OnReply(shard, seq, reply, now_ns), primary, now_ns);
+}
+
+void Reconciler::AskPlaces(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) {
+  const uint32_t primary = transport_->PrimaryOf(shard);
+  if (primary == kNoPrimary || !PrimaryAt(primary).breaker.Allow(now_ns_)) return;
+  PrimaryAt(primary).asked_ns = now_ns_;
+  std::string encoded;
+  for (const std::string& arg : args) redis::AppendBulk(&encoded, arg);
+  transport_->AskPlaces(shard, encoded, static_cast<uint32_t>(args.size()), kPlaceToken | seq);
+}
+
+void Reconciler::OnPlaces(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
+                          uint64_t now_ns) {
+  JudgeReply(places_->OnReply(shard, seq, reply, now_ns), primary, now_ns);
 }
 
 void Reconciler::JudgeReply(const absl::Status& status, uint32_t primary, uint64_t now_ns) {

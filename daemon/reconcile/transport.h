@@ -24,6 +24,9 @@ class Transport {
   // The same for lua/home.lua; the name goes before the argument lease::kHomePrimaryArg.
   virtual void Settle(uint32_t /*shard*/, std::string_view /*args*/, uint32_t /*arg_count*/,
                       uint64_t /*token*/) {}
+  // The same for lua/places.lua; the name goes before the argument lease::kPlacePrimaryArg.
+  virtual void AskPlaces(uint32_t /*shard*/, std::string_view /*args*/, uint32_t /*arg_count*/,
+                         uint64_t /*token*/) {}
   // Whether that name is known.
   virtual bool IsKnown(uint32_t /*primary*/) const { return false; }
   virtual void Ping(uint32_t primary, uint64_t token) = 0;

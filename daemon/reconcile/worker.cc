@@ -20,6 +20,7 @@ constexpr redis::ScriptId kFoldScript = 0;
 constexpr redis::ScriptId kProbeScript = 1;
 constexpr redis::ScriptId kLeaseScript = 2;
 constexpr redis::ScriptId kHomeScript = 3;
+constexpr redis::ScriptId kPlacesScript = 4;
 
 std::string HostName(const config::RedisConfig& config) {
   if (!config.host_name.empty()) return config.host_name;
@@ -90,7 +91,8 @@ absl::StatusOr<redis::ClientOptions> ClientOptionsOf(const config::RedisConfig& 
   options.scripts = {{"fold", lua::kFold},
                      {"probe", lua::kProbe},
                      {"lease", lua::kLease, "strict", lease::kPrimaryArg},
-                     {"home", lua::kHome, "strict", lease::kHomePrimaryArg}};
+                     {"home", lua::kHome, "strict", lease::kHomePrimaryArg},
+                     {"places", lua::kPlaces, "places", lease::kPlacePrimaryArg}};
   options.identify = true;
   options.probe_script = kProbeScript;
   options.connect_timeout_ns = static_cast<int64_t>(config.connect_timeout_ns);
@@ -234,6 +236,11 @@ void Worker::Lend(uint32_t shard, std::string_view args, uint32_t arg_count, uin
 void Worker::Settle(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
   if (injector_.TakesCall(shard, token, client_->PrimaryOf(shard), RealNow())) return;
   client_->Call(shard, kHomeScript, args, arg_count, token);
+}
+
+void Worker::AskPlaces(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) {
+  if (injector_.TakesCall(shard, token, client_->PrimaryOf(shard), RealNow())) return;
+  client_->Call(shard, kPlacesScript, args, arg_count, token);
 }
 
 void Worker::Ping(uint32_t primary, uint64_t token) {

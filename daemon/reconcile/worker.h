@@ -82,6 +82,8 @@ class Worker final : private redis::Listener, private Transport {
   void Call(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
   void Lend(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
   void Settle(uint32_t shard, std::string_view args, uint32_t arg_count, uint64_t token) override;
+  void AskPlaces(uint32_t shard, std::string_view args, uint32_t arg_count,
+                 uint64_t token) override;
   bool IsKnown(uint32_t primary) const override { return !client_->RunId(primary).empty(); }
   void Ping(uint32_t primary, uint64_t token) override;
   uint32_t PrimaryOf(uint32_t shard) const override { return client_->PrimaryOf(shard); }

@@ -52,8 +52,8 @@ TEST(InFlightConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {"in_flight: 5\n    burst: 9", "the rule counts requests in flight"},
       {"in_flight: 5\n    max_delay: 9s", "the rule counts requests in flight"},
       {"in_flight: 5\n    algorithm: sliding_log", "the rule counts requests in flight"},
-      {"in_flight: 5\n    consistency: strict", "places are counted by each host"},
-      {"in_flight: 5\n    consistency: overdraft", "places are counted by each host"},
+      {"in_flight: 5\n    consistency: strict", "places are never more than the limit"},
+      {"in_flight: 5\n    consistency: overdraft", "places are never more than the limit"},
       {"in_flight: 5\n    wait: 20ms", "is for rules that lend"},
       {"in_flight: 5\n    retry_spread: 9s", "is for token and leaky buckets"},
       {"in_flight: 5\n    priority: {classes: {a: 1}}", "of requests in flight"},
@@ -74,12 +74,34 @@ TEST(InFlightConfigTest, EachMistakeIsToldOnceWithItsMend) {
   }
 }
 
-TEST(InFlightConfigTest, WarnsThatHostsCountByThemselves) {
-  const ParseResult result = OfRule("in_flight: 5\n    when_degraded: {mode: closed}", kRedis);
-  ASSERT_TRUE(result.ok()) << Text(result.problems);
-  const std::string said = Text(result.warnings);
-  EXPECT_NE(said.find("counts on each host by itself"), std::string::npos) << said;
-  EXPECT_NE(said.find("has no effect"), std::string::npos) << said;
+TEST(InFlightConfigTest, HoldsOverAllHostsWithRedisAndAdmitsNobodyWithoutIt) {
+  for (const bool has_redis : {true, false}) {
+    const ParseResult result =
+        OfRule("in_flight: 5\n    tiers: {big: {in_flight: 9}}", has_redis ? kRedis : "");
+    ASSERT_TRUE(result.ok()) << Text(result.problems);
+    EXPECT_TRUE(result.warnings.empty()) << Text(result.warnings);
+    const auto bytes = Compile(result.config, shm::HashKey{1, 2}, 7);
+    ASSERT_TRUE(bytes.ok()) << bytes.status();
+    const auto rules = CompiledRules::Load(*bytes);
+    ASSERT_TRUE(rules.ok()) << rules.status();
+    for (const CompiledRule& rule : rules->rules()) {
+      EXPECT_EQ(rule.strict, has_redis);
+      EXPECT_EQ(rule.is_lent(), has_redis);
+      EXPECT_EQ(rule.mode, shm::DegradedMode::kClosed);
+      EXPECT_EQ(rule.then_mode, shm::DegradedMode::kClosed);
+    }
+  }
+}
+
+TEST(InFlightConfigTest, WhatNobodyListensToIsSaid) {
+  const char kDegraded[] = "in_flight: 5\n    when_degraded: {mode: open}";
+  const ParseResult alone = OfRule(kDegraded);
+  ASSERT_TRUE(alone.ok()) << Text(alone.problems);
+  EXPECT_NE(Text(alone.warnings).find("has no effect"), std::string::npos) << Text(alone.warnings);
+  const ParseResult with_redis = OfRule(kDegraded, kRedis);
+  ASSERT_TRUE(with_redis.ok()) << Text(with_redis.problems);
+  EXPECT_TRUE(with_redis.warnings.empty()) << Text(with_redis.warnings);
+  EXPECT_EQ(with_redis.config.rules.front().degraded.mode, DegradedMode::kOpen);
 }
 
 TEST(InFlightConfigTest, IsCompiledSoThatPinnedWordsAreNotWild) {

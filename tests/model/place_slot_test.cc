@@ -1,5 +1,6 @@
 // Places on slots, all interleavings of two processes with a kill before any shared access. The
-// invariants F1 to F4 are stated in shm/places.h; each check names the ones it looks at.
+// invariants F1 to F4 are stated in shm/places.h, F5 and F6 in shm/lent_places.h; each check names
+// the ones it looks at.
 #include "shm/place_slot.h"
 
 #include <gtest/gtest.h>
@@ -35,6 +36,7 @@ class World {
       for (Cell* cell : {&s.word, &s.key, &s.used, &s.aux}) memory.push_back(cell);
     }
     for (Cell& e : entries_) memory.push_back(&e);
+    for (Cell& c : caps_) memory.push_back(&c);
   }
 
   // The two slots empty since long, all others taken for long.
@@ -54,6 +56,10 @@ class World {
       }
     }
     for (Cell& cell : counters_) cell.quiet = true;
+    for (Cell& cell : caps_) {
+      cell.value = 0;
+      cell.quiet = !is_lent;
+    }
     for (auto& of : in_) of.clear();
   }
 
@@ -69,6 +75,11 @@ class World {
       Entry(slot, e).value = entry;
       in_[who].push_back({slot, entry, e});
     }
+  }
+  // A third holds the entry `e` of the slot.
+  void PutHeld(uint32_t slot, uint32_t e) {
+    Entry(slot, e).value = places::Make(kGen, NameOf(2, e));
+    in_[2].push_back({slot, Entry(slot, e).value, e});
   }
   void CloseOthers(uint32_t slot) {
     for (uint32_t i = 0; i < kCapacity; ++i) {
@@ -92,8 +103,10 @@ class World {
                              .kind = Kind::kInFlight,
                              .limit = &limit_};
     shm::Seen seen;
-    const shm::Outcome outcome = places::Enter<Cell>(table(), index, hash, charge,
-                                                     NameOf(who, 8 + in_[who].size()), time, &seen);
+    const shm::Outcome outcome =
+        places::Enter<Cell>(table(), index, hash, charge,
+                            is_lent ? places::Lent<Cell>{&caps_[index], 0} : places::Lent<Cell>{},
+                            NameOf(who, 8 + in_[who].size()), time, &seen);
     if (outcome == shm::Outcome::kAllowed) {
       for (uint32_t i = 0; i < cost; ++i) {
         in_[who].push_back({index, seen.verdict.new_ns, static_cast<uint32_t>(seen.cost_ns)});
@@ -128,6 +141,16 @@ class World {
   void Pin(uint32_t slot) {
     uint64_t w = slots_[slot].word.load();
     slots_[slot].word.compare_exchange_strong(w, places::Pinned(w, kNow, 1));
+  }
+  // As the daemon does: no more than `counted` are to be in use. Returns how many may be.
+  uint32_t SetCap(uint32_t slot, uint32_t counted) {
+    return places::SetCap(caps_[slot], table().log_rows().of(slot), kGen,
+                          static_cast<uint32_t>(limit_.limit), counted, kNow + 2 * kSecond)
+        .counted();
+  }
+  // The cap without a look, as it stood before.
+  void PutCap(uint32_t slot, uint32_t cap) {
+    caps_[slot].value = places::cap::Make(kGen, kNow + 2 * kSecond, cap);
   }
   bool Loosen(uint32_t slot) {
     return places::Loosen(slots_[slot], table().log_rows().of(slot), ClockOfEach::PreciseNs());
@@ -181,6 +204,7 @@ class World {
   }
 
   std::vector<Cell*> memory;
+  bool is_lent = false;  // places are, slot by slot
 
  private:
   struct Place {
@@ -204,6 +228,7 @@ class World {
   shm::BasicSlot<Cell> slots_[kCapacity];
   Cell entries_[kCapacity * kRow];
   Cell counters_[shm::kCounters];
+  Cell caps_[kCapacity];
   std::vector<Place> in_[3];
 };
 
@@ -435,6 +460,64 @@ TEST(PlaceSlotModel, TheNextTenantHasPlacesOfItsOwn) {
     return w.In(1) == 1 ? "" : "B paid for A";
   };
   ExpectClean(std::move(s), "the next tenant of a row of places", /*bounded=*/true);
+}
+
+// F5: the daemon gives places back under who enters, where none is held and where the one is that
+// stands highest. What it counts is all that is in use, then and after it has raised the cap again.
+TEST(PlaceSlotModel, WhatTheHostGivesBackIsUsedByNobody) {
+  for (const uint32_t held : {0u, 1u}) {
+    World w(3);
+    w.is_lent = true;
+    AllNow(kNow);
+    uint32_t counted = 0;
+    Scenario s;
+    s.memory = w.memory;
+    s.reset = [&w, &counted, held] {
+      w.Clear();
+      w.Put(kLower, 0);
+      w.CloseOthers(kLower);
+      w.Pin(kLower);
+      if (held != 0) w.PutHeld(kLower, 2);
+      w.PutCap(kLower, 3);
+      counted = 3;
+    };
+    s.processes = {[&w] {
+                     w.Enter(0, 2);
+                     w.Leave(0);
+                     w.Enter(0);
+                   },
+                   [&w, &counted] {
+                     counted = w.SetCap(kLower, 1);
+                     counted = w.SetCap(kLower, std::max(counted, 2u));
+                     counted = w.SetCap(kLower, 1);
+                   }};
+    s.check = [&w, &counted](const std::vector<bool>& killed) -> std::string {
+      if (const std::string wrong = w.Judge(); !wrong.empty()) return wrong;
+      return w.In() <= counted || killed[1] ? "" : "more are in than the host has left";
+    };
+    ExpectClean(std::move(s), "places given back under who enters", /*bounded=*/true);
+  }
+}
+
+// F5, F6: a cap of another tenancy, or one that has ended, lends nothing.
+TEST(PlaceSlotModel, WhatWasLentToAnotherTenancyIsNotLent) {
+  World w(2);
+  w.is_lent = true;
+  AllNow(kNow);
+  w.Clear();
+  w.Put(kLower, 0);
+  w.CloseOthers(kLower);
+  w.PutCap(kLower, 2);
+  EXPECT_FALSE(w.Enter(0, 1, kKeyB)) << "its gen is the next";
+  w.Clear();
+  w.Put(kLower, 0);
+  w.CloseOthers(kLower);
+  w.PutCap(kLower, 1);
+  EXPECT_FALSE(w.Enter(0, 2));
+  EXPECT_TRUE(w.Enter(0));
+  AllNow(kNow + 2 * kSecond);
+  w.Leave(0);
+  EXPECT_FALSE(w.Enter(0)) << "it has ended";
 }
 
 }  // namespace

@@ -24,13 +24,13 @@ STATES = (60_000, 1_000_000)
 TABLE, BUCKET, TAKE = "slot_table.h", "bucket.h", "take.h"
 WINDOW, WINDOW_SLOT, PURSE = "window.h", "window_slot.h", "purse.h"
 LOG, LOG_ROW, LOG_SLOT = "log.h", "log_row.h", "log_slot.h"
-PLACES, PLACE_SLOT = "places.h", "place_slot.h"
+PLACES, PLACE_SLOT, LENT_PLACES = "places.h", "place_slot.h", "lent_places.h"
 SLOT_TEST, WINDOW_TEST = "tests/model/slot_protocol_test.cc", "tests/model/window_slot_test.cc"
 PURSE_TEST, LOG_TEST = "tests/model/purse_test.cc", "tests/model/log_slot_test.cc"
 PLACE_TEST = "tests/model/place_slot_test.cc"
 TEST_OF = {WINDOW: WINDOW_TEST, WINDOW_SLOT: WINDOW_TEST, PURSE: PURSE_TEST,
            LOG: LOG_TEST, LOG_ROW: LOG_TEST, LOG_SLOT: LOG_TEST, PLACES: PLACE_TEST,
-           PLACE_SLOT: PLACE_TEST}  # else SLOT_TEST, and for F1 to F4 PLACE_TEST
+           PLACE_SLOT: PLACE_TEST, LENT_PLACES: PLACE_TEST}  # else SLOT_TEST; F1 to F6 PLACE_TEST
 EXPLORER = "tests/model/explorer.cc"
 
 # name: (what it breaks, file, the code as it stands, the bug)
@@ -188,7 +188,8 @@ MUTANTS = {
         "        row.entries[i].compare_exchange_strong(e, entry, std::memory_order_seq_cst)) {\n",
         "    if (IsFree(e, Gen(entry))) {\n      row.entries[i].store(entry);\n"),
     "a_part_of_the_places_for_all": (
-        "F1", PLACE_SLOT, "if (counts && taken.count == charge.tokens)", "if (counts)"),
+        "F1", PLACE_SLOT, "if (counts && is_lent && taken.count == charge.tokens)",
+        "if (counts && is_lent)"),
     "places_too_few_are_kept": (
         "F1", PLACE_SLOT, "    Leave(row, entry, taken.first, taken.count);\n", ""),
     "place_counts_in_one_of_two_slots": (
@@ -209,6 +210,23 @@ MUTANTS = {
     "the_same_word_pinned_again": (
         "F3", PLACES, "const uint64_t turn = ((w >> 2) + 1) & 0xff;",
         "const uint64_t turn = (w >> 2) & 0xff;"),
+    "no_look_at_the_cap_afterwards": (
+        "F5", PLACE_SLOT, "if (counts && is_lent &&", "if (counts &&"),
+    "the_row_is_looked_at_before_the_cap_is_lowered": (
+        "F5", LENT_PLACES,
+        "  cell.store(cap::Make(gen, until_ns, cap), std::memory_order_seq_cst);\n"
+        "  return LookAt(row, gen, cap);\n",
+        "  const Stock stock = LookAt(row, gen, cap);\n"
+        "  cell.store(cap::Make(gen, until_ns, cap), std::memory_order_seq_cst);\n"
+        "  return stock;\n"),
+    "what_is_held_beyond_the_cap_is_forgotten": (
+        "F5", LENT_PLACES, "stock.beyond += i >= cap ? 1 : 0;", "stock.beyond += 0;"),
+    "the_cap_of_another_tenancy": (
+        "F6", LENT_PLACES, "if (Gen(cap) != gen || now_ns >= UntilNs(cap)) return 0;",
+        "if (now_ns >= UntilNs(cap)) return 0;"),
+    "a_cap_without_an_end": (
+        "F6", LENT_PLACES, "if (Gen(cap) != gen || now_ns >= UntilNs(cap)) return 0;",
+        "if (Gen(cap) != gen || now_ns == 0) return 0;"),
     "left_by_whomever": (
         "F4", PLACES,
         "if (e == entry && row.entries[i].compare", "if (e != 0 && row.entries[i].compare"),
