@@ -10,6 +10,10 @@
 #include "client/refund.h"
 
 namespace sluice::client {
+
+using shm::DegradedMode;
+using shm::Outcome;
+
 namespace {
 
 // What this host may use of the limit where it holds over all hosts: what it was lent, and in an

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "shm/bucket.h"
 
 namespace sluice::lease {
 namespace {
@@ -123,6 +124,8 @@ void PlaceKeeper::OnUse(const std::string& text, int64_t entered, uint64_t denie
 
 // A lower limit lets nobody in until fewer are in: what is free goes back, and is asked for anew.
 void PlaceKeeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) {
+  has_rules_ = std::any_of(rules.rules().begin(), rules.rules().end(),
+                           [](const auto& rule) { return IsLent(&rule); });
   for (Book& b : books_) {
     if (b.text.empty()) continue;
     const config::CompiledRule* const rule = rules.Find(LabelOf(b.text));
@@ -203,7 +206,10 @@ void PlaceKeeper::Flush(uint32_t shard, uint64_t now_ns) {
     ++stats_.resends;
     return Send(shard, now_ns);
   }
-  if (due.empty() || now_ns < s.not_before_ns || !link_->MayLend(shard, now_ns)) return;
+  const bool is_touched = due.empty() && has_rules_ && now_ns >= s.first_sent_ns + kPlacesTouchNs;
+  if ((due.empty() && !is_touched) || now_ns < s.not_before_ns || !link_->MayLend(shard, now_ns)) {
+    return;
+  }
   // Who has waited for longest is first, lest many that are due leave others out.
   std::sort(due.begin(), due.end(),
             [this](uint32_t a, uint32_t b) { return books_[a].asked_ns < books_[b].asked_ns; });

@@ -46,6 +46,9 @@ inline constexpr uint64_t kPlacesNeedNs = 1'500'000'000;
 // What is lent and not used stays here for so long: where others are short, and where none is.
 inline constexpr uint64_t kPlacesShortNs = 1'200'000'000;
 inline constexpr uint64_t kPlacesIdleNs = 10'000'000'000;
+// A shard is called so often though it has nothing to lend, so that a new one's fence is over by
+// the time that its first key is used.
+inline constexpr uint64_t kPlacesTouchNs = 5'000'000'000;
 inline constexpr size_t kMaxPlaceBuckets = 50;  // of a call: a script's time
 inline constexpr size_t kPlacePrimaryArg = 3;
 
@@ -150,6 +153,7 @@ class PlaceKeeper {
   std::vector<Shard> shards_;
   std::vector<uint32_t> urgent_;  // was denied since the last Tick
   uint64_t scanned_ns_ = 0;
+  bool has_rules_ = false;  // that lend
   PlaceKeeperStats stats_;
 };
 

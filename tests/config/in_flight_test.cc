@@ -101,7 +101,7 @@ TEST(InFlightConfigTest, WhatNobodyListensToIsSaid) {
   const ParseResult with_redis = OfRule(kDegraded, kRedis);
   ASSERT_TRUE(with_redis.ok()) << Text(with_redis.problems);
   EXPECT_TRUE(with_redis.warnings.empty()) << Text(with_redis.warnings);
-  EXPECT_EQ(with_redis.config.rules.front().degraded.mode, DegradedMode::kOpen);
+  EXPECT_EQ(with_redis.config.rules.front().degraded.mode, shm::DegradedMode::kOpen);
 }
 
 TEST(InFlightConfigTest, IsCompiledSoThatPinnedWordsAreNotWild) {

@@ -12,7 +12,9 @@ import time
 
 import pytest
 
+from harness.load import connected_hosts, redis_words
 from harness.processes import Process, run, wait_until
+from harness.redis_cluster import RedisCluster, RedisServer
 from harness.sluice import START_DEADLINE_S, Daemon, binary, build_dir, ctl, ctl_json
 
 KILLS = int(os.environ.get("IN_FLIGHT_KILLS", "400"))
@@ -110,3 +112,87 @@ def test_clients_and_daemons_that_are_killed_leave_no_place_behind(tmp_path):
         assert worker_kills > 0
         assert end["violations"] == 0 and end["most_held"] <= LIMIT
         assert end["held_after"] == 0 and end["entered"] > KILLS
+
+
+FLEET_LIMIT = 40
+FLEET = """
+redis:
+  mode: {mode}
+  addresses: [{addresses}]
+  host_name: {host}
+rules:
+  - name: exports
+    key: [tenant]
+    in_flight: {limit}
+"""
+
+
+def fleet_of(redis, limit=FLEET_LIMIT, count=2):
+    return connected_hosts(FLEET.format(**redis_words(redis), host=f"host-{n}", limit=limit)
+                           for n in range(count))
+
+
+def may_enter(daemon):
+    return ctl_json("check", "tenant=acme", daemon=daemon)["allowed"]
+
+
+@contextlib.contextmanager
+def held_on(daemon, tmp_path, name, count):
+    """So many processes that have entered on a host, and stay."""
+    env = {**os.environ, "SLUICE_RUNTIME_DIR": daemon.runtime_dir}
+    with contextlib.ExitStack() as stack:
+        before = held(daemon)
+        for n in range(count):
+            wait_until(lambda: may_enter(daemon), DEADLINE_S, "a place is lent")
+            stack.enter_context(Process(
+                [binary("sluicectl"), "check", "tenant=acme", "--hold", "3600"],
+                tmp_path / f"{name}-{n}", env=env))
+            wait_until(lambda n=n: held(daemon) == before + n + 1, DEADLINE_S, f"{name} is in")
+        yield stack
+
+
+@pytest.mark.timeout_s(180)
+def test_two_hosts_share_one_limit_and_what_one_leaves_the_other_may_have(tmp_path):
+    with RedisServer() as redis, fleet_of(redis, limit=3) as (one, other):
+        with held_on(one, tmp_path, "one", 2) as first:
+            with held_on(other, tmp_path, "other", 1):
+                time.sleep(1)  # long enough for whatever might come
+                assert not may_enter(one) and not may_enter(other)
+                os.kill(one.worker_pid(), signal.SIGKILL)
+                one.wait_for(lambda: one.status()["adopted"], START_DEADLINE_S, "adopted")
+                assert not may_enter(one) and not may_enter(other)
+                first.close()
+                wait_until(lambda: may_enter(other), DEADLINE_S, "what was left came here")
+            with held_on(other, tmp_path, "all", 3):
+                assert held(other) == 3 and held(one) == 0
+                assert not may_enter(one)
+
+
+@pytest.mark.timeout_s(240 + KILLS // KILLS_PER_S)
+def test_over_all_hosts_no_more_than_the_limit_are_in_whoever_is_killed(tmp_path):
+    program = os.path.join(build_dir(), "tests", "integration", "in_flight_clients")
+    with RedisCluster() as redis, fleet_of(redis) as hosts:
+        for host in hosts:
+            wait_until(lambda host=host: may_enter(host), DEADLINE_S, "lent")
+        dirs = ",".join(host.runtime_dir for host in hosts)
+        with Process([program, dirs, FLEET_LIMIT, KILLS, SEED, "tenant=acme"],
+                     tmp_path / "log") as clients:
+            rng = random.Random(SEED)
+            worker_kills = 0
+            while clients.running():
+                time.sleep(0.2 + rng.random())
+                host = hosts[worker_kills % len(hosts)]
+                worker = host.worker_pid()
+                if worker == host.pid or not clients.running():
+                    continue
+                os.kill(worker, signal.SIGKILL)
+                worker_kills += 1
+                wait_until(lambda old=worker, host=host:
+                           host.worker_pid() not in (old, host.pid) or not clients.running(),
+                           START_DEADLINE_S, "another worker")
+        end = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+        print(worker_kills, "workers killed", end)
+        assert end["violations"] == 0
+        assert 0 < end["most_held"] <= FLEET_LIMIT
+        assert end["entered"] > KILLS
+        wait_until(lambda: sum(held(host) for host in hosts) == 0, DEADLINE_S, "all is back")

@@ -150,3 +150,45 @@ def test_a_seeded_bug_of_homes_is_found(name, tmp_path):
         program = link_with(file, mutant, REGIONS_TEST, str(tmp_path))
     done = run([program, f"--gtest_filter=*{seen}*"], COMPILE_TIMEOUT_S, **env)
     assert done.returncode == 1, f"{name} survived:\n{done.stdout}{done.stderr}"
+
+
+PLACES_TEST = "tests/lease/places_test"
+PLACES = "lua/places.lua"
+PLACE_KEEPER = "daemon/lease/place_keeper.cc"
+NEVER = "NoMoreThanTheLimitAreEverIn"
+
+# As above, of places of requests in flight.
+PLACE_MUTANTS = {
+    "what_the_host_keeps_is_not_counted": (
+        NEVER, PLACES, "limit - out - kept - ahead", "limit - out - ahead"),
+    "a_copy_is_run_again": (NEVER, PLACES, "if seq == words[1] then", "if seq < 0 then"),
+    "a_call_of_before_is_run": (NEVER, PLACES, "if seq < words[1] then", "if seq < 0 then"),
+    "lent_before_all_have_reported": (
+        "AfterAFailoverThatLosesAllNothingIsLent", PLACES, "max(0, since + FENCE_US - now)", "0"),
+    "silent_while_redis_was_away": (
+        "NobodyIsSilentWhileRedisIsAway", PLACES, "now - called > PAUSE_US then", "now < 0 then"),
+    "a_former_daemon_counts": (
+        "ADaemonThatStartsAgainTakesOver", PLACES, "not is_before(who) and", "who ~= '' and"),
+    "nobody_is_ever_silent": (
+        "PlacesOfAHostThatIsSilent", PLACES, "<= SILENT_US and o", "<= SILENT_US * 9 and o"),
+    "good_from_the_receipt": (
+        NEVER, PLACE_KEEPER, "s.first_sent_ns + kPlacesGoodNs", "now_ns + 40 * kPlacesGoodNs"),
+    "lent_on_though_it_was_given_back": (
+        NEVER, PLACE_KEEPER, "    b.kept = b.lent = b.stock.counted();",
+        "    b.kept = b.stock.held;"),
+    "what_a_former_daemon_lent_on_stays": (
+        NEVER, PLACE_KEEPER, "    buckets_->second()[slot].store(0, std::memory_order_seq_cst);\n", ""),
+}
+
+
+@pytest.mark.timeout_s(COMPILE_TIMEOUT_S)
+@pytest.mark.parametrize("name", PLACE_MUTANTS)
+def test_a_seeded_bug_of_places_is_found(name, tmp_path):
+    seen, file, code, bug = PLACE_MUTANTS[name]
+    mutant = write_mutant(file, code, bug, str(tmp_path))
+    program = os.path.join(build_dir(), PLACES_TEST)
+    env = {"PLACES_SCRIPT": mutant} if file == PLACES else {}
+    if file == PLACE_KEEPER:
+        program = link_with(file, mutant, PLACES_TEST, str(tmp_path))
+    done = run([program, f"--gtest_filter=*{seen}*"], COMPILE_TIMEOUT_S, **env)
+    assert done.returncode == 1, f"{name} survived:\n{done.stdout}{done.stderr}"
