@@ -39,7 +39,6 @@ void PlaceKeeper::TakeOver() {
     shm::Slot& s = buckets_->slots()[slot];
     const uint64_t key = s.key.load(std::memory_order_seq_cst);
     if (shm::key::KindOf(key) != shm::Kind::kInFlight || shm::key::Fp(key) == 0) continue;
-    buckets_->second()[slot].store(0, std::memory_order_seq_cst);
     shm::MarkDirty(s, buckets_->dirty(), slot);
   }
 }

@@ -83,7 +83,8 @@ class PlaceKeeper {
   // What is passed outlives it.
   PlaceKeeper(Options options, const shm::MappedBuckets* buckets, PlaceLink* link);
 
-  // M3: ends what a former daemon lent on. To be called before the first Tick.
+  // M3: has the harvester name every bucket that a former daemon may have lent on. To be called
+  // before the first Tick.
   void TakeOver();
 
   // A bucket under a rule whose places are lent, as harvest::Sink has it.

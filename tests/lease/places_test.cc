@@ -357,6 +357,7 @@ TEST(PlaceFleetTest, AfterAFailoverThatLosesAllNothingIsLentUntilAllHaveReported
   PlaceFleet fleet(2, 4, 8);
   fleet.Run(5 * kSecond, 50, UINT64_MAX, [] { return 0; });
   fleet.host(0).Kill();
+  fleet.Run(100 * kMilli, 0, 0);  // its last call is through
   fleet.FailOver({});
   fleet.Run(3 * kSecond, 50, UINT64_MAX, [] { return 1; });
   EXPECT_EQ(fleet.In(), 4u);

@@ -172,12 +172,11 @@ PLACE_MUTANTS = {
     "nobody_is_ever_silent": (
         "PlacesOfAHostThatIsSilent", PLACES, "<= SILENT_US and o", "<= SILENT_US * 9 and o"),
     "good_from_the_receipt": (
-        NEVER, PLACE_KEEPER, "s.first_sent_ns + kPlacesGoodNs", "now_ns + 40 * kPlacesGoodNs"),
+        "AFreePlaceOfAHostThatIsCutOff", PLACE_KEEPER, "s.first_sent_ns + kPlacesGoodNs",
+        "s.first_sent_ns + 2 * kPlacesGoodNs"),
     "lent_on_though_it_was_given_back": (
         NEVER, PLACE_KEEPER, "    b.kept = b.lent = b.stock.counted();",
         "    b.kept = b.stock.held;"),
-    "what_a_former_daemon_lent_on_stays": (
-        NEVER, PLACE_KEEPER, "    buckets_->second()[slot].store(0, std::memory_order_seq_cst);\n", ""),
 }
 
 
