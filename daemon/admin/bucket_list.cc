@@ -12,6 +12,7 @@
 #include "shm/key_text.h"
 #include "shm/layout.h"
 #include "shm/lease_slot.h"
+#include "shm/lent_places.h"
 #include "shm/log_row.h"
 #include "shm/places.h"
 #include "shm/slot_table.h"
@@ -101,6 +102,19 @@ double BanLeftS(const shm::Slot& slot, uint64_t word, const config::CompiledRule
   return static_cast<double>(std::min(end_ns - now_ns, rule.penalty.for_ns)) * 1e-9;
 }
 
+// Of a limit that holds over all hosts: what this one was lent, and what of it is free.
+void AddLent(const shm::MappedBuckets& buckets, uint64_t slot, uint16_t gen, uint64_t second,
+             uint64_t now_ns, uint64_t* remaining, ordered_json* out) {
+  const uint32_t row_size = buckets.geometry().logs.entries;
+  if (slot >= buckets.geometry().logs.rows) return;
+  const shm::logs::Row<std::atomic<uint64_t>> row = {buckets.log_entries() + slot * row_size,
+                                                     row_size};
+  const shm::places::Stock stock =
+      shm::places::LookAt(row, gen, shm::places::cap::Places(second, gen, now_ns));
+  (*out)["lent"] = stock.counted();
+  *remaining = std::min<uint64_t>(*remaining, stock.counted() - stock.held);
+}
+
 // Counts for people: orders nothing.
 void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen,
               const config::CompiledRule& rule, const shm::HolderCell* holders, uint64_t now_ns,
@@ -134,6 +148,7 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
     remaining = limit.limit;
     reset_ns = 0;
     AddPlaces(buckets, slot, gen, holders, &remaining, out);
+    if (rule.strict) AddLent(buckets, slot, gen, second, now_ns, &remaining, out);
   } else if (rule.kind == shm::Kind::kLease) {
     const shm::credits::Measured m =
         shm::credits::Measure(seen.word, second, gen, now_ns, /*tokens=*/0, limit);

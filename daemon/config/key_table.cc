@@ -30,8 +30,10 @@ constexpr std::string_view kLimitDoc =
     "With `calendar`: per day, week, month or year.";
 
 constexpr std::string_view kInFlightDoc =
-    "In place of `limit`: how many requests of a key may be under way at once on this host, each "
-    "from `enter` to `leave`. See [in flight](in-flight.md).";
+    "In place of `limit`: how many requests of a key may be under way at once, each from `enter` "
+    "to "
+    "`leave`: over all hosts where there is a Redis, else on this one. See [in "
+    "flight](in-flight.md).";
 
 constexpr KeySpec kDaemonKeys[] = {
     {.path = "daemon",
@@ -420,7 +422,7 @@ constexpr KeySpec kRuleKeys[] = {
      .type = KeyType::kSection,
      .doc = "What happens while Redis cannot be reached, or answers too late; see "
             "[when_degraded](#when_degraded). Left out: each host goes on with its last share of "
-            "the limit."},
+            "the limit; with `in_flight` nobody new is let in."},
     {.path = "rules[].when_degraded.mode",
      .type = KeyType::kChoice,
      .fallback = "degrade",

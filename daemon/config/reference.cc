@@ -96,7 +96,7 @@ rules:
     key: [account]
     algorithm: sliding_log
     limit: 20/h
-  - name: at-once       # requests in flight: never more than 10 of an account's under way on a host
+  - name: at-once       # requests in flight: never more than 10 of an account's under way
     key: [account]
     in_flight: 10
 ```
