@@ -19,7 +19,8 @@
 --            want        what it would like to have
 --            need        of that, what requests asked for in vain
 -- Reply    outcome (1: done, or done before and told again; 0: older than the last), now_us, fence_us
---          (how long nothing will be lent), then for each bucket 2: lent, missing (at other hosts)
+--          (how long nothing will be lent), then for each bucket 3: lent, missing (at other hosts), over (so many
+--          more than the limit are out: then what is left is not to be used again)
 --
 -- A call says what is, not what changed: it may be lost, come late, or come twice. What a host keeps
 -- is counted whatever the limit says, for its requests are under way.
@@ -127,7 +128,8 @@ for i = 1, count do
   elseif stored[i + 2] then
     gone[#gone + 1] = names[i + 2]
   end
-  reply[2 + 2 * i], reply[3 + 2 * i] = kept + lent, missing
+  reply[1 + 3 * i], reply[2 + 3 * i] = kept + lent, missing
+  reply[3 + 3 * i] = max(0, out + kept - limit)
 end
 
 local words = {format('%.0f', seq)}

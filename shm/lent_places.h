@@ -93,14 +93,24 @@ inline uint32_t CapFor(const logs::Row<Cell>& row, uint16_t gen, uint32_t limit,
   return 0;
 }
 
-// Sets the cap of the tenancy `gen` so that no more than `counted` are counted, until `until_ns`,
-// and looks at what is. The daemon alone does: a store will do.
+// Sets the cap of the tenancy `k` (a key word) in `slot`, of `limit` at most, so that no more than
+// `counted` are counted, until `until_ns`; then looks at what is. False where the slot is
+// another's: then nobody holds a place of that tenancy. The daemon alone sets caps, so that the CAS
+// fails only where the slot has passed on, to a tenant that uses the cell in its own way.
 template <class Cell>
-inline Stock SetCap(Cell& cell, const logs::Row<Cell>& row, uint16_t gen, uint32_t limit,
-                    uint32_t counted, uint64_t until_ns) {
+inline bool SetCap(Cell& cell, const BasicSlot<Cell>& slot, uint64_t k, const logs::Row<Cell>& row,
+                   uint32_t limit, uint32_t counted, uint64_t until_ns, Stock* stock) {
+  *stock = {};
+  uint64_t before = cell.load(std::memory_order_seq_cst);
+  if (slot.key.load(std::memory_order_seq_cst) != k) return false;
+  const uint16_t gen = key::Gen(k);
   const uint32_t cap = CapFor(row, gen, std::min(limit, row.size), counted);
-  cell.store(cap::Make(gen, until_ns, cap), std::memory_order_seq_cst);
-  return LookAt(row, gen, cap);
+  const uint64_t after = cap::Make(gen, until_ns, cap);
+  if (!cell.compare_exchange_strong(before, after, std::memory_order_seq_cst)) return false;
+  const Stock seen = LookAt(row, gen, cap);
+  if (slot.key.load(std::memory_order_seq_cst) != k) return false;
+  *stock = seen;
+  return true;
 }
 
 }  // namespace sluice::shm::places

@@ -18,7 +18,7 @@ constexpr uint64_t kScanNs = 20'000'000;
 // Of what comes in so long a host keeps free.
 constexpr double kAheadS = 0.25;
 constexpr size_t kHead = 3;  // outcome, now_us, fence_us
-constexpr size_t kPerBucket = 2;
+constexpr size_t kPerBucket = 3;
 
 bool IsLent(const config::CompiledRule* rule) {
   return rule != nullptr && rule->kind == shm::Kind::kInFlight && rule->strict;
@@ -43,12 +43,6 @@ void PlaceKeeper::TakeOver() {
   }
 }
 
-// The key's load pairs with step 3 of the slot protocol.
-bool PlaceKeeper::Stands(const Book& b) const {
-  return b.place.key != 0 &&
-         buckets_->slots()[b.place.slot].key.load(std::memory_order_seq_cst) == b.place.key;
-}
-
 // No more than `counted` are to be counted from now on (F5). Where the key stands there no more
 // nobody holds any (F3).
 void PlaceKeeper::Put(Book& b, uint32_t counted, uint64_t now_ns) {
@@ -60,11 +54,10 @@ void PlaceKeeper::Put(Book& b, uint32_t counted, uint64_t now_ns) {
   const shm::LogShape shape = buckets_->geometry().logs;
   const shm::logs::Row<std::atomic<uint64_t>> row = {
       buckets_->log_entries() + uint64_t{b.place.slot} * shape.entries, shape.entries};
-  b.stock = shm::places::SetCap(buckets_->second()[b.place.slot], row, shm::key::Gen(b.place.key),
-                                b.limit, counted, b.good_ns);
-  if (Stands(b)) return;
-  b.place.key = 0;
-  b.stock = {};
+  if (!shm::places::SetCap(buckets_->second()[b.place.slot], buckets_->slots()[b.place.slot],
+                           b.place.key, row, b.limit, counted, b.good_ns, &b.stock)) {
+    b.place.key = 0;
+  }
 }
 
 void PlaceKeeper::Look(Book& b, uint64_t now_ns) {
@@ -132,7 +125,7 @@ void PlaceKeeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) 
     if (limit < b.limit) {
       Put(b, 0, now_ns);
       b.lent = b.stock.counted();
-      b.asked_ns = 0;
+      b.asked_ns = b.good_ns = 0;
     }
     b.limit = limit;
     if (rule != nullptr) b.cost = rule->cost;
@@ -202,7 +195,6 @@ void PlaceKeeper::Flush(uint32_t shard, uint64_t now_ns) {
   if (!s.args.empty()) {
     if (now_ns < s.sent_ns + s.timeout_ns || !link_->MayLend(shard, now_ns)) return;
     s.timeout_ns = std::min(s.timeout_ns * 2, kResendMaxNs);
-    ++stats_.resends;
     return Send(shard, now_ns);
   }
   const bool is_touched = due.empty() && has_rules_ && now_ns >= s.first_sent_ns + kPlacesTouchNs;
@@ -229,7 +221,6 @@ void PlaceKeeper::Flush(uint32_t shard, uint64_t now_ns) {
   s.first_sent_ns = now_ns;
   s.timeout_ns = kResendMinNs;
   s.not_before_ns = now_ns + kCallGapNs;
-  ++stats_.calls;
   Send(shard, now_ns);
 }
 
@@ -254,10 +245,7 @@ absl::Status PlaceKeeper::OnReply(uint32_t shard, uint64_t seq, const redis::Rep
     const int64_t least = is_lent ? books_[s.asked[(i - kHead) / kPerBucket]].kept : 0;
     is_whole = number(i) >= least && (!is_lent || number(i) <= int64_t{shm::kMaxLogEntries});
   }
-  if (!is_whole) {
-    ++stats_.bad_replies;
-    return absl::InternalError("a reply that is not of places.lua");
-  }
+  if (!is_whole) return absl::InternalError("a reply that is not of places.lua");
   s.args.clear();
   for (size_t i = 0; i < s.asked.size(); ++i) {
     Book& b = books_[s.asked[i]];
@@ -268,10 +256,11 @@ absl::Status PlaceKeeper::OnReply(uint32_t shard, uint64_t seq, const redis::Rep
     if (lent > b.kept) {
       b.need -= std::min<uint64_t>(b.need, lent - b.kept);
       b.lent_ns = now_ns;
-      stats_.lent += lent - b.kept;
     }
     b.lent = lent;
-    b.good_ns = std::max(b.good_ns, s.first_sent_ns + kPlacesGoodNs);
+    // Where more are out than the limit, nobody takes the place of who leaves.
+    const bool is_over = number(kHead + kPerBucket * i + 2) > 0;
+    b.good_ns = is_over ? 0 : std::max(b.good_ns, s.first_sent_ns + kPlacesGoodNs);
     // A limit that has become lower since: what is free goes back.
     Put(b, std::min(lent, b.limit), now_ns);
   }

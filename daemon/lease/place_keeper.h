@@ -65,13 +65,6 @@ class PlaceLink {
   virtual void OnForgotten(const harvest::Place& place) = 0;
 };
 
-struct PlaceKeeperStats {
-  uint64_t calls = 0;
-  uint64_t resends = 0;
-  uint64_t lent = 0;  // places, by Redis
-  uint64_t bad_replies = 0;
-};
-
 class PlaceKeeper {
  public:
   struct Options {
@@ -98,8 +91,8 @@ class PlaceKeeper {
   // InternalError: what answered is not the script.
   absl::Status OnReply(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint64_t now_ns);
 
+  // Buckets that are known.
   size_t size() const { return by_text_.size(); }
-  const PlaceKeeperStats& stats() const { return stats_; }
 
  private:
   struct Book {
@@ -135,7 +128,6 @@ class PlaceKeeper {
     std::vector<uint32_t> due;
   };
 
-  bool Stands(const Book& b) const;
   void Put(Book& b, uint32_t counted, uint64_t now_ns);
   void Look(Book& b, uint64_t now_ns);
   uint32_t WantOf(const Book& b, uint64_t now_ns) const;
@@ -155,7 +147,6 @@ class PlaceKeeper {
   std::vector<uint32_t> urgent_;  // was denied since the last Tick
   uint64_t scanned_ns_ = 0;
   bool has_rules_ = false;  // that lend
-  PlaceKeeperStats stats_;
 };
 
 }  // namespace sluice::lease

@@ -308,8 +308,7 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
   if (primary != kNoPrimary) {
     PrimaryAt(primary).breaker.OnFailure(now_ns, outcome == CallOutcome::kHard, random_());
   }
-  if ((token & (kStrictToken | kHomeToken | kPlaceToken)) != 0)
-    return;  // it is sent again in its time
+  if ((token & kLoanTokens) != 0) return;  // it is sent again in its time
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   // Whether it was applied is unknown: the same again, later (B2).
@@ -322,15 +321,7 @@ void Reconciler::OnFailure(uint32_t shard, uint64_t token, CallOutcome outcome, 
 void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& reply,
                          uint32_t primary, uint64_t now_ns) {
   now_ns_ = now_ns;
-  if ((token & kStrictToken) != 0) {
-    return OnLent(shard, token & ~kStrictToken, reply, primary, now_ns);
-  }
-  if ((token & kPlaceToken) != 0) {
-    return OnPlaces(shard, token & ~kPlaceToken, reply, primary, now_ns);
-  }
-  if ((token & kHomeToken) != 0) {
-    return OnSettled(shard, token & ~kHomeToken, reply, primary, now_ns);
-  }
+  if ((token & kLoanTokens) != 0) return OnLoanReply(shard, token, reply, primary, now_ns);
   Shard& s = ledger_.shard(shard);
   if (!s.batch || s.batch->seq != token) return;
   const absl::StatusOr<FoldReply> fold = ParseFoldReply(reply, s.batch->items);

@@ -46,6 +46,7 @@ inline constexpr uint32_t kStrictBucket = 1u << 31;
 inline constexpr uint64_t kHomeToken = 1ull << 62;
 // Marks the token of a call about places of requests in flight.
 inline constexpr uint64_t kPlaceToken = 1ull << 61;
+inline constexpr uint64_t kLoanTokens = kStrictToken | kHomeToken | kPlaceToken;
 // A shard is stale beyond this age of unreconciled use, and in emergency beyond the next.
 inline constexpr uint64_t kStaleIntervals = 3;
 inline constexpr uint64_t kEmergencyIntervals = 5;
@@ -145,8 +146,7 @@ class Reconciler : public harvest::Sink,
   uint64_t PauseNs(uint64_t now_ns) const;
   bool has_strict() const { return has_strict_; }
   const lease::Keeper* keeper() const { return keeper_.get(); }
-  const lease::PlaceKeeper* places() const { return places_.get(); }  // null without Redis
-  const lease::Homes* homes() const { return homes_.get(); }          // null without regions
+  const lease::Homes* homes() const { return homes_.get(); }  // null without regions
   // Harvests all and sends what may be sent, without waiting for intervals.
   void FlushAll(uint64_t now_ns);
   // True when Redis knows all that was harvested.
@@ -258,6 +258,8 @@ class Reconciler : public harvest::Sink,
   // strict.cc
   void OpenKeeper();
   void OnStrictUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need);
+  void OnLoanReply(uint32_t shard, uint64_t token, const redis::Reply& reply, uint32_t primary,
+                   uint64_t now_ns);
   void OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
               uint64_t now_ns);
   void AskPlaces(uint32_t shard, const std::vector<std::string>& args, uint64_t seq) override;

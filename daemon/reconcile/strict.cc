@@ -101,6 +101,14 @@ void Reconciler::Lend(uint32_t shard, const std::vector<std::string>& args, uint
   transport_->Lend(shard, encoded, count, kStrictToken | seq);
 }
 
+void Reconciler::OnLoanReply(uint32_t shard, uint64_t token, const redis::Reply& reply,
+                             uint32_t primary, uint64_t now_ns) {
+  const uint64_t seq = token & ~kLoanTokens;
+  if ((token & kStrictToken) != 0) return OnLent(shard, seq, reply, primary, now_ns);
+  if ((token & kPlaceToken) != 0) return OnPlaces(shard, seq, reply, primary, now_ns);
+  OnSettled(shard, seq, reply, primary, now_ns);
+}
+
 void Reconciler::OnLent(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint32_t primary,
                         uint64_t now_ns) {
   JudgeReply(keeper_->OnReply(shard, seq, reply, now_ns), primary, now_ns);

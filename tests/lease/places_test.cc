@@ -245,6 +245,7 @@ class PlaceFleet {
     world.redis.data = copy;
     ++world.primary;
   }
+  // All daemons start again with it.
   void SetLimit(uint32_t limit) {
     rule_.limit = places::MakeLimit(limit);
     for (auto& host : hosts_) {
@@ -300,6 +301,8 @@ TEST(PlaceFleetTest, OneHostMayHaveThemAllAndThenAnother) {
 TEST(PlaceFleetTest, AKeyThatHasBeenIdleIsLentWithinMilliseconds) {
   PlaceFleet fleet(3, 5, 2);
   fleet.Run(20 * kSecond, 0, 0);
+  EXPECT_EQ(fleet.host(0).keeper().size(), 0u) << "it is forgotten, here and in Redis";
+  EXPECT_EQ(fleet.world.redis.data[kHashName].count("exports:u"), 0u);
   EXPECT_FALSE(fleet.host(2).Enter(1)) << "nothing is lent to it yet";
   fleet.Run(20 * kMilli, 0, 0);
   EXPECT_TRUE(fleet.host(2).Enter(1));
@@ -364,6 +367,20 @@ TEST(PlaceFleetTest, AfterAFailoverThatLosesAllNothingIsLentUntilAllHaveReported
   fleet.host(0).Boot();
   fleet.Run(5 * kSecond, 50, UINT64_MAX, [] { return 1; });
   EXPECT_EQ(fleet.In(), 4u);
+}
+
+TEST(PlaceFleetTest, ALowerLimitLetsNobodyInUntilFewerAreIn) {
+  PlaceFleet fleet(2, 6, 9);
+  fleet.Run(5 * kSecond, 50, UINT64_MAX);
+  EXPECT_EQ(fleet.In(), 6u);
+  fleet.SetLimit(3);
+  fleet.Run(3 * kSecond, 50, UINT64_MAX);
+  EXPECT_EQ(fleet.In(), 6u) << "nobody is thrown out";
+  for (size_t i : {0, 1}) {
+    while (fleet.host(i).requests() > 1) fleet.host(i).Leave(0);
+  }
+  fleet.Run(5 * kSecond, 50, UINT64_MAX);
+  EXPECT_EQ(fleet.In(), 3u);
 }
 
 TEST(PlaceFleetTest, CostsLargerThanAPartAreServed) {

@@ -171,6 +171,8 @@ PLACE_MUTANTS = {
         "ADaemonThatStartsAgainTakesOver", PLACES, "not is_before(who) and", "who ~= '' and"),
     "nobody_is_ever_silent": (
         "PlacesOfAHostThatIsSilent", PLACES, "<= SILENT_US and o", "<= SILENT_US * 9 and o"),
+    "who_leaves_is_followed_though_more_are_out": (
+        "ALowerLimitLetsNobodyIn", PLACES, "max(0, out + kept - limit)", "0"),
     "good_from_the_receipt": (
         "AFreePlaceOfAHostThatIsCutOff", PLACE_KEEPER, "s.first_sent_ns + kPlacesGoodNs",
         "s.first_sent_ns + 2 * kPlacesGoodNs"),

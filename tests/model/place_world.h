@@ -139,9 +139,11 @@ class World {
   }
   // As the daemon does: no more than `counted` are to be in use. Returns how many may be.
   uint32_t SetCap(uint32_t slot, uint32_t counted) {
-    return places::SetCap(caps_[slot], table().log_rows().of(slot), kGen,
-                          static_cast<uint32_t>(limit_.limit), counted, kNow + 2 * kSecond)
-        .counted();
+    places::Stock stock;
+    const uint64_t k = shm::key::Make(shm::FingerprintOf(kKeyA), Kind::kInFlight, kGen);
+    places::SetCap(caps_[slot], slots_[slot], k, table().log_rows().of(slot),
+                   static_cast<uint32_t>(limit_.limit), counted, kNow + 2 * kSecond, &stock);
+    return stock.counted();
   }
   // The cap without a look, as it stood before.
   void PutCap(uint32_t slot, uint32_t cap) {

@@ -214,11 +214,10 @@ MUTANTS = {
         "F5", PLACE_SLOT, "if (counts && is_lent &&", "if (counts &&"),
     "the_row_is_looked_at_before_the_cap_is_lowered": (
         "F5", LENT_PLACES,
-        "  cell.store(cap::Make(gen, until_ns, cap), std::memory_order_seq_cst);\n"
-        "  return LookAt(row, gen, cap);\n",
-        "  const Stock stock = LookAt(row, gen, cap);\n"
-        "  cell.store(cap::Make(gen, until_ns, cap), std::memory_order_seq_cst);\n"
-        "  return stock;\n"),
+        "  if (!cell.compare_exchange_strong(before, after, std::memory_order_seq_cst)) return false;\n"
+        "  const Stock seen = LookAt(row, gen, cap);\n",
+        "  const Stock seen = LookAt(row, gen, cap);\n"
+        "  if (!cell.compare_exchange_strong(before, after)) return false;\n"),
     "what_is_held_beyond_the_cap_is_forgotten": (
         "F5", LENT_PLACES, "stock.beyond += i >= cap ? 1 : 0;", "stock.beyond += 0;"),
     "the_cap_of_another_tenancy": (
