@@ -168,6 +168,7 @@ def test_two_hosts_share_one_limit_and_what_one_leaves_the_other_may_have(tmp_pa
                 assert not may_enter(one) and not may_enter(other)
                 first.close()
                 wait_until(lambda: may_enter(other), DEADLINE_S, "what was left came here")
+            wait_until(lambda: held(one) + held(other) == 0, DEADLINE_S, "all have left")
             with held_on(other, tmp_path, "all", 3):
                 assert held(other) == 3 and held(one) == 0
                 assert not may_enter(one)
