@@ -27,7 +27,7 @@ TEST(PlaceSlotModel, OfTwoWhoCannotBothHaveAllOneDoes) {
   };
   s.processes = {[&w] { w.Enter(0, 2); }, [&w] { w.Enter(1, 2); }};
   s.check = [&w](const std::vector<bool>& killed) -> std::string {
-    if (const std::string wrong = w.Judge(); !wrong.empty()) return wrong;
+    if (std::string wrong = w.Judge(); !wrong.empty()) return wrong;
     if (IsAnyKilled(killed)) return "";
     return w.In() == 2 && w.Held() == 2 ? "" : "neither is in, or more is held than is in";
   };
@@ -116,7 +116,7 @@ TEST(PlaceSlotModel, TwoWhoLetGoDoNotMissWhoEnters) {
                  },
                  [&w] { w.Loosen(kLower); }, [&w] { w.Loosen(kLower); }};
   s.check = [&w](const std::vector<bool>& killed) -> std::string {
-    if (const std::string wrong = w.Judge(); !wrong.empty()) return wrong;
+    if (std::string wrong = w.Judge(); !wrong.empty()) return wrong;
     return killed[0] || w.In(0) == 1 ? "" : "nobody hindered it, and it is not in";
   };
   ExpectClean(std::move(s), "two let go of a slot under who enters", /*bounded=*/true);
@@ -155,7 +155,7 @@ TEST(PlaceSlotModel, OfTwoSlotsTheOneRemainsInWhichSomebodyIs) {
                      [&w] { w.table().ResolveDuplicates(kKeyA, World::EnvNow()); }};
       s.max_kills = kills;
       s.check = [&w, held](const std::vector<bool>& killed) -> std::string {
-        if (const std::string wrong = w.Judge(); !wrong.empty()) return wrong;
+        if (std::string wrong = w.Judge(); !wrong.empty()) return wrong;
         return IsAnyKilled(killed) || w.table().IsAlone(kKeyA, held) ? "" : "two slots remain";
       };
       ExpectClean(std::move(s), "places in one of two slots", /*bounded=*/true);
@@ -230,7 +230,7 @@ TEST(PlaceSlotModel, TheNextTenantHasPlacesOfItsOwn) {
   s.max_kills = 0;
   s.check = [&w](const std::vector<bool>&) -> std::string {
     if (w.In(0) != 0) return w.Judge(kKeyA);
-    if (const std::string wrong = w.Judge(kKeyB); !wrong.empty()) return wrong;
+    if (std::string wrong = w.Judge(kKeyB); !wrong.empty()) return wrong;
     return w.In(1) == 1 ? "" : "B paid for A";
   };
   ExpectClean(std::move(s), "the next tenant of a row of places", /*bounded=*/true);
@@ -266,7 +266,7 @@ TEST(PlaceSlotModel, WhatTheHostGivesBackIsUsedByNobody) {
                      counted = w.SetCap(kLower, 1);
                    }};
     s.check = [&w, &counted](const std::vector<bool>& killed) -> std::string {
-      if (const std::string wrong = w.Judge(); !wrong.empty()) return wrong;
+      if (std::string wrong = w.Judge(); !wrong.empty()) return wrong;
       return w.In() <= counted || killed[1] ? "" : "more are in than the host has left";
     };
     ExpectClean(std::move(s), "places given back under who enters", /*bounded=*/true);
