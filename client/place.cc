@@ -12,7 +12,7 @@
 namespace sluice::client {
 namespace {
 
-int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost,
+int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint64_t cost,
           sluice_place_t* place) {
   Context ctx(client, &a, plan.coarse_serves);
   // After the step that the context takes: a forked child may have its own number by now.
@@ -34,7 +34,7 @@ namespace shm = sluice::shm;
 extern "C" {
 
 int sluice_enter(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                 uint32_t cost, sluice_place_t* place) {
+                 uint64_t cost, sluice_place_t* place) {
   if (client == nullptr || place == nullptr) return SLUICE_E_ARGUMENT;
   std::memset(place, 0, offsetof(sluice_place_t, decision) + offsetof(sluice_decision_t, spends));
   if (cost - 1 >= SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {

@@ -69,10 +69,11 @@ inline Outcome Enter(const SlotTable<Cell>& table, uint32_t index, uint64_t hash
                                            std::memory_order_seq_cst)) {
       continue;
     }
-    const Taken taken = Take(row, limit, entry, StartOf(name, limit), charge.tokens);
+    const auto places = static_cast<uint32_t>(charge.tokens);  // as many as fit
+    const Taken taken = Take(row, limit, entry, StartOf(name, limit), places);
     seen->cost_ns = taken.first;
     const bool counts = Counts(table, index, hash, k, limit, now_ns);
-    if (counts && taken.count == charge.tokens) return Outcome::kAllowed;
+    if (counts && taken.count == places) return Outcome::kAllowed;
     Leave(row, entry, taken.first, taken.count);
     if (!counts) return Outcome::kLost;
   }
