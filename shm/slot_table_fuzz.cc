@@ -224,7 +224,8 @@ void Segment::FoldWindow(uint32_t place, Input* input) {
                               .closed = input->Number<int32_t>(),
                               .on_the_way = input->Number<int16_t>()};
   const bool folded = window::FoldWindow(
-      slot, second_[place], k, window::TermsOf(key::KindOf(k), kBurst, kSecondNs), FuzzClock::now_ns, global,
+      slot, second_[place], k, window::TermsOf(key::KindOf(k), kBurst, kSecondNs),
+      FuzzClock::now_ns, global,
       {.tokens = input->Number<int16_t>(), .end_ns = FuzzClock::now_ns + input->Number<uint32_t>()},
       aux::InvShare(slot.aux.load()));
   Require(!folded || global.left_ns == 0 || slot.word.load() <= FuzzClock::now_ns + kMaxDebtNs,

@@ -17,11 +17,11 @@ void CheckLimit(Section* rule, const std::string& label, const LimitConfig& limi
     return;
   }
   if (max > shm::kFineTokens && limit.period_ns < shm::window::kMinPeriodNs) {
-    rule->Problem("override",
-                  Cat("lets a request bring more tokens per ", FormatDuration(limit.period_ns),
-                      " than a host can count"),
-                  Cat("write a period of at least 1s, or a `max` of at most ",
-                      Grouped(shm::kFineTokens)));
+    rule->Problem(
+        "override",
+        Cat("lets a request bring more tokens per ", FormatDuration(limit.period_ns),
+            " than a host can count"),
+        Cat("write a period of at least 1s, or a `max` of at most ", Grouped(shm::kFineTokens)));
     return;
   }
   const shm::Limit made = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);

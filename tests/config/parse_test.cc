@@ -393,9 +393,8 @@ TEST(ParseTest, AcceptsTheEdgesOfEveryRange) {
         "limit: 1000000000 per 365d", "limit: 1000000/1ms\n    burst: 1000000000",
         "limit: 1000000000000/s", "limit: 1000000000000 per 366d",
         "limit: 1000000000/1ms\n    burst: 1000000000000",
-        "limit: 1000000000000 per 300d\n    algorithm: sliding_window",
-        "limit: 10/s\n    cost: 10", "limit: 1000000/s\n    cost: 1000000",
-        "limit: 1/s\n    when_degraded: {factor: 0.0001}",
+        "limit: 1000000000000 per 300d\n    algorithm: sliding_window", "limit: 10/s\n    cost: 10",
+        "limit: 1000000/s\n    cost: 1000000", "limit: 1/s\n    when_degraded: {factor: 0.0001}",
         "limit: 1/s\n    when_degraded: {mode: open, for: 100ms, then: closed}",
         "cost: 3\n    tiers: {a: {limit: 5/s}}"}) {
     const ParseResult result = OfRule(line);

@@ -243,9 +243,10 @@ TEST(WindowTest, RemainingAndResetAreWhatPasses) {
 // No window of a fixed one's length that begins with a count admits more than the limit.
 TEST(WindowTest, NoFixedWindowAdmitsMoreThanTheLimitWhateverTheCosts) {
   std::mt19937_64 random(15);
-  for (const uint64_t limit : {1ull, 2ull, 16'383ull, 16'384ull, (1ull << 22) - 1, 1ull << 22,
-                               123'456'789ull, 1'000'000'000ull, (1ull << 30) - 1, 1ull << 30,
-                               (1ull << 38) - 1, 1ull << 38, kMaxTokens - 1ull, kMaxTokens + 0ull}) {
+  for (const uint64_t limit :
+       {1ull, 2ull, 16'383ull, 16'384ull, (1ull << 22) - 1, 1ull << 22, 123'456'789ull,
+        1'000'000'000ull, (1ull << 30) - 1, 1ull << 30, (1ull << 38) - 1, 1ull << 38,
+        kMaxTokens - 1ull, kMaxTokens + 0ull}) {
     Words words = WordsOf(Kind::kFixedWindow, limit, kSecond);
     uint64_t now = 5 * kSecond;
     words.word = window::FreshWord(now);
