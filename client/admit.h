@@ -62,7 +62,7 @@ template <class Request>
 
 template <class Request>
 [[gnu::always_inline]] inline void CountAt(const Request& request, size_t i, const Look& look) {
-  const uint64_t aux = shm::CountUse(*look.slot, request.tokens(i));
+  const uint64_t aux = shm::CountUses(*look.slot, request.tokens(i));
   if (!IsTidy(aux)) [[unlikely]] {
     request.Finish(i, *look.slot);
   }

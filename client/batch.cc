@@ -25,7 +25,7 @@ struct Chunk {
   const RuleBlock& block;
   uint64_t now_ns;
   bool is_usual;
-  uint32_t cost;
+  uint64_t cost;
 
   // One key, whose slot is known, or kNoSlot.
   int Check(Text key, uint64_t hash, uint32_t slot, sluice_decision_t* decision) const {
@@ -83,7 +83,7 @@ int CheckChunk(const Chunk& chunk, const sluice_key_t* keys, size_t count, int* 
   return allowed;
 }
 
-int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint32_t cost, int* results,
+int CheckKeys(sluice_rule& r, const sluice_key_t* keys, size_t count, uint64_t cost, int* results,
               sluice_decision_t* decisions) {
   const Attachment* const a = AttachmentOf(r.client);
   RuleBlock own;
@@ -185,7 +185,7 @@ size_t CheckPlainChunks(sluice_rule& r, const RuleBlock& block, const sluice_key
 extern "C" {
 
 int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* keys, size_t count,
-                           uint32_t cost, int* results, sluice_decision_t* decisions) {
+                           uint64_t cost, int* results, sluice_decision_t* decisions) {
   if (rule == nullptr || (count != 0 && (keys == nullptr || results == nullptr)) ||
       cost > SLUICE_MAX_COST || count > INT32_MAX) {
     return SLUICE_E_ARGUMENT;

@@ -66,7 +66,7 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
 }
 
 [[gnu::noinline]] int CheckKey(Context& ctx, const RuleBlock& block, const Item& item,
-                               uint32_t cost, sluice_decision_t* decision) {
+                               uint64_t cost, sluice_decision_t* decision) {
   if (item.candidate != shm::kNoRule) {
     return CheckTrying(ctx, &item, 1, block.key.policy, cost, decision);
   }
@@ -75,7 +75,7 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
   return CheckItem(ctx, item, block.key.policy, cost, &attempt, decision);
 }
 
-[[gnu::noinline]] int CheckRuleLong(sluice_rule& r, Text key, uint32_t cost,
+[[gnu::noinline]] int CheckRuleLong(sluice_rule& r, Text key, uint64_t cost,
                                     sluice_decision_t* decision) {
   if (cost > SLUICE_MAX_COST || !IsKey(key.data, key.size)) {
     return AnswerDefault(r.client, SLUICE_E_ARGUMENT, decision);
@@ -154,7 +154,7 @@ namespace {
 
 // What is not a token bucket's usual check.
 [[gnu::noinline]] int CheckKeyUnusual(sluice_rule& r, const RuleBlock& block, Text key,
-                                      uint64_t now_ns, uint32_t cost, sluice_decision_t* decision) {
+                                      uint64_t now_ns, uint64_t cost, sluice_decision_t* decision) {
   const shm::Kind kind = block.rule.kind;
   if (shm::HasRow(kind) || !IsOther(block, now_ns)) {
     return CheckRuleLong(r, key, cost, decision);
@@ -227,7 +227,7 @@ namespace {
   return CheckUsual<true, true>(path, *slot, shm::FingerprintOf(hash), now_ns, 1, nullptr);
 }
 
-[[gnu::noinline]] int CheckKeyFull(sluice_rule& r, const RuleBlock& block, Text key, uint32_t cost,
+[[gnu::noinline]] int CheckKeyFull(sluice_rule& r, const RuleBlock& block, Text key, uint64_t cost,
                                    sluice_decision_t* decision) {
   const uint64_t now_ns = Clock::Now(block.coarse_serves);
   if (cost - 1 >= SLUICE_MAX_COST) return CheckRuleLong(r, key, cost, decision);
@@ -269,7 +269,7 @@ int sluice_rule_bind(sluice_t* client, const char* label, sluice_rule_t** rule) 
   return 0;
 }
 
-int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len, uint32_t cost,
+int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len, uint64_t cost,
                       sluice_decision_t* decision) {
   if (rule == nullptr) [[unlikely]] {
     return SLUICE_E_ARGUMENT;

@@ -68,9 +68,9 @@ inline bool IsKey(const char* key, size_t key_len) {
 
 // The long ways: a key whose slot is to be found or claimed, wherever that leads; a key of whatever
 // form under whatever rules are in force.
-int CheckKey(Context& ctx, const RuleBlock& block, const Item& item, uint32_t cost,
+int CheckKey(Context& ctx, const RuleBlock& block, const Item& item, uint64_t cost,
              sluice_decision_t* decision);
-int CheckRuleLong(sluice_rule& r, Text key, uint32_t cost, sluice_decision_t* decision);
+int CheckRuleLong(sluice_rule& r, Text key, uint64_t cost, sluice_decision_t* decision);
 
 // What is rare on the usual check of a key; all calls pass registers only. See CheckUsual.
 int FinishKey(const sluice_rule& r, const RuleBlock& block, Text key, shm::Slot& slot);
@@ -88,7 +88,7 @@ struct KeyPath {
   const Rule& rule() const { return block.rule; }
   uint64_t lag_ns() const { return block.lag_ns; }
   const Attachment& attachment() const { return *block.attachment; }
-  int Long(uint32_t cost, sluice_decision_t* decision) const {
+  int Long(uint64_t cost, sluice_decision_t* decision) const {
     return CheckRuleLong(handle, key, cost, decision);
   }
   int Contended(uint64_t now_ns) const { return ContendedKey(handle, block, key, now_ns); }

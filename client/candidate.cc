@@ -29,7 +29,7 @@ void Remember(const Rule& rule, const Attempt& attempt, sluice_decision_t* decis
 
 // In the place of its rule it spends where all the others admit, and else only says what it thinks.
 // At the time of the answer, as far as its clock serves it.
-void Try(const Context& answered, const Item& item, uint64_t policy, uint32_t cost, bool may_spend,
+void Try(const Context& answered, const Item& item, uint64_t policy, uint64_t cost, bool may_spend,
          sluice_decision_t* decision) {
   Rule rule;
   Item tried;
@@ -54,7 +54,7 @@ void Try(const Context& answered, const Item& item, uint64_t policy, uint32_t co
 
 }  // namespace
 
-int CheckTrying(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost,
+int CheckTrying(Context& ctx, const Item* items, size_t count, uint64_t policy, uint64_t cost,
                 sluice_decision_t* decision) {
   ctx.denied_by = 0;
   const int answer = CheckItems(ctx, items, count, policy, cost, decision);

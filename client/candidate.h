@@ -9,11 +9,11 @@ namespace sluice::client {
 
 // CheckItems, and what the candidates of the items' rules would have said. A check that only looks
 // tries none. Nor does one that meets a change of the rules.
-int CheckTrying(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost,
+int CheckTrying(Context& ctx, const Item* items, size_t count, uint64_t policy, uint64_t cost,
                 sluice_decision_t* decision);
 
 // Precondition: plan.count != 0.
-inline int CheckPlan(Context& ctx, const Plan& plan, uint32_t cost, sluice_decision_t* decision) {
+inline int CheckPlan(Context& ctx, const Plan& plan, uint64_t cost, sluice_decision_t* decision) {
   if (plan.tries) [[unlikely]] {
     return CheckTrying(ctx, plan.items, plan.count, plan.policy, cost, decision);
   }

@@ -151,9 +151,9 @@ void FinishItem(const sluice_t& client, const Attachment& attachment, const Item
   }
 }
 
-uint64_t CostOf(const Rule& rule, uint32_t cost) {
+uint64_t CostOf(const Rule& rule, uint64_t cost) {
   return cost == 0 ? 0
-                   : shm::CostNs(uint64_t{cost} * rule.cost, rule.limit.period_ns,
+                   : shm::CostNs(TokensOf(rule, cost), rule.limit.period_ns,
                                  std::max<uint64_t>(rule.limit.limit, 1));
 }
 
@@ -208,8 +208,7 @@ Outcome CheckOverflow(Context& ctx, const Rule& rule, Attempt* attempt) {
   if (outcome != Outcome::kAllowed && outcome != Outcome::kDenied) return outcome;
   const uint64_t now_ns = ctx.time.now_ns();
   const uint64_t tat_ns = outcome == Outcome::kAllowed ? seen.verdict.new_ns : seen.verdict.base_ns;
-  seen.remaining = shm::Remaining(tat_ns, now_ns, std::max<uint64_t>(rule.limit.interval_ns, 1),
-                                  rule.limit.tau_ns);
+  seen.remaining = shm::Remaining(rule.limit, tat_ns, now_ns, /*dearer_q16=*/0);
   seen.retry_after_ns = shm::RetryAfterNs(seen.verdict, now_ns, seen.cost_ns, rule.limit.tau_ns);
   seen.reset_after_ns = shm::ResetAfterNs(tat_ns, now_ns);
   return outcome;
@@ -309,13 +308,15 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
     decision->delay_ns = 0;
     return;
   }
-  const uint64_t interval = shm::SharedCostNs(
-      rule.limit.interval_ns, shm::Dearer(shm::aux::InvShare(seen.aux), attempt.charge.dearer_q16),
-      rule.limit.tau_ns);
+  const uint32_t dearer_q16 = shm::Dearer(shm::aux::InvShare(seen.aux), attempt.charge.dearer_q16);
+  const uint64_t interval =
+      shm::SharedCostNs(rule.limit.interval_ns, dearer_q16, rule.limit.tau_ns);
   // A coarse now may lag: what is missing to a whole token only by that counts as there.
   const uint64_t per_token = std::max<uint64_t>(interval, 1);
   const uint64_t lag_ns = std::min(time.lag_ns(), per_token - 1);
-  decision->remaining = shm::Remaining(tat, now_ns + lag_ns, per_token, rule.limit.tau_ns);
+  decision->remaining = rule.limit.limit <= shm::kFineTokens
+                            ? shm::Remaining(tat, now_ns + lag_ns, per_token, rule.limit.tau_ns)
+                            : shm::Remaining(rule.limit, tat, now_ns + lag_ns, dearer_q16);
   // Patience lets a share's cost grow beyond the whole bucket; it fits for all that.
   const uint64_t fitting_ns = attempt.charge.cost_ns > rule.limit.tau_ns
                                   ? seen.cost_ns
@@ -365,7 +366,7 @@ sluice_spend_t SpendOf(const Rule& rule, const Attempt& attempt, bool spent, boo
   spend.floor_q16 = rule.kind == shm::Kind::kInFlight ? static_cast<uint16_t>(attempt.seen.cost_ns)
                                                       : rule.floor_q16;
   spend.given = GivenOf(rule);
-  spend.reserved = 0;
+  spend.reserved[0] = spend.reserved[1] = 0;
   return spend;
 }
 

@@ -44,12 +44,14 @@ inline constexpr uint16_t kSpent = 1;
 inline constexpr uint16_t kOverflowSlot = 2;
 inline constexpr uint16_t kDeniedBy = 4;
 inline constexpr uint16_t kToldToWait = 8;
-// The kind of word, and a window's scale (in eights, from -1): what a refund must know.
+// The kind of word, and the index of a window's scale: what a refund must know.
 inline uint16_t KindFlags(shm::Kind kind, uint64_t limit) {
-  const int scale = shm::IsWindow(kind) ? shm::window::ScaleOf(limit) / 8 + 1 : 0;
+  const int scale = shm::IsWindow(kind) ? shm::window::ScaleIndexOf(limit) : 0;
   return static_cast<uint16_t>(static_cast<int>(kind) << 8 | scale << 12);
 }
-inline int ScaleOfFlags(uint16_t flags) { return ((flags >> 12 & 3) - 1) * 8; }
+inline int ScaleIndexOfFlags(uint16_t flags) {
+  return std::min<int>(flags >> 12 & 7, std::size(shm::window::kScales) - 1);
+}
 inline shm::Kind KindOfFlags(uint16_t flags) { return static_cast<shm::Kind>((flags >> 8) & 7); }
 
 // Buckets that are not there, for checks that only look.
@@ -175,18 +177,22 @@ bool ApplyDegraded(const Attachment& attachment, const Item& item, const Degrade
 void WriteText(const Attachment& attachment, const Item& item, uint64_t policy, uint32_t index);
 
 // The time that `cost` units stand for, where cost is not 1: a division.
-uint64_t CostOf(const Rule& rule, uint32_t cost);
+uint64_t CostOf(const Rule& rule, uint64_t cost);
 
-inline uint64_t CostNs(const Rule& rule, uint32_t cost) {
+inline uint64_t CostNs(const Rule& rule, uint64_t cost) {
   return cost == 1 ? rule.unit_ns : CostOf(rule, cost);
 }
 
-// No rule's bucket holds as many as fit.
-inline uint32_t TokensOf(const Rule& rule, uint32_t cost) {
-  return static_cast<uint32_t>(std::min<uint64_t>(uint64_t{cost} * rule.cost, ~uint32_t{0}));
+// More than any bucket holds, and small enough to be added to any count.
+inline constexpr uint64_t kTooManyTokens = uint64_t{1} << 62;
+
+inline uint64_t TokensOf(const Rule& rule, uint64_t cost) {
+  uint64_t tokens;
+  const bool wraps = __builtin_mul_overflow(cost, uint64_t{rule.cost}, &tokens);
+  return wraps || tokens > kTooManyTokens ? kTooManyTokens : tokens;
 }
 
-inline shm::Charge ChargeOf(const Rule& rule, uint32_t cost, uint64_t cost_ns, bool commit) {
+inline shm::Charge ChargeOf(const Rule& rule, uint64_t cost, uint64_t cost_ns, bool commit) {
   return {.cost_ns = cost_ns,
           .tau_ns = rule.limit.tau_ns,
           .debt_max_ns = rule.limit.debt_max_ns,
@@ -262,12 +268,12 @@ inline void ApplyPatience(const Rule& rule, uint64_t patience_ns, shm::Charge* c
 }
 
 // Run() for a rule of requests in flight.
-void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
+void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, bool commit,
                Attempt* attempt);
 
 // One item, to its end: kAllowed (committed where asked) or kDenied. attempt->slot may be changed.
 // aux here is for the shard only: its load orders nothing.
-inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
+inline void Run(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, bool commit,
                 Attempt* attempt) {
   if (item.rule->kind == shm::Kind::kInFlight) [[unlikely]] {
     return RunPlaces(ctx, item, policy, cost, commit, attempt);
@@ -302,8 +308,8 @@ inline void Run(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, 
 // After a committed kAllowed: the tokens are to be seen by the daemon.
 inline void Account(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
   if (attempt.overflow) [[unlikely]] {
-    attempt.slot->used.fetch_add(attempt.charge.tokens, std::memory_order_relaxed);
-    return;  // local by nature: no key, nothing to reconcile; a counter that orders nothing
+    shm::CountUses(*attempt.slot, attempt.charge.tokens);
+    return;  // local by nature: no key, nothing to reconcile
   }
   const uint64_t aux =
       shm::AddUse(*attempt.slot, ctx.attachment->dirty, attempt.index, attempt.charge.tokens);
@@ -359,7 +365,7 @@ int AnswerOne(const Attachment& attachment, Time time, const Rule& rule, uint64_
               const Attempt& attempt, sluice_decision_t* decision);
 
 // One item alone: the path of handles and bound rules. `attempt` is located.
-inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint32_t cost,
+inline int CheckItem(Context& ctx, const Item& item, uint64_t policy, uint64_t cost,
                      Attempt* attempt, sluice_decision_t* decision) {
   attempt->brief = decision == nullptr;
   Run(ctx, item, policy, cost, /*commit=*/true, attempt);
@@ -423,7 +429,7 @@ void FinishItem(const sluice_t& client, const Attachment& attachment, const Item
 // it all that the caller computes from that register: its next check, at worst.
 template <bool kPlain, bool kUntallied, class Path>
 [[gnu::always_inline]] inline int CheckUsual(const Path& path, shm::Slot& slot, uint64_t fp,
-                                             uint64_t now_ns, uint32_t cost,
+                                             uint64_t now_ns, uint64_t cost,
                                              sluice_decision_t* decision) {
   const Rule& rule = path.rule();
   const uint64_t cost_ns = kPlain ? rule.unit_ns : CostNs(rule, cost);
@@ -436,7 +442,8 @@ template <bool kPlain, bool kUntallied, class Path>
         if (kPlain) return path.Contended(now_ns);
         return path.Long(cost, decision);
       }
-      const uint64_t aux = shm::CountUse(slot, cost * rule.cost);
+      const uint64_t aux =
+          kPlain ? shm::CountUse(slot, rule.cost) : shm::CountUses(slot, TokensOf(rule, cost));
       if (!IsTidy(aux) || (!kUntallied && IsTallyOfOther(slot))) [[unlikely]] {
         if (kPlain) return path.Finish(slot);
         path.Finish(slot);
@@ -468,7 +475,7 @@ template <bool kPlain, bool kUntallied, class Path>
 
 // All items of a request: peek all, commit the strictest first, refund on a late denial.
 // Precondition: 1 <= count <= kMaxItems.
-int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost,
+int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, uint64_t cost,
                sluice_decision_t* decision);
 
 }  // namespace sluice::client

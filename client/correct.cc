@@ -7,16 +7,23 @@
 namespace sluice::client {
 namespace {
 
-uint64_t PartOf(uint64_t cost_ns, uint32_t part, uint32_t whole) {
+uint64_t PartOf(uint64_t cost_ns, uint64_t part, uint64_t whole) {
   const auto product = static_cast<unsigned __int128>(cost_ns) * part;
-  return static_cast<uint64_t>((product + whole - 1) / whole);
+  const unsigned __int128 parts = (product + whole - 1) / whole;
+  return static_cast<uint64_t>(std::min<unsigned __int128>(parts, shm::kMaxCostNs));
+}
+
+// The tokens that `units` are of which `charged` took `tokens`. Saturates.
+uint64_t TokensPer(uint64_t tokens, uint64_t charged, uint64_t units) {
+  uint64_t part;
+  return __builtin_mul_overflow(tokens / charged, units, &part) ? ~uint64_t{0} : part;
 }
 
 // Charges a bucket for more than was spent in it, without asking.
 class Extra {
  public:
   // `units` of `charged`, which the spend was for.
-  Extra(Context& ctx, uint64_t policy, uint32_t units, uint32_t charged)
+  Extra(Context& ctx, uint64_t policy, uint64_t units, uint64_t charged)
       : ctx_(ctx), policy_(policy), units_(units), charged_(charged) {}
 
   void Charge(const sluice_spend_t& spend) {
@@ -28,7 +35,7 @@ class Extra {
     if (shm::word::IsDead(w) || shm::key::Gen(key) != spend.gen) return;  // it has expired: no debt
     Rule rule;
     if (!ReadRule(spend, &rule)) return;
-    uint32_t tokens = spend.tokens / charged_ * units_;
+    uint64_t tokens = TokensPer(spend.tokens, charged_, units_);
     const uint64_t cost_ns =
         rule.kind == shm::Kind::kTokenBucket ? PartOf(spend.cost_ns, units_, charged_) : 0;
     if (rule.kind == shm::Kind::kSlidingLog) {
@@ -53,7 +60,7 @@ class Extra {
                         .limit = &rule.limit};
       attempt.outcome = CheckAnyKind(ctx_, rule, &attempt);
       if (attempt.outcome != shm::Outcome::kDenied || attempt.seen.remaining == 0) break;
-      tokens = static_cast<uint32_t>(std::min<uint64_t>(attempt.seen.remaining, tokens));
+      tokens = std::min<uint64_t>(attempt.seen.remaining, tokens);
     }
     if (attempt.outcome != shm::Outcome::kAllowed) return;
     if (attempt.overflow) return;
@@ -62,12 +69,12 @@ class Extra {
 
  private:
   // A log holds what there is room for.
-  void ChargeLog(const sluice_spend_t& spend, shm::Slot& slot, const Rule& rule, uint32_t tokens) {
+  void ChargeLog(const sluice_spend_t& spend, shm::Slot& slot, const Rule& rule, uint64_t tokens) {
     const Attachment& a = *ctx_.attachment;
     const auto row = LogOf(a, spend.slot, (spend.flags & kOverflowSlot) != 0);
     if (!row) return;
     shm::logs::Fill(slot, row, shm::logs::TermsOf(rule.limit), spend.gen, Clock::PreciseNs(),
-                    tokens);
+                    static_cast<uint32_t>(std::min<uint64_t>(tokens, shm::kMaxLogEntries)));
     shm::AddUse(slot, a.dirty, spend.slot, tokens);
   }
 
@@ -87,14 +94,14 @@ class Extra {
 
   Context& ctx_;
   const uint64_t policy_;
-  const uint32_t units_;
-  const uint32_t charged_;
+  const uint64_t units_;
+  const uint64_t charged_;
 };
 
 }  // namespace
 
-void Correct(Context& ctx, uint64_t policy, const sluice_spend_t& spend, uint32_t actual,
-             uint32_t charged, uint64_t fresh_ns) {
+void Correct(Context& ctx, uint64_t policy, const sluice_spend_t& spend, uint64_t actual,
+             uint64_t charged, uint64_t fresh_ns) {
   if (charged == 0 || actual == charged) return;
   if (actual > charged) {
     Extra(ctx, policy, actual - charged, charged).Charge(spend);
@@ -102,7 +109,7 @@ void Correct(Context& ctx, uint64_t policy, const sluice_spend_t& spend, uint32_
   }
   const uint64_t kept_ns = PartOf(spend.cost_ns, actual, charged);
   GiveBack(*ctx.attachment, policy, spend, spend.cost_ns - kept_ns,
-           spend.tokens / charged * (charged - actual), fresh_ns);
+           TokensPer(spend.tokens, charged, charged - actual), fresh_ns);
 }
 
 }  // namespace sluice::client

@@ -16,7 +16,7 @@ struct DirectRequest {
   uint64_t hash(size_t i) const { return hashes[i]; }
   uint64_t cost_ns(size_t i) const { return shape.direct[i].cost_ns; }
   uint64_t tau_ns(size_t i) const { return shape.direct[i].tau_ns; }
-  uint32_t tokens(size_t i) const { return shape.direct[i].tokens; }
+  uint64_t tokens(size_t i) const { return shape.direct[i].tokens; }
 
   bool may_lease() const { return !IsAnyShardDegraded(a); }
   LeaseName lease_name(size_t i) const { return NameOfListed(client, shape.policy, hashes[i], 0); }

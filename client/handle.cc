@@ -155,7 +155,7 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
 
 // Memory orders: usual_until_ns pairs with CheckHandleAt's load, see above CopyPlan.
 // All that is not usual. [[gnu::noinline]], here and below, keeps its state off the usual way.
-[[gnu::noinline]] int CheckHandleLong(sluice_handle& h, uint32_t cost,
+[[gnu::noinline]] int CheckHandleLong(sluice_handle& h, uint64_t cost,
                                       sluice_decision_t* decision) {
   if (cost > SLUICE_MAX_COST) return AnswerDefault(h.client, SLUICE_E_ARGUMENT, decision);
   if (cost == 0) return sluice_peek(h.client, h.descriptors.get(), h.count, 0, decision);
@@ -232,7 +232,7 @@ struct HandlePath {
   const Rule& rule() const { return block.rules[0]; }
   uint64_t lag_ns() const { return block.lag_ns; }
   const Attachment& attachment() const { return *block.attachment; }
-  int Long(uint32_t cost, sluice_decision_t* decision) const {
+  int Long(uint64_t cost, sluice_decision_t* decision) const {
     return CheckHandleLong(*block.handle, cost, decision);
   }
   int Contended(uint64_t now_ns) const { return ContendedHandle(block, now_ns); }
@@ -260,7 +260,7 @@ bool IsOther(const HandleBlock& block, uint64_t now_ns) {
 }
 
 // What is not a token bucket's usual check.
-[[gnu::noinline]] int CheckHandleUnusual(const HandleBlock& block, uint64_t now_ns, uint32_t cost,
+[[gnu::noinline]] int CheckHandleUnusual(const HandleBlock& block, uint64_t now_ns, uint64_t cost,
                                          sluice_decision_t* decision) {
   if (shm::HasRow(block.rules[0].kind) || !IsOther(block, now_ns)) {
     return CheckHandleLong(*block.handle, cost, decision);
@@ -312,7 +312,7 @@ bool IsOther(const HandleBlock& block, uint64_t now_ns) {
   return CheckUsual<true, true>(HandlePath{block}, slot, block.fp, now_ns, 1, nullptr);
 }
 
-[[gnu::noinline]] int CheckHandleFull(sluice_handle& h, uint32_t cost,
+[[gnu::noinline]] int CheckHandleFull(sluice_handle& h, uint64_t cost,
                                       sluice_decision_t* decision) {
   const HandleBlock* const block = h.blocks.current();
   if (block == nullptr || cost - 1 >= SLUICE_MAX_COST) return CheckHandleLong(h, cost, decision);
@@ -366,7 +366,7 @@ int sluice_handle_bind(sluice_t* client, const sluice_descriptor_t* descriptors,
   return 0;
 }
 
-int sluice_handle_check(sluice_handle_t* handle, uint32_t cost, sluice_decision_t* decision) {
+int sluice_handle_check(sluice_handle_t* handle, uint64_t cost, sluice_decision_t* decision) {
   if (handle == nullptr) [[unlikely]] {
     return SLUICE_E_ARGUMENT;
   }

@@ -71,6 +71,15 @@ bool MakeEntry(const Attachment& a, const sluice_decision_t& decision, const slu
   const uint64_t now_ns = decision.now_ns + std::min<uint64_t>(decision.lag_ns, per_token - 1);
   const uint64_t tau_ns = shm::Floored(rule, spend.floor_q16).limit.tau_ns;
   entry->remaining = shm::Remaining(spend.new_ns, now_ns, per_token, tau_ns);
+  if (limit.limit > shm::kFineTokens) {
+    // What a token costs this host, of one; what is torn costs more.
+    const uint64_t own_ns = std::max<uint64_t>(
+        shm::CostNs(spend.tokens, std::max<uint64_t>(limit.period_ns, 1), limit.limit), 1);
+    const unsigned __int128 dearer = (static_cast<unsigned __int128>(spend.cost_ns) << 16) / own_ns;
+    entry->remaining =
+        shm::Remaining(shm::Floored(rule, spend.floor_q16).limit, spend.new_ns, now_ns,
+                       static_cast<uint32_t>(std::min<unsigned __int128>(dearer, ~uint32_t{0})));
+  }
   const uint64_t ahead = shm::ResetAfterNs(spend.new_ns, now_ns);
   const uint64_t over = ahead > tau_ns ? ahead - tau_ns : 0;
   // A full bucket gains nothing; else the next token comes when this one's time is up.

@@ -12,10 +12,10 @@ namespace sluice::client {
 // clock where the rule is strict, is below the last UsualUntil(), and the slot's shard is healthy.
 // Memory orders as in LookSlot and CommitLook: the word's acquire load pairs with step 4's CAS.
 template <class Path>
-inline int CheckLent(const Path& path, shm::Slot& slot, uint64_t fp, uint64_t now_ns, uint32_t cost,
+inline int CheckLent(const Path& path, shm::Slot& slot, uint64_t fp, uint64_t now_ns, uint64_t cost,
                      sluice_decision_t* decision) {
   const Rule& rule = path.rule();
-  const uint64_t tokens = uint64_t{cost} * rule.cost;
+  const uint64_t tokens = TokensOf(rule, cost);
   for (int commit = 0; commit < kCommits && cost != 0; ++commit) {
     uint64_t w = slot.word.load(std::memory_order_acquire);
     const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2

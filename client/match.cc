@@ -56,7 +56,7 @@ uint16_t TierOf(const PolicyView& view, const GroupView& group, const Request& r
 struct Asked {
   uint16_t tier = shm::kNoRule;
   uint16_t floor_q16 = 0;
-  uint32_t given = 0;  // the limit that it brings; 0: none
+  uint64_t given = 0;  // the limit that it brings; 0: none
 };
 
 // Where the values have a say in which rule it is, or how much of it. False: the rule does not

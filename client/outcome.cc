@@ -10,14 +10,14 @@ namespace {
 // The tokens that a rule says for a request that ended so; false: it says nothing of it, or the
 // rules have changed since.
 bool ReadTokens(const Attachment& a, uint64_t policy, uint16_t rule, uint32_t status,
-                uint32_t* tokens) {
+                uint64_t* tokens) {
   const shm::PolicyView view = ViewOf(a, policy);
   const shm::GroupView& group = view.group(view.rule(rule).numbers.group);
   const uint32_t count = std::min<uint32_t>(group.outcome_count, shm::kMaxOutcomes);
   for (uint32_t i = 0; i < count; ++i) {
     const shm::OutcomeView& outcome = view.outcome(group, i);
     if (status < outcome.first_status || status > outcome.last_status) continue;
-    *tokens = std::min<uint32_t>(outcome.tokens, SLUICE_MAX_COST);
+    *tokens = std::min<uint64_t>(outcome.tokens, SLUICE_MAX_COST);
     return IsInForce(a, policy);
   }
   return false;
@@ -42,7 +42,7 @@ extern "C" int sluice_report(sluice_t* client, sluice_decision_t* decision, uint
   // Behind the rules their candidates, which are of the same outcomes and are not counted here.
   for (int i = 0; i < decision->spend_count + decision->candidate_count; ++i) {
     sluice_spend_t& spend = decision->spends[i];
-    uint32_t tokens = 0;
+    uint64_t tokens = 0;
     if ((spend.flags & sluice::client::kSpent) == 0 ||
         !sluice::client::ReadTokens(*a, decision->policy, spend.rule, status, &tokens)) {
       continue;

@@ -49,7 +49,7 @@ shm::places::Lent<std::atomic<uint64_t>> LentNow(Context& ctx, const Rule& rule,
   return lent;
 }
 
-int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost,
+int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint64_t cost,
           sluice_place_t* place) {
   Context ctx(client, &a, plan.coarse_serves);
   // After the step that the context takes: a forked child may have its own number by now.
@@ -64,7 +64,7 @@ int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost
 }  // namespace
 
 // A key for which no row is free is denied: nobody could say who holds its places.
-void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint32_t cost, bool commit,
+void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, bool commit,
                Attempt* attempt) {
   const Rule& rule = *item.rule;
   const bool enters = ctx.place_name != 0 && !ctx.is_looking();
@@ -103,7 +103,7 @@ namespace shm = sluice::shm;
 extern "C" {
 
 int sluice_enter(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                 uint32_t cost, sluice_place_t* place) {
+                 uint64_t cost, sluice_place_t* place) {
   if (client == nullptr || place == nullptr) return SLUICE_E_ARGUMENT;
   std::memset(place, 0, offsetof(sluice_place_t, decision) + offsetof(sluice_decision_t, spends));
   if (cost - 1 >= SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {

@@ -121,14 +121,12 @@ inline bool IsInForce(const Attachment& attachment, uint64_t policy) {
 
 // The numbers of a rule for requests that bring the limit `given`, 0 for none, and are of the class
 // with that floor.
-inline Rule NumbersOf(const shm::PolicyView& view, uint16_t rule, uint32_t given,
+inline Rule NumbersOf(const shm::PolicyView& view, uint16_t rule, uint64_t given,
                       uint16_t floor_q16) {
   const Rule& numbers = view.rule(rule).numbers;
   return shm::Floored(given != 0 ? shm::Given(numbers, given) : numbers, floor_q16);
 }
-inline uint32_t GivenOf(const Rule& rule) {
-  return rule.given != 0 ? static_cast<uint32_t>(rule.limit.limit) : 0;
-}
+inline uint64_t GivenOf(const Rule& rule) { return rule.given != 0 ? rule.limit.limit : 0; }
 
 // Reads the numbers of rules under the policy in force, for what was matched under another one of
 // the same structure.

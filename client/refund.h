@@ -24,17 +24,17 @@ inline bool RefundLogged(const Attachment& a, shm::Slot& slot, uint64_t fp, uint
 }
 
 // Takes back what was spent in a slot, by the rule of refunds of its kind, but of a sliding log.
-// `new_ns`: the word that the spend left; `cost_ns` is of a token bucket, `scale` of a window.
+// `new_ns`: the word that the spend left; `cost_ns` is of a token bucket, `second` (null: none) and
+// `scale`, the index of its scale, of a window.
 // `at_once_ns`: see RefundSlot.
-inline bool RefundKind(shm::Kind kind, shm::Slot& slot, uint64_t fp, uint16_t gen, uint64_t new_ns,
-                       uint64_t cost_ns, uint32_t tokens, int scale, uint64_t fresh_ns,
-                       uint64_t at_once_ns) {
+inline bool RefundKind(shm::Kind kind, shm::Slot& slot, std::atomic<uint64_t>* second, uint64_t fp,
+                       uint16_t gen, uint64_t new_ns, uint64_t cost_ns, uint64_t tokens, int scale,
+                       uint64_t fresh_ns, uint64_t at_once_ns) {
   if (kind == shm::Kind::kTokenBucket) {
     return shm::RefundSlot(slot, fp, gen, new_ns, cost_ns, fresh_ns, at_once_ns);
   }
   if (shm::IsWindow(kind)) {
-    return shm::window::RefundWindow(slot, fp, gen, new_ns, shm::window::RefundUnits(tokens, scale),
-                                     fresh_ns);
+    return shm::window::RefundWindow(slot, second, fp, gen, new_ns, tokens, scale, fresh_ns);
   }
   return shm::credits::RefundLease(slot, fp, gen, new_ns, tokens, fresh_ns);
 }
@@ -74,20 +74,23 @@ inline uint64_t AtOnceNsOf(const Attachment& a, uint64_t policy, const sluice_sp
 // Gives back `tokens` of a spend under `policy`, which took `cost_ns` of its time. True where
 // anything still stood.
 inline bool GiveBack(const Attachment& a, uint64_t policy, const sluice_spend_t& spend,
-                     uint64_t cost_ns, uint32_t tokens, uint64_t fresh_ns) {
+                     uint64_t cost_ns, uint64_t tokens, uint64_t fresh_ns) {
   shm::Slot* const slot = SlotOf(a, spend);
   if (slot == nullptr) return false;
   const shm::Kind kind = KindOfFlags(spend.flags);
+  const bool overflow = (spend.flags & kOverflowSlot) != 0;
+  const auto few = static_cast<uint32_t>(std::min<uint64_t>(tokens, shm::kMaxLogEntries));
   const bool is_back =
-      kind == shm::Kind::kInFlight ? LeavePlaces(a, spend.slot, (spend.flags & kOverflowSlot) != 0,
-                                                 spend.new_ns, spend.floor_q16, tokens)
+      kind == shm::Kind::kInFlight
+          ? LeavePlaces(a, spend.slot, overflow, spend.new_ns, spend.floor_q16, few)
       : kind == shm::Kind::kSlidingLog
-          ? RefundLogged(a, *slot, 0, spend.slot, (spend.flags & kOverflowSlot) != 0, spend.gen,
-                         spend.new_ns, tokens, LogPeriodNs(a, policy, spend.rule), fresh_ns)
-          : RefundKind(kind, *slot, 0, spend.gen, spend.new_ns, cost_ns, tokens,
-                       ScaleOfFlags(spend.flags), fresh_ns, AtOnceNsOf(a, policy, spend));
+          ? RefundLogged(a, *slot, 0, spend.slot, overflow, spend.gen, spend.new_ns, few,
+                         LogPeriodNs(a, policy, spend.rule), fresh_ns)
+          : RefundKind(kind, *slot, overflow ? nullptr : &a.second[spend.slot], 0, spend.gen,
+                       spend.new_ns, cost_ns, tokens, ScaleIndexOfFlags(spend.flags), fresh_ns,
+                       AtOnceNsOf(a, policy, spend));
   if (!is_back) return false;
-  if ((spend.flags & kOverflowSlot) == 0) {
+  if (!overflow) {
     shm::TakeBackUse(*slot, a.dirty, spend.slot, spend.gen, tokens);
   }
   return true;

@@ -17,13 +17,13 @@ struct PlannedRequest {
   const Context& ctx;
   const Item* items;
   uint64_t policy;
-  uint32_t cost;
+  uint64_t cost;
   bool is_plain;  // cost 1, and no decision is wanted
 
   uint64_t hash(size_t i) const { return items[i].hash; }
   uint64_t cost_ns(size_t i) const { return CostNs(*items[i].rule, cost); }
   uint64_t tau_ns(size_t i) const { return items[i].rule->limit.tau_ns; }
-  uint32_t tokens(size_t i) const { return cost * items[i].rule->cost; }
+  uint64_t tokens(size_t i) const { return TokensOf(*items[i].rule, cost); }
   bool may_lease() const { return is_plain && !IsAnyShardDegraded(*ctx.attachment); }
   LeaseName lease_name(size_t i) const {
     return NameOfListed(*ctx.client, policy, hash(i), items[i].rule->floor_q16);
@@ -64,7 +64,7 @@ uint64_t RetryNs(const Item& item, const Attempt& attempt, uint64_t now_ns) {
 // One request over several rules.
 class RequestCheck {
  public:
-  RequestCheck(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost)
+  RequestCheck(Context& ctx, const Item* items, size_t count, uint64_t policy, uint64_t cost)
       : ctx_(ctx), items_(items), count_(count), policy_(policy), cost_(cost) {}
 
   // The answer to what AdmitAll admitted.
@@ -178,18 +178,19 @@ class RequestCheck {
       spent_[i] = false;
       if (rule.kind == shm::Kind::kInFlight) {
         LeavePlaces(*ctx_.attachment, attempt.index, attempt.overflow, attempt.seen.verdict.new_ns,
-                    static_cast<uint32_t>(attempt.seen.cost_ns), attempt.charge.tokens);
+                    static_cast<uint32_t>(attempt.seen.cost_ns),
+                    static_cast<uint32_t>(attempt.charge.tokens));
         continue;
       }
       if (rule.kind == shm::Kind::kSlidingLog) {
         RefundLogged(*ctx_.attachment, *attempt.slot, attempt.fp, attempt.index, attempt.overflow,
-                     attempt.seen.gen, attempt.seen.verdict.new_ns, attempt.charge.tokens,
-                     rule.limit.period_ns, fresh_ns);
+                     attempt.seen.gen, attempt.seen.verdict.new_ns,
+                     static_cast<uint32_t>(attempt.charge.tokens), rule.limit.period_ns, fresh_ns);
         continue;
       }
-      RefundKind(rule.kind, *attempt.slot, attempt.fp, attempt.seen.gen,
-                 attempt.seen.verdict.new_ns, attempt.seen.cost_ns, attempt.charge.tokens,
-                 shm::window::ScaleOf(rule.limit.limit), fresh_ns,
+      RefundKind(rule.kind, *attempt.slot, SecondOf(*ctx_.attachment, attempt), attempt.fp,
+                 attempt.seen.gen, attempt.seen.verdict.new_ns, attempt.seen.cost_ns,
+                 attempt.charge.tokens, shm::window::ScaleIndexOf(rule.limit.limit), fresh_ns,
                  DelayOf(rule, attempt, ctx_.time.now_ns()) == 0 ? shm::kNever : AtOnceNs(rule));
     }
   }
@@ -234,7 +235,7 @@ class RequestCheck {
   const Item* const items_;
   const size_t count_;
   const uint64_t policy_;
-  const uint32_t cost_;
+  const uint64_t cost_;
   size_t denied_ = 0;
   size_t shadow_ = 0;
   Attempt attempts_[kMaxItems];
@@ -242,20 +243,20 @@ class RequestCheck {
 };
 
 [[gnu::noinline]] int AnswerAdmitted(Context& ctx, const Item* items, size_t count, uint64_t policy,
-                                     uint32_t cost, const Look* looks,
+                                     uint64_t cost, const Look* looks,
                                      sluice_decision_t* decision) {
   return RequestCheck(ctx, items, count, policy, cost).Admitted(looks, decision);
 }
 
 // The long way. Of its own, so that its large frame is not the usual way's.
 [[gnu::noinline]] int CheckAll(Context& ctx, const Item* items, size_t count, uint64_t policy,
-                               uint32_t cost, sluice_decision_t* decision) {
+                               uint64_t cost, sluice_decision_t* decision) {
   return RequestCheck(ctx, items, count, policy, cost).Check(decision);
 }
 
 }  // namespace
 
-int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, uint32_t cost,
+int CheckItems(Context& ctx, const Item* items, size_t count, uint64_t policy, uint64_t cost,
                sluice_decision_t* decision) {
   const bool is_plain = cost == 1 && decision == nullptr;
   Look looks[kMaxItems];

@@ -27,18 +27,18 @@ uint64_t RandomName() {
 }
 
 // The most units of a request's cost that every bucket of the plan can hold.
-uint32_t SmallestCapacity(const Plan& plan) {
+uint64_t SmallestCapacity(const Plan& plan) {
   uint64_t most = SLUICE_MAX_COST;
   for (size_t i = 0; i < plan.count; ++i) {
     const Rule& rule = *plan.items[i].rule;
     // A reservation takes no place.
     if (rule.shadow || rule.kind == shm::Kind::kInFlight) continue;
     const uint64_t tokens = rule.kind == shm::Kind::kTokenBucket
-                                ? rule.limit.tau_ns / std::max<uint64_t>(rule.limit.interval_ns, 1)
+                                ? shm::Remaining(rule.limit, 0, 0, /*dearer_q16=*/0)
                                 : rule.limit.burst;
     most = std::min(most, tokens / std::max(rule.cost, 1u));
   }
-  return static_cast<uint32_t>(std::max<uint64_t>(most, 1));
+  return std::max<uint64_t>(most, 1);
 }
 
 // Claims a slot that says until when the reservation is held. False where none is free.
@@ -80,7 +80,7 @@ bool TakeHold(const Attachment& a, const sluice_reservation_t& r, uint64_t now_n
   return slot.word.compare_exchange_strong(w, over_ns, std::memory_order_acq_rel);
 }
 
-int Reserve(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t estimate,
+int Reserve(sluice_t* client, const Attachment& a, const Plan& plan, uint64_t estimate,
             uint64_t hold_ns, sluice_reservation_t* r) {
   r->estimate = std::min(estimate, SmallestCapacity(plan));
   Context ctx(client, &a, plan.coarse_serves);
@@ -100,7 +100,7 @@ using sluice::client::Clock;
 extern "C" {
 
 int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                   uint32_t estimate, uint64_t hold_ns, sluice_reservation_t* reservation) {
+                   uint64_t estimate, uint64_t hold_ns, sluice_reservation_t* reservation) {
   if (client == nullptr || reservation == nullptr) return SLUICE_E_ARGUMENT;
   std::memset(reservation, 0, sizeof *reservation);
   sluice_decision_t* const decision = &reservation->decision;
@@ -119,7 +119,7 @@ int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descriptors, siz
   return sluice::client::Reserve(client, *a, plan, estimate, hold_ns, reservation);
 }
 
-int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation, uint32_t actual) {
+int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation, uint64_t actual) {
   if (client == nullptr || reservation == nullptr || actual > SLUICE_MAX_COST) {
     return SLUICE_E_ARGUMENT;
   }

@@ -44,7 +44,7 @@ int AnswerNoMatch(sluice_decision_t* decision) {
 namespace {
 
 // A plan of at least one item, looked at: nothing is spent or counted, and no slot is claimed.
-int LookAt(sluice_t* client, const Attachment& a, const Plan& plan, uint32_t cost,
+int LookAt(sluice_t* client, const Attachment& a, const Plan& plan, uint64_t cost,
            sluice_decision_t* decision) {
   Absent absent;
   Context ctx(client, &a, plan.coarse_serves, &absent);
@@ -135,7 +135,7 @@ int sluice_wait(sluice_t* client, uint32_t timeout_ms) {
 }
 
 int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                 uint32_t cost, sluice_decision_t* decision) {
+                 uint64_t cost, sluice_decision_t* decision) {
   if (client == nullptr) return SLUICE_E_ARGUMENT;
   if (cost > SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {
     return AnswerDefault(client, SLUICE_E_ARGUMENT, decision);
@@ -165,7 +165,7 @@ int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_
 }
 
 int sluice_peek(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                uint32_t cost, sluice_decision_t* decision) {
+                uint64_t cost, sluice_decision_t* decision) {
   if (client == nullptr) return SLUICE_E_ARGUMENT;
   if (cost > SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {
     return AnswerDefault(client, SLUICE_E_ARGUMENT, decision);

@@ -105,7 +105,7 @@ Lent AwaitLent(sluice_t* client, const sluice_decision_t& d, uint64_t deadline_n
 // One request by a caller that waits until `deadline_ns`. `*beyond_ns`: what a denied request came
 // too early by beyond all patience; it is tried again then.
 int CheckWithPatience(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                      uint32_t cost, uint64_t deadline_ns, sluice_decision_t* d,
+                      uint64_t cost, uint64_t deadline_ns, sluice_decision_t* d,
                       uint64_t* beyond_ns) {
   const Attachment* const a = AttachmentOf(client);
   if (a == nullptr) return AnswerDefault(client, 0, d);
@@ -149,7 +149,7 @@ int Cancelled(sluice_t* client, sluice_decision_t* d) {
   return SLUICE_E_CANCELLED;
 }
 
-int Acquire(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count, uint32_t cost,
+int Acquire(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count, uint64_t cost,
             uint64_t deadline_ns, int cancel_fd, sluice_decision_t* d) {
   for (;;) {
     uint64_t beyond_ns = 0;
@@ -191,7 +191,7 @@ using sluice::client::Clock;
 extern "C" {
 
 int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                      uint32_t cost, uint64_t max_wait_ns, sluice_decision_t* decision) {
+                      uint64_t cost, uint64_t max_wait_ns, sluice_decision_t* decision) {
   sluice_decision_t own;
   sluice_decision_t* const d = decision != nullptr ? decision : &own;
   int answer = sluice_check(client, descriptors, count, cost, d);
@@ -208,7 +208,7 @@ int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors, 
 }
 
 int sluice_acquire(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                   uint32_t cost, uint64_t deadline_ns, int cancel_fd,
+                   uint64_t cost, uint64_t deadline_ns, int cancel_fd,
                    sluice_decision_t* decision) {
   if (client == nullptr) return SLUICE_E_ARGUMENT;
   sluice_decision_t own;

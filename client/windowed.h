@@ -11,7 +11,7 @@ namespace sluice::client {
 // The look at aux is a hint: it orders nothing.
 template <class Path>
 inline int CheckWindowed(const Path& path, shm::Slot& slot, uint64_t fp, uint64_t now_ns,
-                         uint32_t cost, sluice_decision_t* decision) {
+                         uint64_t cost, sluice_decision_t* decision) {
   if (cost == 0) return path.Long(cost, decision);
   const Attachment& a = path.attachment();
   const Rule& rule = path.rule();
@@ -29,7 +29,7 @@ inline int CheckWindowed(const Path& path, shm::Slot& slot, uint64_t fp, uint64_
   attempt.outcome = shm::window::CheckWindow(slot, &a.second[index], fp, attempt.charge, time,
                                              TableOf(a), &attempt.seen);
   if (attempt.outcome == shm::Outcome::kAllowed) {
-    const uint64_t aux = shm::CountUse(slot, attempt.charge.tokens);
+    const uint64_t aux = shm::CountUses(slot, attempt.charge.tokens);
     if (!IsTidy(aux) || IsTallyOfOther(slot)) path.Finish(slot);
     return decision == nullptr ? 1 : path.Tell(attempt, time.now_ns(), decision);
   }

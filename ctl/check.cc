@@ -27,7 +27,7 @@ constexpr size_t kFieldsBytes = 4096;  // SLUICE_MAX_RULES_PER_REQUEST policies 
 
 struct CheckOptions {
   std::vector<std::string> descriptors;
-  std::optional<uint32_t> cost;  // 1 where nothing is said, 0 for a look
+  std::optional<uint64_t> cost;  // 1 where nothing is said, 0 for a look
   uint32_t count = 1;
   bool is_peek = false;
   std::string acquire;           // for how long it may wait for its turn; empty: not at all
@@ -202,7 +202,7 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   int result = 0;
   uint64_t allowed_count = 0;
   // A look without a cost shows what is left, not what a check would leave.
-  const uint32_t cost = options.cost.value_or(options.is_peek ? 0 : 1);
+  const uint64_t cost = options.cost.value_or(options.is_peek ? 0 : 1);
   sluice_place_t place{};
   for (uint32_t i = 0; i < options.count; ++i) {
     if (options.hold_s) {
@@ -254,7 +254,7 @@ void AddCheck(CLI::App* root, Globals* globals) {
   auto options = std::make_shared<CheckOptions>();
   verb->add_option("DESCRIPTORS", options->descriptors, "NAME=VALUE ...")->required();
   verb->add_option("--cost", options->cost, "tokens that the request costs [1]")
-      ->check(CLI::Range(0u, SLUICE_MAX_COST));
+      ->check(CLI::Range(uint64_t{0}, uint64_t{SLUICE_MAX_COST}));
   CLI::Option* const count =
       verb->add_option("--count", options->count, "check so many times in a row")
           ->check(CLI::Range(1u, kMaxCount))

@@ -32,7 +32,7 @@ struct ReplayArguments {
   bool loop = false;
   double seconds = 0;
   uint32_t threads = 1;
-  uint32_t cost = 1;
+  uint64_t cost = 1;
   std::vector<std::string> map;
   int route_depth = 2;
   double paid_share = 0.25;
@@ -232,7 +232,7 @@ void AddReplay(CLI::App* root, Globals* globals) {
       ->check(CLI::Range(1u, kMaxThreads))
       ->capture_default_str();
   verb->add_option("--cost", a->cost, "tokens that each request costs")
-      ->check(CLI::Range(0u, SLUICE_MAX_COST))
+      ->check(CLI::Range(uint64_t{0}, uint64_t{SLUICE_MAX_COST}))
       ->capture_default_str();
   verb->add_option("--map", a->map, "NAME=SOURCE: where a descriptor comes from")
       ->allow_extra_args(false)

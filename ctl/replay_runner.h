@@ -29,7 +29,7 @@ inline constexpr size_t kMaxLabels = 256;
 struct ReplayOptions {
   uint32_t threads = 1;  // 1..kMaxThreads
   double speed = 1;      // times the workload's own pace; 0: as fast as can be
-  uint32_t cost = 1;     // of each request
+  uint64_t cost = 1;     // of each request
   // Requests with descriptor `first` = `second` are counted apart, per rule.
   std::vector<std::pair<std::string, std::string>> tracks;
 };

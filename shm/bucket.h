@@ -2,6 +2,7 @@
 // allocates or calls the kernel. `Cell` is the memory, `Clock` the time: tests own both.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -52,7 +53,7 @@ struct Charge {
   uint64_t cost_ns;  // of the whole bucket; a share makes it dearer
   uint64_t tau_ns;
   uint64_t debt_max_ns;
-  uint32_t tokens;
+  uint64_t tokens;
   uint32_t dearer_q16;  // emergency: 1/factor, 16 fraction bits; 0: none
   bool admit_always;    // emergency, fail open: count on, deny nothing
   bool commit;          // false: look only, write nothing (but a heal)
@@ -168,6 +169,34 @@ inline uint64_t CountUse(BasicSlot<Cell>& slot, uint32_t tokens) {
   slot.used.fetch_add(tokens, std::memory_order_seq_cst);
   return slot.aux.load(std::memory_order_seq_cst);
 }
+// Beyond so much use that the daemon has not taken, no more is added: a count that overflowed would
+// be another tenancy's. Only where a rule fails open, or by what is charged without asking.
+inline constexpr int64_t kMostUse = int64_t{1} << 46;
+
+// Adds `tokens`, of any number of either sign, as far as that. Orders as CountUse(): seq_cst.
+template <class Cell>
+inline uint64_t CountManyUses(BasicSlot<Cell>& slot, int64_t tokens) {
+  uint64_t u = slot.used.load(std::memory_order_seq_cst);
+  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+    const int64_t sum = std::clamp(used::Count(u) + tokens, -kMostUse, kMostUse);
+    if (slot.used.compare_exchange_strong(u, used::Make(used::Gen(u), sum),
+                                          std::memory_order_seq_cst)) {
+      break;
+    }
+  }
+  return slot.aux.load(std::memory_order_seq_cst);
+}
+
+// CountUse() of any number of tokens: few at once are added, and cannot overflow.
+inline constexpr uint64_t kFewTokens = 1ull << 24;
+template <class Cell>
+inline uint64_t CountUses(BasicSlot<Cell>& slot, uint64_t tokens) {
+  if (tokens <= kFewTokens) [[likely]] {
+    return CountUse(slot, static_cast<uint32_t>(tokens));
+  }
+  return CountManyUses(slot, static_cast<int64_t>(std::min<uint64_t>(tokens, kMostUse)));
+}
+
 template <class Cell>
 inline void MarkDirty(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index) {
   slot.aux.fetch_or(aux::kDirty, std::memory_order_seq_cst);
@@ -179,8 +208,8 @@ inline void MarkDirty(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index) {
 // The thread may have stood still since its CAS for longer than the grace, and the slot may have a
 // new tenant: then that one is charged these tokens. (Bound: one cost per such stop.)
 template <class Cell>
-inline uint64_t AddUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint32_t tokens) {
-  const uint64_t a = CountUse(slot, tokens);
+inline uint64_t AddUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint64_t tokens) {
+  const uint64_t a = CountUses(slot, tokens);
   if ((a & aux::kDirty) == 0) MarkDirty(slot, dirty, index);
   return a;
 }
@@ -214,12 +243,13 @@ inline bool RefundSlot(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_
 // Marked dirty in any case, so that the daemon looks. Pairs with TakeUse() as AddUse() does.
 template <class Cell>
 inline bool TakeBackUse(BasicSlot<Cell>& slot, Cell* dirty, uint32_t index, uint16_t gen,
-                        uint32_t tokens) {
+                        uint64_t tokens) {
   bool taken_back = false;
   uint64_t u = slot.used.load(std::memory_order_seq_cst);
   for (int attempt = 0; attempt < kMaxRestarts && !taken_back; ++attempt) {
     if (used::Gen(u) != gen) return false;
-    const uint64_t next = used::Make(gen, used::Count(u) - int64_t{tokens});
+    const auto back = static_cast<int64_t>(std::min<uint64_t>(tokens, kMostUse));
+    const uint64_t next = used::Make(gen, std::max(used::Count(u) - back, -kMostUse));
     taken_back = slot.used.compare_exchange_weak(u, next, std::memory_order_seq_cst);
   }
   AddUse(slot, dirty, index, 0);

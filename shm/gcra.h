@@ -17,7 +17,10 @@ namespace sluice::shm {
 
 inline constexpr uint64_t kNever = ~0ull;              // retry_after of a cost that can never fit
 inline constexpr uint64_t kMinDebtNs = 1'000'000'000;  // debt_max = max(tau, 1 s)
-inline constexpr uint64_t kMaxTokens = 1'000'000'000;  // of a limit, and of a burst
+inline constexpr uint64_t kMaxTokens = 1'000'000'000'000;  // of a limit, and of a burst
+// Of larger limits a token may be less than a nanosecond, or hardly more: what is left is not told
+// in single ones, which would be rounded up.
+inline constexpr uint64_t kFineTokens = 1'000'000'000;
 // The longest that a reservation is held. A slot that says so is not wild.
 inline constexpr uint64_t kMaxHoldNs = 3'600'000'000'000;
 
@@ -34,9 +37,9 @@ inline uint64_t CostNs(uint64_t n, uint64_t period_ns, uint64_t limit) {
 
 // A limit in the form that checks use. All fields in ns but `limit` and `burst` (tokens).
 struct Limit {
-  uint64_t limit = 0;        // tokens per period, 1..10^9
+  uint64_t limit = 0;        // tokens per period, 1..kMaxTokens
   uint64_t period_ns = 0;    // 1 ms..400 days
-  uint64_t burst = 0;        // tokens, 1..10^9
+  uint64_t burst = 0;        // tokens, 1..kMaxTokens
   uint64_t interval_ns = 0;  // emission interval T, rounded up: the cost of one token
   uint64_t tau_ns = 0;       // burst tolerance, and with it max_delay for a leaky bucket
   uint64_t debt_max_ns = 0;  // how far beyond tau the TAT may stand
@@ -147,6 +150,26 @@ inline uint64_t SharedCostNs(uint64_t cost_ns, uint32_t inv_share, uint64_t tau_
   if (inv_share <= aux::kShareOne || cost_ns > tau_ns) return cost_ns;
   const unsigned __int128 scaled = (static_cast<unsigned __int128>(cost_ns) * inv_share) >> 16;
   return scaled > tau_ns ? tau_ns : static_cast<uint64_t>(scaled);
+}
+
+// Tokens left in a bucket of `limit`, each as dear as `dearer_q16` says (16 fraction bits; 0: one).
+inline uint64_t Remaining(const Limit& limit, uint64_t tat_ns, uint64_t now_ns,
+                          uint32_t dearer_q16) {
+  constexpr uint64_t kMostFine = 1ull << 46;  // torn, it may be more
+  if (limit.limit <= kFineTokens || limit.period_ns == 0) {
+    const uint64_t one_ns = SharedCostNs(limit.interval_ns, dearer_q16, limit.tau_ns);
+    return Remaining(tat_ns, now_ns, std::max<uint64_t>(one_ns, 1), limit.tau_ns);
+  }
+  const uint64_t ahead_ns = tat_ns > now_ns ? tat_ns - now_ns : 0;
+  const uint64_t room_ns = limit.tau_ns - std::min(limit.tau_ns, ahead_ns);
+  const unsigned __int128 tokens =
+      static_cast<unsigned __int128>(room_ns) * limit.limit / limit.period_ns;
+  auto whole = static_cast<uint64_t>(std::min<unsigned __int128>(tokens, kMostFine));
+  // What only the rounding of tau to a nanosecond has room for.
+  if (whole > limit.burst && whole - limit.burst <= limit.limit / limit.period_ns) {
+    whole = limit.burst;
+  }
+  return dearer_q16 <= aux::kShareOne ? whole : (whole << 16) / dearer_q16;
 }
 
 }  // namespace sluice::shm

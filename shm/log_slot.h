@@ -56,19 +56,19 @@ struct Measured {
   bool allowed;
   uint32_t live;
 };
-inline Measured Judge(const Terms& t, const Tally& tally, const Room& room, uint32_t tokens) {
+inline Measured Judge(const Terms& t, const Tally& tally, const Room& room, uint64_t tokens) {
   const uint32_t live = t.limit - tally.free;
   // A share never rejects everything: what fits the limit fits where nothing else is.
-  const bool fits = uint64_t{live} + tokens <= room.least() || (live == 0 && tokens <= room.left);
+  const bool fits = live + tokens <= room.least() || (live == 0 && tokens <= room.left);
   return {fits, live};
 }
 
 // What is told of a log in which `live` tokens counted before this request took its own.
 template <class Cell>
 inline void Tell(const Row<Cell>& row, const Terms& t, const Tally& tally, const Measured& m,
-                 const Room& room, uint32_t tokens, uint64_t now_ns, Seen* seen) {
-  const uint32_t taken = seen->verdict.allowed ? tokens : 0;
-  seen->remaining = room.least() - std::min(room.least(), m.live + taken);
+                 const Room& room, uint64_t tokens, uint64_t now_ns, Seen* seen) {
+  const uint64_t taken = seen->verdict.allowed ? tokens : 0;
+  seen->remaining = room.least() - std::min<uint64_t>(room.least(), m.live + taken);
   if (m.live + taken == 0 && room.left != 0) {
     seen->remaining = std::max<uint64_t>(seen->remaining, 1);
   }
@@ -78,8 +78,8 @@ inline void Tell(const Row<Cell>& row, const Terms& t, const Tally& tally, const
   } else if (!m.allowed && (m.live == 0 || tokens > room.left)) {
     seen->retry_after_ns = room.gone_ns;
   } else if (!m.allowed) {
-    const uint32_t fits = std::max(room.least(), tokens) - tokens;
-    const uint32_t nth = m.live - std::min(fits, m.live);
+    const uint64_t fits = std::max<uint64_t>(room.least(), tokens) - tokens;
+    const auto nth = static_cast<uint32_t>(m.live - std::min<uint64_t>(fits, m.live));
     seen->retry_after_ns = FreeAfterNs(
         t, nth <= 1 ? tally.oldest_us : NthOldestUs(row, t, seen->gen, now_ns, nth), now_ns);
   }
@@ -137,7 +137,8 @@ inline Outcome CheckLog(const SlotTable<Cell>& table, uint32_t index, uint64_t h
     const Room room = RoomOf(t, second, charge, *seen, now_ns);
     const bool is_quick = brief && room.least() == t.limit && charge.tokens <= t.limit;
     const uint32_t start = HintOf(w, t);
-    Tally tally = Look(row, t, seen->gen, now_ns, start, is_quick ? charge.tokens : kMaxLogEntries);
+    Tally tally = Look(row, t, seen->gen, now_ns, start,
+                       is_quick ? static_cast<uint32_t>(charge.tokens) : kMaxLogEntries);
     if (tally.is_any_ahead && Heal<Clock>(row, t, now_ns) != 0) {
       table.Count(Counter::kHeals);
       continue;
@@ -155,7 +156,8 @@ inline Outcome CheckLog(const SlotTable<Cell>& table, uint32_t index, uint64_t h
         w = raised;
       }
       // Where a rule fails open the log holds what there is room for.
-      const uint32_t tokens = m.allowed ? charge.tokens : std::min(charge.tokens, tally.free);
+      const auto tokens = static_cast<uint32_t>(
+          m.allowed ? charge.tokens : std::min<uint64_t>(charge.tokens, tally.free));
       const Taken taken = Take(row, t, seen->gen, now_ns, start, tokens);
       const bool is_short = taken.count < tokens && m.allowed;
       const bool is_alone = table.IsAlone(hash, index);

@@ -78,12 +78,13 @@ inline Outcome Enter(const SlotTable<Cell>& table, uint32_t index, uint64_t hash
                                            std::memory_order_seq_cst)) {
       continue;
     }
-    const Taken taken = Take(row, usable, entry, StartOf(name, usable), charge.tokens);
+    const auto places = static_cast<uint32_t>(charge.tokens);  // as many as fit
+    const Taken taken = Take(row, usable, entry, StartOf(name, usable), places);
     seen->cost_ns = taken.first;
     const bool counts = Counts(table, index, hash, k, limit, now_ns);
     const bool is_lent = lent.cap == nullptr ||
                          taken.end <= lent.Usable(seen->gen, Clock::PreciseNs(), limit);  // F5
-    if (counts && is_lent && taken.count == charge.tokens) return Outcome::kAllowed;
+    if (counts && is_lent && taken.count == places) return Outcome::kAllowed;
     Leave(row, entry, taken.first, taken.count);
     if (!counts) return Outcome::kLost;
   }

@@ -8,8 +8,8 @@
 // place is used as a pointer. The rest only makes that rare; five buffers that rest this long let
 // the limits change ten times a second.
 //
-//   buffer:  PolicyHeader | GroupView[group_count] | RuleView[rule_count] | ConditionView[] |
-//            KeyPartView[] | ClassView[] | OutcomeView[] | StringRef[] (one-of lists) | string
+//   buffer:  PolicyHeader | GroupView[group_count] | RuleView[rule_count] | OutcomeView[] |
+//            ConditionView[] | KeyPartView[] | ClassView[] | StringRef[] (one-of lists) | string
 //            bytes
 //
 // A *group* is one rule of the configuration: its conditions and key. A *rule* is a group at one
@@ -108,9 +108,10 @@ static_assert(sizeof(ClassView) == 16);
 struct OutcomeView {
   uint16_t first_status;
   uint16_t last_status;
-  uint32_t tokens;  // 0: nothing, what was spent is given back
+  uint32_t reserved;
+  uint64_t tokens;  // 0: nothing, what was spent is given back
 };
-static_assert(sizeof(OutcomeView) == 8);
+static_assert(sizeof(OutcomeView) == 16);
 
 struct GroupView {
   uint64_t needed;  // bit per name id that must be present (conditions and key)
@@ -129,10 +130,10 @@ struct GroupView {
   uint8_t given_name;        // name id of the descriptor that brings a limit; 0 where none may
   uint8_t outcome_count;     // 0..kMaxOutcomes
   uint8_t reserved;
-  uint32_t given_max;  // the largest such limit, in tokens per the rule's period; 0: none may
   uint32_t outcomes_offset;
+  uint64_t given_max;  // the largest such limit, in tokens per the rule's period; 0: none may
 };
-static_assert(sizeof(GroupView) == 48);
+static_assert(sizeof(GroupView) == 56);
 
 enum class DegradedMode : uint8_t {
   kOpen = 0,     // admit all, go on counting
@@ -185,7 +186,7 @@ inline RuleNumbers Floored(const RuleNumbers& rule, uint16_t floor_q16) {
 }
 
 // The numbers of a rule for a request that brings its own limit.
-inline RuleNumbers Given(const RuleNumbers& rule, uint32_t limit) {
+inline RuleNumbers Given(const RuleNumbers& rule, uint64_t limit) {
   RuleNumbers given = rule;
   given.given = 1;
   given.limit = Given(rule.limit, limit, rule.cost);
@@ -196,14 +197,19 @@ inline RuleNumbers Given(const RuleNumbers& rule, uint32_t limit) {
 // What stands between a label and the limit that a request brought, in names of buckets: no label
 // of a configuration holds it.
 inline constexpr char kGivenMark = '=';
-inline constexpr uint32_t kMaxGivenBytes = 11;  // with the mark
+inline constexpr uint32_t kMaxGivenBytes = 14;  // with the mark
+
+// Torn, a limit may be anything; a text that says more than there may be is to be told from one
+// that says just that.
+inline constexpr uint64_t kMostGiven = 10 * kMaxTokens;
 
 // Appends the mark and the limit to a label of `bytes` bytes; returns the bytes then, or `bytes`
 // where there is no room.
-inline size_t AppendGiven(char (&label)[kMaxLabelBytes], size_t bytes, uint32_t limit) {
+inline size_t AppendGiven(char (&label)[kMaxLabelBytes], size_t bytes, uint64_t limit) {
   char digits[kMaxGivenBytes];
   size_t n = 0;
-  for (uint32_t left = limit; n == 0 || left != 0; left /= 10) {
+  limit = std::min(limit, kMostGiven);
+  for (uint64_t left = limit; n == 0 || left != 0; left /= 10) {
     digits[n++] = static_cast<char>('0' + left % 10);
   }
   if (bytes + 1 + n > kMaxLabelBytes) return bytes;
@@ -214,14 +220,15 @@ inline size_t AppendGiven(char (&label)[kMaxLabelBytes], size_t bytes, uint32_t 
 
 // The limit that a text says: digits alone, none of them a leading 0; what is more than `max` is
 // `max`. 0: it says none.
-inline uint32_t ReadGiven(std::string_view text, uint32_t max) {
+inline uint64_t ReadGiven(std::string_view text, uint64_t max) {
   if (text.empty() || text.size() > 20 || text.front() == '0') return 0;
+  max = std::min(max, kMostGiven);
   uint64_t limit = 0;
   for (const char c : text) {
     if (c < '0' || c > '9') return 0;
     limit = std::min<uint64_t>(limit * 10 + static_cast<uint64_t>(c - '0'), max);
   }
-  return static_cast<uint32_t>(limit);
+  return limit;
 }
 
 inline uint64_t WaitMsOf(const RuleNumbers& rule) {

@@ -224,7 +224,8 @@ void Segment::FoldWindow(uint32_t place, Input* input) {
                               .closed = input->Number<int32_t>(),
                               .on_the_way = input->Number<int16_t>()};
   const bool folded = window::FoldWindow(
-      slot, second_[place], k, window::TermsOf(kBurst, kSecondNs), FuzzClock::now_ns, global,
+      slot, second_[place], k, window::TermsOf(key::KindOf(k), kBurst, kSecondNs),
+      FuzzClock::now_ns, global,
       {.tokens = input->Number<int16_t>(), .end_ns = FuzzClock::now_ns + input->Number<uint32_t>()},
       aux::InvShare(slot.aux.load()));
   Require(!folded || global.left_ns == 0 || slot.word.load() <= FuzzClock::now_ns + kMaxDebtNs,
@@ -279,8 +280,9 @@ void Segment::Step(Input* input) {
       if (last_.slot == kNoSlot) break;
       RefundSlot(slots_[last_.slot], last_.fp, last_.seen.gen, last_.seen.verdict.new_ns,
                  last_.seen.cost_ns, FuzzClock::now_ns);
-      window::RefundWindow(slots_[last_.slot], last_.fp, last_.seen.gen, last_.seen.verdict.new_ns,
-                           1 << 8, FuzzClock::now_ns);
+      window::RefundWindow(slots_[last_.slot], &second_[last_.slot], last_.fp, last_.seen.gen,
+                           last_.seen.verdict.new_ns, 1, window::ScaleIndexOf(kBurst),
+                           FuzzClock::now_ns);
       break;
     case 'x':  // slot, eight bytes: the second word
       second_[PlaceOf(input)] = input->Number<uint64_t>();

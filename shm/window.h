@@ -4,14 +4,16 @@
 //             fixed window:   time is the window's end
 //             sliding window: time is a length after the window's end, until when its count weighs
 //   second  gen:16 | start:16 | closed:23 | purse:9
-//             start:  low bits of the step at which the open window began; of a fixed window: at
-//                     which it ends
-//             closed: what the window before it counted; 0 for a fixed one
-//             purse:  what was paid in whole units and not yet used, in 256ths of a unit
+//           of a fixed window: gen:16 | end:16 | purse:32
+//             start:  low bits of the step at which the open window began
+//             end:    likewise, at which it ends
+//             closed: what the window before it counted
+//             purse:  what was paid in whole units and not yet used, in parts of a unit: 256ths, of
+//                     a fixed window 2^24ths, so that it counts every limit to the token
 //
 // A count is in units, see Scale: private ones, that is a host with a share of 1/3 counts three for
 // one, as a bucket's cost in time is dearer there. All rounding is to the strict side: a window's
-// end up to a step (8.4 ms) late, a cost up to a 256th of a unit high.
+// end up to a step (8.4 ms) late, a cost up to a part of a unit high.
 //
 // The second word is read and believed only under the gen of its tenancy. Who begins a window
 // writes it first and the word after, so that a kill in between leaves a second word that says what
@@ -34,7 +36,8 @@ inline constexpr int kCountBits = 23;
 inline constexpr uint64_t kMaxCount = (1ull << kCountBits) - 1;
 inline constexpr uint64_t kStepNs = 1ull << kCountBits;  // 8.4 ms
 inline constexpr uint64_t kMinPeriodNs = 1'000'000'000;  // a step is then less than 1 % of it
-inline constexpr int kPurseBits = 8;                     // a unit in 256ths
+inline constexpr int kSlidingBits = 8;                   // a unit in 256ths
+inline constexpr int kFixedBits = 24;
 
 inline constexpr uint64_t Make(uint64_t time_ns, uint64_t count) {
   return (time_ns & ~kMaxCount) | std::min(count, kMaxCount);
@@ -45,18 +48,30 @@ inline constexpr uint64_t Count(uint64_t w) { return w & kMaxCount; }
 inline constexpr uint64_t FreshWord(uint64_t time_ns) { return time_ns & ~kMaxCount; }
 inline constexpr uint64_t Ceil(uint64_t time_ns) { return (time_ns + kMaxCount) & ~kMaxCount; }
 
-// How many units a token is, as a power of two: so that every limit up to 10^9 is less than 2^22
-// units, and twice a limit still fits. Three scales, not one for each limit, so that most changes
-// of a limit leave the count's meaning as it was; the scale is part of a bucket's hash, so that the
+// How many units a token is, as a power of two: so that every limit up to 10^12 is at most 2^22
+// units, and twice a limit still fits. Five scales, not one for each limit, so that most changes of
+// a limit leave the count's meaning as it was; the scale is part of a bucket's hash, so that the
 // others begin anew (daemon/config/compile.cc).
-inline constexpr int ScaleOf(uint64_t limit) {
-  if (limit < (1ull << 14)) return 8;
-  return limit < (1ull << 22) ? 0 : -8;
+inline constexpr int kScales[] = {8, 0, -8, -16, -18};
+inline constexpr int ScaleIndexOf(uint64_t limit) {
+  if (limit < (1ull << 22)) return limit < (1ull << 14) ? 0 : 1;
+  if (limit < (1ull << 30)) return 2;
+  return limit < (1ull << 38) ? 3 : 4;
+}
+inline constexpr int ScaleOf(uint64_t limit) { return kScales[ScaleIndexOf(limit)]; }
+static_assert(kMaxTokens < (1ull << 40));
+
+// What `tokens` are in whole units of a scale.
+inline constexpr uint64_t UnitsOfTokens(uint64_t tokens, int scale) {
+  return scale >= 0 ? tokens << scale : tokens >> -scale;
 }
 
-// What `tokens` are in whole units of a scale: what a refund may give back.
-inline constexpr uint64_t RefundUnits(uint64_t tokens, int scale) {
-  return scale >= 0 ? tokens << scale : tokens >> -scale;
+// A token is 2^-10 parts at least.
+inline constexpr int kSmallestBits = 10;
+
+// `tokens` as parts of 1 / 2^`shift`, or of 2^-`shift` tokens; rounded up.
+inline constexpr uint64_t Shifted(uint64_t tokens, int shift) {
+  return shift >= 0 ? tokens << shift : (tokens + (1ull << -shift) - 1) >> -shift;
 }
 
 // The tokens that so many units are, rounded up.
@@ -77,16 +92,22 @@ inline constexpr bool IsNear(uint64_t a, uint64_t b, uint64_t by_ns) {
 struct Terms {
   uint64_t period_ns;                           // as configured
   uint64_t length_ns;                           // of a sliding window: whole steps
-  uint64_t limit_fine;                          // in 256ths of a unit
+  uint64_t limit_fine;                          // in parts of a unit
   uint64_t limit;                               // tokens
-  int token_shift;                              // a token in 256ths of a unit: 1 << token_shift
+  int token_shift;                              // a token is 2^token_shift parts
+  int part_bits;                                // a unit is 2^part_bits parts
   const std::atomic<uint64_t>* ends = nullptr;  // kCalendarEnds of the calendar; null: it has none
 
   // Whether a token may be less than a unit, or a share of one more than a little of one.
-  constexpr bool has_purse() const { return token_shift < 2 * kPurseBits; }
-  constexpr uint64_t capacity() const { return limit_fine >> kPurseBits; }  // units
+  constexpr bool has_purse() const { return token_shift - part_bits < 8; }
+  constexpr uint64_t capacity() const { return units(limit_fine); }
   // Debt may stand up to there; see gcra.h for why not only to the limit.
-  constexpr uint64_t ceiling() const { return 2 * capacity(); }
+  constexpr uint64_t ceiling() const { return std::min(2 * capacity(), kMaxCount); }
+  constexpr uint64_t ceiling_fine() const { return ceiling() << part_bits; }
+  // The whole units that so many parts take.
+  constexpr uint64_t units(uint64_t fine) const {
+    return (fine + (1ull << part_bits) - 1) >> part_bits;
+  }
 };
 
 // The length of a sliding window: its windows follow each other on steps. Never a multiple of 2^16
@@ -96,13 +117,18 @@ inline constexpr uint64_t LengthNs(uint64_t period_ns) {
   return (length_ns >> kCountBits & 0xffff) == 0 ? length_ns + kStepNs : length_ns;
 }
 
-inline constexpr Terms TermsOf(uint64_t limit, uint64_t period_ns) {
-  const int shift = ScaleOf(limit) + kPurseBits;
+// A sliding window's limit is in whole units, as the closed window's weight is: the last part of a
+// unit of the largest limits is never used, but all of one still fits.
+inline constexpr Terms TermsOf(Kind kind, uint64_t limit, uint64_t period_ns) {
+  const bool slides = kind == Kind::kSlidingWindow;
+  const int scale = ScaleOf(limit);
+  const int bits = slides ? kSlidingBits : kFixedBits;
   return {.period_ns = period_ns,
           .length_ns = LengthNs(period_ns),
-          .limit_fine = limit << shift,
+          .limit_fine = slides ? UnitsOfTokens(limit, scale) << bits : Shifted(limit, scale + bits),
           .limit = limit,
-          .token_shift = shift};
+          .token_shift = scale + bits,
+          .part_bits = bits};
 }
 
 // The end of the window that a word counts in.
@@ -110,29 +136,29 @@ inline constexpr uint64_t EndNs(const Terms& t, uint64_t w, bool slides) {
   return TimeNs(w) - (slides ? std::min(TimeNs(w), t.length_ns) : 0);
 }
 
-// What `tokens` cost, in 256ths of a unit, where a token costs `dearer_q16` (16 fraction bits; 0:
+// What `tokens` cost, in parts of a unit, where a token costs `dearer_q16` (16 fraction bits; 0:
 // one). A cost that fits the whole window still fits a share of it: a share never rejects all.
 // Precondition: tokens <= limit.
 inline constexpr uint64_t CostFine(const Terms& t, uint64_t tokens, uint32_t dearer_q16) {
-  const uint64_t own = tokens << t.token_shift;
-  if (dearer_q16 <= aux::kShareOne) return std::min(own, t.capacity() << kPurseBits);
+  const uint64_t own = Shifted(tokens, t.token_shift);
+  if (dearer_q16 <= aux::kShareOne) return std::min(own, t.limit_fine);
   const unsigned __int128 dear = (static_cast<unsigned __int128>(own) * dearer_q16 + 0xffff) >> 16;
-  return static_cast<uint64_t>(std::min<unsigned __int128>(dear, t.capacity() << kPurseBits));
+  return static_cast<uint64_t>(std::min<unsigned __int128>(dear, t.limit_fine));
 }
 
-// Tokens that were used, in 256ths of a unit, each as dear as `inv_share` says. Saturates.
+// Tokens that were used, in parts of a unit, each as dear as `inv_share` says. Saturates.
 inline constexpr uint64_t FineOf(const Terms& t, int64_t tokens, uint32_t inv_share) {
   if (tokens <= 0) return 0;
-  const uint64_t most = t.ceiling() << kPurseBits;
-  const unsigned __int128 own = static_cast<unsigned __int128>(tokens) << t.token_shift;
+  const uint64_t most = t.ceiling_fine();
+  const auto count = static_cast<uint64_t>(tokens);
+  const unsigned __int128 own = t.token_shift >= 0
+                                    ? static_cast<unsigned __int128>(count) << t.token_shift
+                                    : Shifted(count, t.token_shift);
   const unsigned __int128 dear =
       inv_share <= aux::kShareOne
           ? own
           : (std::min<unsigned __int128>(own, most) * inv_share + 0xffff) >> 16;
   return static_cast<uint64_t>(std::min<unsigned __int128>(dear, most));
-}
-inline constexpr uint64_t UnitsOf(uint64_t fine) {
-  return (fine + (1ull << kPurseBits) - 1) >> kPurseBits;
 }
 
 // As MakeLimit, for a window: its word may stand two lengths ahead of the time.
@@ -145,11 +171,12 @@ inline Limit MakeLimit(uint64_t limit, uint64_t period_ns) {
 // What of a rule a bucket's hash depends on, beside its label: with another scale or length the
 // word would mean something else.
 inline constexpr uint64_t HashSeed(uint64_t limit, uint64_t period_ns) {
-  return period_ns * 4 + static_cast<uint64_t>(ScaleOf(limit) / 8 + 1);
+  return period_ns * 8 + static_cast<uint64_t>(ScaleIndexOf(limit));
 }
 
 namespace second {
 inline constexpr uint64_t kPurseMask = 0x1ff;
+inline constexpr uint64_t kFixedPurseMask = 0xffffffff;
 inline constexpr uint64_t Make(uint16_t gen, uint64_t start_ns, uint64_t closed, uint64_t purse) {
   return uint64_t{gen} << 48 | (start_ns >> kCountBits & 0xffff) << 32 |
          std::min(closed, kMaxCount) << 9 | (purse & kPurseMask);
@@ -157,6 +184,11 @@ inline constexpr uint64_t Make(uint16_t gen, uint64_t start_ns, uint64_t closed,
 inline constexpr uint16_t Gen(uint64_t s) { return static_cast<uint16_t>(s >> 48); }
 inline constexpr uint64_t Closed(uint64_t s) { return s >> 9 & kMaxCount; }
 inline constexpr uint64_t Purse(uint64_t s) { return s & kPurseMask; }
+// Of a fixed window, which has no closed one.
+inline constexpr uint64_t MakeFixed(uint16_t gen, uint64_t end_ns, uint64_t purse) {
+  return uint64_t{gen} << 48 | (end_ns >> kCountBits & 0xffff) << 32 | (purse & kFixedPurseMask);
+}
+inline constexpr uint64_t FixedPurse(uint64_t s) { return s & kFixedPurseMask; }
 inline constexpr bool StartsAt(uint64_t s, uint64_t time_ns) {
   return (s >> 32 & 0xffff) == (time_ns >> kCountBits & 0xffff);
 }
@@ -168,7 +200,7 @@ struct Open {
   uint64_t end_ns;
   uint64_t count;   // units
   uint64_t closed;  // units of the window before; 0 for a fixed one
-  uint64_t purse;   // 256ths of a unit
+  uint64_t purse;   // parts of a unit
   bool is_new;      // it begins with what is measured now
 };
 
@@ -188,7 +220,7 @@ inline Open OpenCalendar(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, u
   const uint64_t end_ns = CalendarEndNs(t, now_ns);
   if (!IsNear(TimeNs(w), end_ns, kCalendarSlackNs)) return {now_ns, end_ns, 0, 0, 0, true};
   const bool is_ours = second::Gen(s) == gen && second::StartsAt(s, TimeNs(w));
-  return {0, end_ns, Count(w), 0, is_ours ? second::Purse(s) : 0, false};
+  return {0, end_ns, Count(w), 0, is_ours ? second::FixedPurse(s) : 0, false};
 }
 
 // `w` is live and `s` what stood beside it while it did, `gen` the tenancy's.
@@ -197,7 +229,7 @@ inline Open OpenFixed(const Terms& t, uint64_t w, uint64_t s, uint16_t gen, uint
   const uint64_t end_ns = TimeNs(w);
   if (end_ns <= now_ns) return {now_ns, Ceil(now_ns + t.period_ns), 0, 0, 0, true};
   const bool is_ours = second::Gen(s) == gen && second::StartsAt(s, end_ns);
-  return {0, end_ns, Count(w), 0, is_ours ? second::Purse(s) : 0, false};
+  return {0, end_ns, Count(w), 0, is_ours ? second::FixedPurse(s) : 0, false};
 }
 
 // Sliding windows follow each other without a gap for as long as the count of the last one weighs.
@@ -234,23 +266,27 @@ struct Measured {
   // The second word that must stand before the word is stored, and what it is to become after.
   uint64_t second_first;
   uint64_t second_after;
-  uint64_t new_word;   // stored when allowed
-  uint64_t remaining;  // tokens; after this cost, where it is allowed
+  uint64_t purse_mask;  // of the purse in it
+  uint64_t new_word;    // stored when allowed
+  uint64_t remaining;   // tokens; after this cost, where it is allowed
   uint64_t retry_after_ns;
   uint64_t reset_after_ns;
 };
 
-// Tokens that fit into `room` units and the purse.
-inline uint64_t Remaining(const Terms& t, uint64_t room, uint64_t purse, uint32_t dearer_q16) {
-  const uint64_t fine = (room << kPurseBits) + purse;
+// Tokens that fit into `fine` parts. `is_empty`: nothing is counted.
+inline uint64_t Remaining(const Terms& t, uint64_t fine, bool is_empty, uint32_t dearer_q16) {
   const uint64_t one = std::max<uint64_t>(CostFine(t, 1, dearer_q16), 1);
   if (fine < one) return 0;
   if (dearer_q16 <= aux::kShareOne) {
-    // The last part of a unit of the largest limits is never used: all of one still fits.
-    return room >= t.capacity() ? t.limit : std::min(t.limit, fine >> t.token_shift);
+    if (is_empty) return t.limit;
+    const uint64_t tokens = t.token_shift >= 0 ? fine >> t.token_shift : fine << -t.token_shift;
+    return std::min(t.limit, tokens);
   }
-  const unsigned __int128 per_token = static_cast<unsigned __int128>(dearer_q16) << t.token_shift;
-  const unsigned __int128 tokens = (static_cast<unsigned __int128>(fine) << 16) / per_token;
+  // In units of 2^-10 parts, which the smallest token is.
+  const unsigned __int128 per_token = static_cast<unsigned __int128>(dearer_q16)
+                                      << (t.token_shift + kSmallestBits);
+  const unsigned __int128 tokens =
+      (static_cast<unsigned __int128>(fine) << (16 + kSmallestBits)) / per_token;
   return std::max<uint64_t>(1, static_cast<uint64_t>(std::min<unsigned __int128>(tokens, t.limit)));
 }
 
@@ -278,13 +314,13 @@ struct Price {
   uint64_t purse;
   bool is_from_purse;
 };
-inline constexpr Price PriceOf(uint64_t fine, uint64_t purse) {
-  constexpr uint64_t kUnit = 1ull << kPurseBits;
-  const uint64_t units = fine >> kPurseBits;
-  const uint64_t part = fine & (kUnit - 1);
+inline constexpr Price PriceOf(const Terms& t, uint64_t fine, uint64_t purse) {
+  const uint64_t unit = 1ull << t.part_bits;
+  const uint64_t units = fine >> t.part_bits;
+  const uint64_t part = fine & (unit - 1);
   if (part == 0) return {units, purse, false};
   return purse >= part ? Price{units, purse - part, true}
-                       : Price{units + 1, purse + kUnit - part, false};
+                       : Price{units + 1, purse + unit - part, false};
 }
 
 // A check of `tokens`, where a token costs `dearer_q16` (as in CostFine). `has_second`: false in an
@@ -303,34 +339,40 @@ inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool 
     return m;
   }
   if (!has_second) o.closed = o.purse = 0;
+  if (o.count == 0) o.purse = 0;  // torn: nothing was paid into it
   const bool ever = tokens <= t.limit;
   const uint64_t fine = CostFine(t, std::min(tokens, t.limit), dearer_q16);
-  const Price price = PriceOf(fine, o.purse);
+  const bool has_purse = has_second && t.has_purse();
+  if (!has_purse) o.purse = 0;
+  const Price price = PriceOf(t, fine, o.purse);
   const uint64_t used = Weight(t, o, now_ns) + o.count;
-  m.allowed = ever && used + price.units <= capacity;
+  const uint64_t used_fine = (used << t.part_bits) - std::min(used << t.part_bits, o.purse);
+  m.allowed = ever && used_fine + fine <= t.limit_fine;
   const uint64_t count = std::min(o.count + price.units, t.ceiling());
   m.new_word = Make(Ceil(o.end_ns + tail_ns), count);
 
   // A second word of another gen says nothing, and so does an empty one.
-  const bool has_purse = has_second && t.has_purse();
   const uint64_t tag_ns = slides ? o.start_ns : Ceil(o.end_ns);
+  const auto beside = [&](uint64_t purse) {
+    return slides ? second::Make(gen, tag_ns, o.closed, purse)
+                  : second::MakeFixed(gen, tag_ns, purse);
+  };
   const bool begins =
       o.is_new && has_second && (slides || has_purse) && (o.closed != 0 || second::Gen(s) == gen);
-  const uint64_t begun = begins ? second::Make(gen, tag_ns, o.closed, 0) : s;
-  const uint64_t paid = has_purse && price.purse != o.purse
-                            ? second::Make(gen, tag_ns, o.closed, price.purse)
-                            : begun;
+  const uint64_t begun = begins ? beside(0) : s;
+  const uint64_t paid = has_purse && price.purse != o.purse ? beside(price.purse) : begun;
   m.second_first = price.is_from_purse ? paid : begun;
   m.second_after = paid;
+  m.purse_mask = slides ? second::kPurseMask : second::kFixedPurseMask;
 
-  const uint64_t after = m.allowed ? used + price.units : used;
-  const uint64_t purse = !has_purse ? 0 : m.allowed ? price.purse : o.purse;
-  m.remaining = Remaining(t, capacity - std::min(capacity, after), purse, dearer_q16);
+  const uint64_t after_fine = m.allowed ? used_fine + fine : used_fine;
+  m.remaining =
+      Remaining(t, t.limit_fine - std::min(t.limit_fine, after_fine), after_fine == 0, dearer_q16);
   if (!ever) {
     m.retry_after_ns = kNever;
   } else if (!m.allowed) {
-    m.retry_after_ns = slides ? RetrySlidingNs(t, o, now_ns, price.units, PriceOf(fine, 0).units)
-                              : o.end_ns - now_ns;
+    m.retry_after_ns =
+        slides ? RetrySlidingNs(t, o, now_ns, price.units, t.units(fine)) : o.end_ns - now_ns;
   }
   if ((m.allowed ? count : o.count) != 0) {
     m.reset_after_ns = o.end_ns + tail_ns - now_ns;
@@ -340,12 +382,40 @@ inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool 
   return m;
 }
 
-// The word after a refund of `units` that a check spent when it left `spent_word`; `w` itself where
-// nothing is given back: the window of the spend has ended.
-inline constexpr uint64_t Refunded(uint64_t w, uint64_t spent_word, uint64_t units,
-                                   uint64_t now_ns) {
-  if (TimeNs(w) != TimeNs(spent_word) || TimeNs(w) <= now_ns) return w;
-  return w - std::min(units, Count(w));
+// Whether a refund of what a check spent when it left `spent_word` finds its window open.
+inline constexpr bool IsOpenStill(uint64_t w, uint64_t spent_word, uint64_t now_ns) {
+  return TimeNs(w) == TimeNs(spent_word) && TimeNs(w) > now_ns;
+}
+
+// A refund of `tokens` in the window that is open: whole units go from the word, the rest into the
+// purse or, where that has a unit then, a unit more from the word and what is too much from the
+// purse. To commit as a check's. Of the scale `index`.
+inline Measured MeasureRefund(Kind kind, int index, uint64_t w, uint64_t s, bool has_second,
+                              uint16_t gen, uint64_t tokens) {
+  const bool slides = kind == Kind::kSlidingWindow;
+  const int scale = kScales[index];
+  const int bits = slides ? kSlidingBits : kFixedBits;
+  const uint64_t units = UnitsOfTokens(std::min(tokens, kMaxTokens), scale);
+  const uint64_t mask = slides ? second::kPurseMask : second::kFixedPurseMask;
+  Measured m = {};
+  m.purse_mask = mask;
+  m.second_first = m.second_after = s;
+  m.new_word = w - std::min(units, Count(w));
+  if (scale >= 0 || !has_second || units >= Count(w)) return m;
+  const uint64_t rest = tokens & ((1ull << -scale) - 1);
+  const uint64_t part = bits + scale >= 0 ? rest << (bits + scale) : rest >> -(bits + scale);
+  // A fixed window's is there for the tenancy's next in any case; a sliding one's tells more.
+  const bool is_ours = second::Gen(s) == gen && (slides || second::StartsAt(s, TimeNs(w)));
+  if (part == 0 || (slides && !is_ours)) return m;
+  const uint64_t purse = (is_ours ? s & mask : 0) + part;
+  const uint64_t unit = 1ull << bits;
+  const uint64_t kept = purse >= unit ? purse - unit : purse;
+  m.second_after = is_ours ? (s & ~mask) | kept : second::MakeFixed(gen, TimeNs(w), kept);
+  if (purse >= unit) {
+    m.new_word -= 1;
+    m.second_first = m.second_after;
+  }
+  return m;
 }
 
 // The word of two slots that counted for one key at once: both were spent. Never below `winner`.

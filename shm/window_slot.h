@@ -58,12 +58,12 @@ inline bool ReadPair(const BasicSlot<Cell>& slot, const Cell* second, Pair* pair
 // Adds what was paid beyond whole units to the purse that stands beside the same window; where
 // there is another by now, or no room, it is lost (W3). Its CAS pairs with the load of ReadPair().
 template <class Cell>
-inline void PayIn(Cell& beside, uint64_t of_window, uint64_t fine) {
+inline void PayIn(Cell& beside, uint64_t of_window, uint64_t fine, uint64_t mask) {
   constexpr int kTries = 8;
   uint64_t s = beside.load(std::memory_order_acquire);
   for (int attempt = 0; attempt < kTries; ++attempt) {
-    const bool is_same = ((s ^ of_window) & ~second::kPurseMask) == 0;
-    if (!is_same || second::Purse(s) + fine > second::kPurseMask) return;
+    const bool is_same = ((s ^ of_window) & ~mask) == 0;
+    if (!is_same || (s & mask) + fine > mask) return;
     if (beside.compare_exchange_strong(s, s + fine, std::memory_order_acq_rel)) return;
   }
 }
@@ -81,17 +81,19 @@ inline bool Commit(BasicSlot<Cell>& slot, Cell* beside, const Pair& pair, const 
   if (m.new_word != w &&
       !slot.word.compare_exchange_strong(w, m.new_word, std::memory_order_acq_rel)) {
     // A window that has begun stays so; what was taken from the purse goes back.
-    const uint64_t was = second::Purse(pair.second);
-    const uint64_t is = second::Purse(m.second_first);
-    if (m.second_first == m.second_after && was > is) PayIn(*beside, pair.second, was - is);
+    const uint64_t was = pair.second & m.purse_mask;
+    const uint64_t is = m.second_first & m.purse_mask;
+    if (m.second_first == m.second_after && was > is) {
+      PayIn(*beside, pair.second, was - is, m.purse_mask);
+    }
     return false;
   }
   if (m.second_after == m.second_first) return true;
   s = m.second_first;
   if (!beside->compare_exchange_strong(s, m.second_after, std::memory_order_acq_rel)) {
     const uint64_t was =
-        (m.second_first ^ m.second_after) & ~second::kPurseMask ? 0 : second::Purse(m.second_first);
-    PayIn(*beside, m.second_after, second::Purse(m.second_after) - was);
+        (m.second_first ^ m.second_after) & ~m.purse_mask ? 0 : m.second_first & m.purse_mask;
+    PayIn(*beside, m.second_after, (m.second_after & m.purse_mask) - was, m.purse_mask);
   }
   return true;
 }
@@ -111,7 +113,7 @@ inline void StandBack(int attempt, uint64_t now_ns) {
 template <class Cell, class Clock>
 inline Outcome CheckWindow(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, const Charge& charge,
                            RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
-  Terms terms = TermsOf(charge.limit->limit, charge.limit->period_ns);
+  Terms terms = TermsOf(charge.kind, charge.limit->limit, charge.limit->period_ns);
   terms.ends = charge.ends;
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
     if (attempt != 0) {
@@ -149,19 +151,24 @@ inline Outcome CheckWindow(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, con
   return Outcome::kGaveUp;
 }
 
-// Takes back `units` that a check spent when it left `spent_word`, while the window is the same.
-// True when anything was given back. `fp` 0: whatever key the gen says.
+// Takes back `tokens` that a check spent when it left `spent_word`, while the window is the same,
+// by the scale of that `index`. True when anything was given back. `fp` 0: whatever key the gen
+// says. `second`: the slot's second word, null where it has none: then whole units only.
 template <class Cell>
-inline bool RefundWindow(BasicSlot<Cell>& slot, uint64_t fp, uint16_t gen, uint64_t spent_word,
-                         uint64_t units, uint64_t fresh_now_ns) {
+inline bool RefundWindow(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, uint16_t gen,
+                         uint64_t spent_word, uint64_t tokens, int index, uint64_t fresh_now_ns) {
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
-    uint64_t w = slot.word.load(std::memory_order_acquire);
-    if (word::IsDead(w)) return false;
-    const uint64_t k = slot.key.load(std::memory_order_acquire);
-    if ((fp != 0 && key::Fp(k) != fp) || key::Gen(k) != gen) return false;
-    const uint64_t refunded = Refunded(w, spent_word, units, fresh_now_ns);
-    if (refunded == w) return false;
-    if (slot.word.compare_exchange_weak(w, refunded, std::memory_order_acq_rel)) return true;
+    Pair pair;
+    bool is_lost;
+    const bool is_whole = ReadPair(slot, second, &pair, &is_lost);
+    if (is_lost) return false;
+    if (!is_whole) continue;
+    if ((fp != 0 && key::Fp(pair.key) != fp) || key::Gen(pair.key) != gen) return false;
+    if (!IsOpenStill(pair.word, spent_word, fresh_now_ns)) return false;
+    const Measured m = MeasureRefund(key::KindOf(pair.key), index, pair.word, pair.second,
+                                     second != nullptr, gen, tokens);
+    if (m.new_word == pair.word && m.second_after == pair.second) return false;
+    if (Commit(slot, second, pair, m)) return true;
   }
   return false;
 }
@@ -224,18 +231,19 @@ inline bool FoldWindow(BasicSlot<Cell>& slot, Cell& beside, uint64_t k, const Te
     uint64_t fine = least;
     if (IsNear(stood_ns, end_ns, half_ns) && stood_ns > now_ns) {
       const uint64_t on_the_way = FineOf(t, global.on_the_way, aux::kShareOne);
-      const uint64_t taken = Count(pair.word) << kPurseBits;
+      const uint64_t taken = Count(pair.word) << t.part_bits;
       fine = taken < least ? least + on_the_way / 2 : std::min(taken, least + on_the_way);
     }
-    fine = std::min(fine, t.ceiling() << kPurseBits);
-    const uint64_t count = UnitsOf(fine);
+    fine = std::min(fine, t.ceiling_fine());
+    const uint64_t count = t.units(fine);
     const uint64_t closed =
-        slides ? std::min(UnitsOf(FineOf(t, global.closed, aux::kShareOne)), t.ceiling()) : 0;
-    const uint64_t purse = t.has_purse() ? (count << kPurseBits) - fine : 0;
+        slides ? std::min(t.units(FineOf(t, global.closed, aux::kShareOne)), t.ceiling()) : 0;
+    const uint64_t purse = t.has_purse() ? (count << t.part_bits) - fine : 0;
     if ((slides || t.has_purse()) &&
         (closed != 0 || purse != 0 || second::Gen(pair.second) == key::Gen(k))) {
       const uint64_t tag_ns = slides ? end_ns - t.length_ns : end_ns;
-      const uint64_t next = second::Make(key::Gen(k), tag_ns, closed, purse);
+      const uint64_t next = slides ? second::Make(key::Gen(k), tag_ns, closed, purse)
+                                   : second::MakeFixed(key::Gen(k), tag_ns, purse);
       uint64_t s = pair.second;  // pairs with the load of ReadPair()
       if (next != s && !beside.compare_exchange_strong(s, next, std::memory_order_acq_rel))
         continue;

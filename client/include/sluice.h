@@ -33,7 +33,7 @@ extern "C" {
 #define SLUICE_MAX_NAME_BYTES 255u        /* a descriptor's name */
 #define SLUICE_MAX_VALUE_BYTES 65536u     /* a descriptor's value */
 #define SLUICE_MAX_RULES_PER_REQUEST 16u  /* rules that match one request */
-#define SLUICE_MAX_COST 1000000000u       /* cost of one request */
+#define SLUICE_MAX_COST 1000000000000u    /* cost of one request */
 #define SLUICE_WAIT_BY_RULE INT64_MAX     /* max_wait_ns: for the rule's `wait`, if it has one */
 #define SLUICE_MAX_HOLD_NS 3600000000000u /* a reservation is held at most so long: an hour */
 #define SLUICE_NEVER UINT64_MAX           /* retry_after_ns of a cost that can never fit */
@@ -83,14 +83,14 @@ typedef struct sluice_spend {
   uint64_t new_ns;  /* TAT, or what the algorithm has in its place, after this cost (spent) or
                        before it (not spent) */
   uint64_t cost_ns; /* as charged; tokens that remain where there is no TAT */
+  uint64_t tokens;
+  uint64_t given; /* the limit that the request brought; 0: the rule's own */
   uint32_t slot;
-  uint32_t tokens;
   uint16_t gen;
   uint16_t rule;
   uint16_t flags;
   uint16_t floor_q16; /* the part of the bucket that is not for the request's class */
-  uint32_t given;     /* the limit that the request brought; 0: the rule's own */
-  uint32_t reserved;
+  uint16_t reserved[2];
 } sluice_spend_t;
 
 typedef struct sluice_decision {
@@ -153,13 +153,13 @@ SLUICE_API int sluice_wait(sluice_t* client, uint32_t timeout_ms);
  * the client's default). `cost` 0 only looks, as sluice_peek: it is allowed when the bucket is not
  * in debt beyond its burst. `decision` may be NULL. */
 SLUICE_API int sluice_check(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                            uint32_t cost, sluice_decision_t* decision);
+                            uint64_t cost, sluice_decision_t* decision);
 
 /* What sluice_check would answer now, and changes no byte of what is shared: nothing is spent, no
  * denial is counted, no bucket begins. For pages that show what is left, and for asking before work
  * that is spent for later. */
 SLUICE_API int sluice_peek(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                           uint32_t cost, sluice_decision_t* decision);
+                           uint64_t cost, sluice_decision_t* decision);
 /* The same as sluice_check for a caller that may wait. Where nothing but a strict rule denies,
  * because too little is lent to this host, it sleeps until more is, for at most `max_wait_ns`: 20
  * ms is enough for a host that held nothing, where the bucket has tokens. Never longer than the
@@ -167,7 +167,7 @@ SLUICE_API int sluice_peek(sluice_t* client, const sluice_descriptor_t* descript
  * early with the denial when a signal comes, or nothing is expected in time. Everything else is
  * answered at once. */
 SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors,
-                                 size_t count, uint32_t cost, uint64_t max_wait_ns,
+                                 size_t count, uint64_t cost, uint64_t max_wait_ns,
                                  sluice_decision_t* decision);
 
 /* The same for a caller that waits for its turn under the limit, as one that makes calls to others
@@ -183,14 +183,14 @@ SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* de
  * SLUICE_E_CANCELLED, decision->allowed is 0, and the turn is given back unless somebody stands
  * behind it, whose turn stays as it was told: it passes unused. `cost` is at least 1. */
 SLUICE_API int sluice_acquire(sluice_t* client, const sluice_descriptor_t* descriptors,
-                              size_t count, uint32_t cost, uint64_t deadline_ns, int cancel_fd,
+                              size_t count, uint64_t cost, uint64_t deadline_ns, int cancel_fd,
                               sluice_decision_t* decision);
 
 /* Binds a list of descriptors once, for the shortest path. Values are copied. The handle follows
  * changes of the rules and re-attachments by itself. */
 SLUICE_API int sluice_handle_bind(sluice_t* client, const sluice_descriptor_t* descriptors,
                                   size_t count, sluice_handle_t** handle);
-SLUICE_API int sluice_handle_check(sluice_handle_t* handle, uint32_t cost,
+SLUICE_API int sluice_handle_check(sluice_handle_t* handle, uint64_t cost,
                                    sluice_decision_t* decision);
 SLUICE_API void sluice_handle_free(sluice_handle_t* handle);
 
@@ -199,7 +199,7 @@ SLUICE_API void sluice_handle_free(sluice_handle_t* handle);
  * ("name:class", "name@tier:class"); without one the checks are of the rule's `otherwise`. */
 SLUICE_API int sluice_rule_bind(sluice_t* client, const char* label, sluice_rule_t** rule);
 SLUICE_API int sluice_rule_check(sluice_rule_t* rule, const char* key, size_t key_len,
-                                 uint32_t cost, sluice_decision_t* decision);
+                                 uint64_t cost, sluice_decision_t* decision);
 SLUICE_API void sluice_rule_free(sluice_rule_t* rule);
 
 /* Checks many at once, each on its own (one may be denied while others are not); memory latency
@@ -208,7 +208,7 @@ SLUICE_API void sluice_rule_free(sluice_rule_t* rule);
 typedef struct sluice_request {
   const sluice_descriptor_t* descriptors;
   size_t count;
-  uint32_t cost;
+  uint64_t cost;
 } sluice_request_t;
 SLUICE_API int sluice_check_many(sluice_t* client, const sluice_request_t* requests, size_t count,
                                  int* results, sluice_decision_t* decisions);
@@ -217,7 +217,7 @@ typedef struct sluice_key {
   size_t len;
 } sluice_key_t;
 SLUICE_API int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* keys, size_t count,
-                                      uint32_t cost, int* results, sluice_decision_t* decisions);
+                                      uint64_t cost, int* results, sluice_decision_t* decisions);
 
 /* Sleeps until an allowed decision's delay is over, if it has any (leaky buckets). With
  * sluice_wait, sluice_check_wait and sluice_acquire the only call that may block: for the rule's
@@ -237,8 +237,9 @@ SLUICE_API int sluice_refund(sluice_t* client, sluice_decision_t* decision);
 typedef struct sluice_reservation {
   uint64_t expires_ns; /* CLOCK_MONOTONIC; from then on the estimate stands. 0: nothing is held */
   uint64_t key;        /* serves the functions below, as `slot` */
+  uint64_t estimate;   /* as charged: at most what the smallest of the buckets can hold */
   uint32_t slot;
-  uint32_t estimate; /* as charged: at most what the smallest of the buckets can hold */
+  uint32_t reserved;
   sluice_decision_t decision;
 } sluice_reservation_t;
 /* Charges an estimate, and holds it for `hold_ns` (1 ms to SLUICE_MAX_HOLD_NS), within which it may
@@ -246,7 +247,7 @@ typedef struct sluice_reservation {
  * is denied for its estimate alone. Returns as sluice_check, or SLUICE_E_FULL; `estimate` is at
  * least 1. */
 SLUICE_API int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descriptors,
-                              size_t count, uint32_t estimate, uint64_t hold_ns,
+                              size_t count, uint64_t estimate, uint64_t hold_ns,
                               sluice_reservation_t* reservation);
 /* Tells what the request cost in truth: what was charged too much is given back as by
  * sluice_refund, what was charged too little is charged now, even where that leaves the buckets in
@@ -255,7 +256,7 @@ SLUICE_API int sluice_reserve(sluice_t* client, const sluice_descriptor_t* descr
  * when it was settled before or its time is over and the estimate stands, or SLUICE_E_STALE /
  * SLUICE_E_ARGUMENT. */
 SLUICE_API int sluice_settle(sluice_t* client, const sluice_reservation_t* reservation,
-                             uint32_t actual);
+                             uint64_t actual);
 
 /* A place of a request in flight, see sluice_enter. Plain bytes, of the client that entered: what
  * another process or client does with a copy changes nothing. */
@@ -272,7 +273,7 @@ typedef struct sluice_place {
  * nothing is held. Of a denial by such a rule, `remaining` are the free places, `period_ns` is 0,
  * and `retry_after_ns` a guess of a second, for nobody knows. */
 SLUICE_API int sluice_enter(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                            uint32_t cost, sluice_place_t* place);
+                            uint64_t cost, sluice_place_t* place);
 /* Gives the places back: once, however often it is called and with whatever copies. Never blocks.
  * Returns 1 when this call did, 0 when nothing was held (any more) or it is not this client's to
  * give back, or SLUICE_E_STALE / SLUICE_E_ARGUMENT. */

@@ -76,13 +76,13 @@ class Decision {
 // A request's descriptors bound once: the shortest path. Free it before its client.
 class Handle {
  public:
-  Decision check(uint32_t cost = 1) {
+  Decision check(uint64_t cost = 1) {
     Decision d;
     d.Take(sluice_handle_check(handle_.get(), cost, &d.raw()));
     return d;
   }
   // Only yes or no, a little faster.
-  bool allow(uint32_t cost = 1) { return sluice_handle_check(handle_.get(), cost, nullptr) > 0; }
+  bool allow(uint64_t cost = 1) { return sluice_handle_check(handle_.get(), cost, nullptr) > 0; }
 
  private:
   friend class Client;
@@ -96,12 +96,12 @@ class Handle {
 // One rule with a changing key.
 class Rule {
  public:
-  Decision check(std::string_view key, uint32_t cost = 1) {
+  Decision check(std::string_view key, uint64_t cost = 1) {
     Decision d;
     d.Take(sluice_rule_check(rule_.get(), key.data(), key.size(), cost, &d.raw()));
     return d;
   }
-  bool allow(std::string_view key, uint32_t cost = 1) {
+  bool allow(std::string_view key, uint64_t cost = 1) {
     return sluice_rule_check(rule_.get(), key.data(), key.size(), cost, nullptr) > 0;
   }
 
@@ -119,7 +119,7 @@ class Reservation {
  public:
   explicit operator bool() const { return raw_.decision.allowed != 0; }
   // As charged: at most what the smallest of the buckets can hold.
-  uint32_t estimate() const { return raw_.estimate; }
+  uint64_t estimate() const { return raw_.estimate; }
   const sluice_reservation_t& raw() const { return raw_; }
   // The answer to the request.
   Decision decision() const {
@@ -199,13 +199,13 @@ class Client {
   // 0, or SLUICE_E_MEMORY: then every check answers with an error.
   int error() const { return error_; }
 
-  Decision check(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+  Decision check(std::span<const Descriptor> descriptors, uint64_t cost = 1) {
     Decision d;
     d.raw().allowed = 0;
     d.Take(sluice_check(client_.get(), descriptors.data(), descriptors.size(), cost, &d.raw()));
     return d;
   }
-  Decision check(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+  Decision check(std::initializer_list<Descriptor> descriptors, uint64_t cost = 1) {
     return check(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
@@ -213,7 +213,7 @@ class Client {
   static constexpr std::chrono::nanoseconds kWaitByRule{SLUICE_WAIT_BY_RULE};
   // May block for so long where a strict rule is lent too little, see sluice_check_wait.
   Decision check_wait(std::span<const Descriptor> descriptors, std::chrono::nanoseconds max_wait,
-                      uint32_t cost = 1) {
+                      uint64_t cost = 1) {
     Decision d;
     d.raw().allowed = 0;
     const auto max_wait_ns = static_cast<uint64_t>(
@@ -223,14 +223,14 @@ class Client {
     return d;
   }
   Decision check_wait(std::initializer_list<Descriptor> descriptors,
-                      std::chrono::nanoseconds max_wait, uint32_t cost = 1) {
+                      std::chrono::nanoseconds max_wait, uint64_t cost = 1) {
     return check_wait(std::span(descriptors.begin(), descriptors.size()), max_wait, cost);
   }
 
   // Sleeps until its turn under the limit has come, at most until `deadline`; see sluice_acquire.
   // `cancel_fd`: ends the wait when it can be read; error() is SLUICE_E_CANCELLED then.
   Decision acquire(std::span<const Descriptor> descriptors,
-                   std::chrono::steady_clock::time_point deadline, uint32_t cost = 1,
+                   std::chrono::steady_clock::time_point deadline, uint64_t cost = 1,
                    int cancel_fd = -1) {
     Decision d;
     d.raw().allowed = 0;
@@ -240,27 +240,27 @@ class Client {
     return d;
   }
   Decision acquire(std::initializer_list<Descriptor> descriptors,
-                   std::chrono::steady_clock::time_point deadline, uint32_t cost = 1,
+                   std::chrono::steady_clock::time_point deadline, uint64_t cost = 1,
                    int cancel_fd = -1) {
     return acquire(std::span(descriptors.begin(), descriptors.size()), deadline, cost, cancel_fd);
   }
   // The same for at most so long from now.
   Decision acquire(std::span<const Descriptor> descriptors, std::chrono::nanoseconds max_wait,
-                   uint32_t cost = 1, int cancel_fd = -1) {
+                   uint64_t cost = 1, int cancel_fd = -1) {
     const auto now = std::chrono::steady_clock::now();
     const auto left = std::chrono::steady_clock::time_point::max() - now;
     return acquire(descriptors, now + (max_wait < left ? max_wait : left), cost, cancel_fd);
   }
   Decision acquire(std::initializer_list<Descriptor> descriptors, std::chrono::nanoseconds max_wait,
-                   uint32_t cost = 1, int cancel_fd = -1) {
+                   uint64_t cost = 1, int cancel_fd = -1) {
     return acquire(std::span(descriptors.begin(), descriptors.size()), max_wait, cost, cancel_fd);
   }
 
   // The yes or no alone, without the numbers of a decision: the shortest path for a list.
-  bool allow(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+  bool allow(std::span<const Descriptor> descriptors, uint64_t cost = 1) {
     return sluice_check(client_.get(), descriptors.data(), descriptors.size(), cost, nullptr) > 0;
   }
-  bool allow(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+  bool allow(std::initializer_list<Descriptor> descriptors, uint64_t cost = 1) {
     return allow(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
@@ -278,18 +278,18 @@ class Client {
   }
 
   // What check() would answer now; changes no byte of what is shared.
-  Decision peek(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+  Decision peek(std::span<const Descriptor> descriptors, uint64_t cost = 1) {
     Decision d;
     d.raw().allowed = 0;
     d.Take(sluice_peek(client_.get(), descriptors.data(), descriptors.size(), cost, &d.raw()));
     return d;
   }
-  Decision peek(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+  Decision peek(std::initializer_list<Descriptor> descriptors, uint64_t cost = 1) {
     return peek(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
   // Charges an estimate, to be settled within `hold` (1 ms to 1 h); see sluice_reserve.
-  Reservation reserve(std::span<const Descriptor> descriptors, uint32_t estimate,
+  Reservation reserve(std::span<const Descriptor> descriptors, uint64_t estimate,
                       std::chrono::nanoseconds hold) {
     Reservation r;
     r.raw_.decision.allowed = 0;
@@ -300,25 +300,25 @@ class Client {
     r.error_ = result < 0 ? result : 0;
     return r;
   }
-  Reservation reserve(std::initializer_list<Descriptor> descriptors, uint32_t estimate,
+  Reservation reserve(std::initializer_list<Descriptor> descriptors, uint64_t estimate,
                       std::chrono::nanoseconds hold) {
     return reserve(std::span(descriptors.begin(), descriptors.size()), estimate, hold);
   }
   // What it cost in truth; 0 cancels. True when this call settled it, false when it was settled
   // before or its time is over: then the estimate stands.
-  bool settle(const Reservation& reservation, uint32_t actual) {
+  bool settle(const Reservation& reservation, uint64_t actual) {
     return sluice_settle(client_.get(), &reservation.raw_, actual) > 0;
   }
 
   // Takes a place where rules say how many requests may be in flight; see sluice_enter.
-  Place enter(std::span<const Descriptor> descriptors, uint32_t cost = 1) {
+  Place enter(std::span<const Descriptor> descriptors, uint64_t cost = 1) {
     Place p(client_.get());
     const int result =
         sluice_enter(client_.get(), descriptors.data(), descriptors.size(), cost, &p.raw_);
     p.error_ = result < 0 ? result : 0;
     return p;
   }
-  Place enter(std::initializer_list<Descriptor> descriptors, uint32_t cost = 1) {
+  Place enter(std::initializer_list<Descriptor> descriptors, uint64_t cost = 1) {
     return enter(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 

@@ -123,12 +123,12 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
   const uint64_t used = buckets.slots()[slot].used.load(std::memory_order_relaxed);
   const uint64_t denied = buckets.denied()[slot].load(std::memory_order_relaxed);
   const uint16_t gen = shm::key::Gen(seen.key);
-  uint64_t remaining = shm::Remaining(seen.word, now_ns, limit.interval_ns, limit.tau_ns);
+  uint64_t remaining = shm::Remaining(limit, seen.word, now_ns, /*dearer_q16=*/0);
   uint64_t reset_ns = shm::ResetAfterNs(seen.word, now_ns);
   uint64_t pending = shm::denied::Gen(denied) == gen ? shm::denied::Count(denied) : 0;
   const uint64_t second = buckets.second()[slot].load(std::memory_order_relaxed);
   if (shm::IsWindow(rule.kind)) {
-    shm::window::Terms terms = shm::window::TermsOf(limit.limit, limit.period_ns);
+    shm::window::Terms terms = shm::window::TermsOf(rule.kind, limit.limit, limit.period_ns);
     std::atomic<uint64_t> ends[shm::kCalendarEnds] = {};
     if (rule.calendar != nullptr) {
       const auto& entries = rule.calendar->entries();

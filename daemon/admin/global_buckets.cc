@@ -194,7 +194,7 @@ class Lister {
     if (rule == nullptr) return;
     const shm::Limit limit = rule->LimitOf(label);
     uint64_t remaining =
-        shm::Remaining(static_cast<uint64_t>(ahead_us) * 1000, 0, limit.interval_ns, limit.tau_ns);
+        shm::Remaining(limit, static_cast<uint64_t>(ahead_us) * 1000, 0, /*dearer_q16=*/0);
     if (shm::IsCountedInWindows(rule->kind)) {
       const auto used =
           static_cast<uint64_t>(std::max<int64_t>(UsedOfWindow(*rule, parts, now_us), 0));

@@ -223,7 +223,7 @@ absl::Status Builder::Add(const RuleConfig& rule) {
   }
   if (rule.override) {
     group.given_name = NameId(rule.override->descriptor);
-    group.given_max = static_cast<uint32_t>(rule.override->max);
+    group.given_max = rule.override->max;
   }
   // Counts from the beginning of the references, as the lists of conditions.
   group.metadata_offset = static_cast<uint32_t>(refs_.size());
@@ -280,11 +280,11 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
   // 64-bit sums: what does not fit must not wrap.
   const uint64_t groups_at = sizeof(PolicyHeader);
   const uint64_t rules_at = groups_at + groups_.size() * sizeof(GroupView);
-  const uint64_t conditions_at = rules_at + rules_.size() * sizeof(RuleView);
+  const uint64_t outcomes_at = rules_at + rules_.size() * sizeof(RuleView);
+  const uint64_t conditions_at = outcomes_at + outcomes_.size() * sizeof(shm::OutcomeView);
   const uint64_t key_parts_at = conditions_at + conditions_.size() * sizeof(ConditionView);
   const uint64_t classes_at = key_parts_at + key_parts_.size() * sizeof(KeyPartView);
-  const uint64_t outcomes_at = classes_at + classes_.size() * sizeof(ClassView);
-  const uint64_t refs_at = outcomes_at + outcomes_.size() * sizeof(shm::OutcomeView);
+  const uint64_t refs_at = classes_at + classes_.size() * sizeof(ClassView);
   const uint64_t strings_at = refs_at + refs_.size() * sizeof(StringRef);
   const uint64_t total = strings_at + strings_.size();
   if (total > shm::kMaxPolicyBytes) {
@@ -337,10 +337,10 @@ absl::StatusOr<std::string> Builder::Finish(uint64_t seq) {
     std::string bytes(reinterpret_cast<const char*>(&header), sizeof(header));
     Append(groups_, &bytes);
     Append(rules_, &bytes);
+    Append(outcomes_, &bytes);  // of whole words, as those before
     Append(conditions_, &bytes);
     Append(key_parts_, &bytes);
     Append(classes_, &bytes);
-    Append(outcomes_, &bytes);
     Append(refs_, &bytes);
     return bytes + strings_;
   };
@@ -439,13 +439,13 @@ const CompiledRule* CompiledRules::Find(std::string_view label) const {
 }
 
 // What came with the request as the client writes it: no more than may come, and in one spelling.
-uint32_t CompiledRule::GivenOf(std::string_view bucket_label) const {
+uint64_t CompiledRule::GivenOf(std::string_view bucket_label) const {
   if (bucket_label.size() <= label.size() || given_max == 0) return 0;
-  const uint32_t given = shm::ReadGiven(bucket_label.substr(label.size() + 1), ~uint32_t{0});
+  const uint64_t given = shm::ReadGiven(bucket_label.substr(label.size() + 1), shm::kMostGiven);
   return given <= given_max ? given : 0;
 }
 
-shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint32_t given_max) {
+shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint64_t given_max) {
   if (given_max == 0) return limit;
   shm::Limit most = shm::Given(limit, given_max, cost);
   // The lower the limit, the longer a bucket takes that holds whole tokens. One second for what

@@ -75,13 +75,13 @@ struct CompiledRule {
     return kind == shm::Kind::kLease || (kind == shm::Kind::kInFlight && strict);
   }
   bool is_candidate() const { return beside != shm::kNoRule; }
-  uint32_t given_max = 0;  // the largest limit that a request may bring; 0: none may
+  uint64_t given_max = 0;  // the largest limit that a request may bring; 0: none may
   shm::Limit most = {};    // no bucket of the rule reaches further or is refilled faster
 
   // The limit that came with the requests of a bucket, by its label: 0 where it is the rule's own.
-  uint32_t GivenOf(std::string_view bucket_label) const;
+  uint64_t GivenOf(std::string_view bucket_label) const;
   shm::Limit LimitOf(std::string_view bucket_label) const {
-    const uint32_t given = GivenOf(bucket_label);
+    const uint64_t given = GivenOf(bucket_label);
     return given != 0 ? shm::Given(limit, given, cost) : limit;
   }
 
@@ -94,7 +94,7 @@ struct CompiledRule {
 };
 
 // The largest of all limits that a rule's buckets can have, by parts.
-shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint32_t given_max);
+shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint64_t given_max);
 
 // The rules of one policy, read back from its bytes, so that it cannot differ from what clients
 // read. Immutable after Load: safe to share between threads.

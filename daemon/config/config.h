@@ -143,9 +143,9 @@ struct CalendarConfig {
 
 // Invariant: cost <= burst, and burst * period / limit + max_delay <= kMaxTauNs.
 struct LimitConfig {
-  uint64_t limit = 0;         // tokens per period, 1..10^9
+  uint64_t limit = 0;         // tokens per period, 1..10^12
   uint64_t period_ns = 0;     // 1 ms..400 days
-  uint64_t burst = 0;         // tokens, 1..10^9
+  uint64_t burst = 0;         // tokens, 1..10^12
   uint32_t cost = 1;          // tokens per unit of a request's cost, 1..10^6
   uint64_t max_delay_ns = 0;  // leaky_bucket: 1 ms..1 h; 0: a token bucket
   uint16_t calendar = 0;      // fixed_window: from 1, the place in Config::calendars; 0: none
@@ -198,13 +198,13 @@ struct TierConfig {
 struct OutcomeConfig {
   uint16_t first_status = 0;
   uint16_t last_status = 0;
-  uint32_t tokens = 0;
+  uint64_t tokens = 0;
 };
 
 // Callers may bring a limit of their own.
 struct OverrideConfig {
   std::string descriptor = "limit";
-  uint64_t max = 0;  // tokens per the rule's period, 1..10^9
+  uint64_t max = 0;  // tokens per the rule's period, 1..10^12
 };
 
 struct RuleConfig {

@@ -43,6 +43,12 @@ bool CheckLimit(Section* section, const OfRule& of_rule, const LimitConfig& limi
   const uint64_t tau_ns =
       shm::CostNs(limit.burst, limit.period_ns, limit.limit) + limit.max_delay_ns;
   const std::string rate = FormatRate({limit.limit, limit.period_ns});
+  if (limit.limit > shm::kFineTokens && limit.period_ns < shm::window::kMinPeriodNs) {
+    section->Problem(
+        "limit", Cat("of ", rate, " is more than a host can count"),
+        Cat("write a period of at least 1s, or a limit of at most ", Grouped(shm::kFineTokens)));
+    return false;
+  }
   if (tau_ns > kMaxTauNs) {
     const auto largest = static_cast<uint64_t>(static_cast<unsigned __int128>(kMaxTauNs) *
                                                limit.limit / limit.period_ns);

@@ -29,7 +29,7 @@ bool ReadTokens(const YAML::Node& node, uint64_t most, OutcomeConfig* outcome) {
                            !absl::SimpleAtoi(text, &tokens) || tokens > most)) {
     return false;
   }
-  outcome->tokens = static_cast<uint32_t>(tokens);
+  outcome->tokens = tokens;
   return true;
 }
 

@@ -2,6 +2,7 @@
 #include "daemon/config/compile.h"
 #include "daemon/config/parse_rules.h"
 #include "daemon/config/text.h"
+#include "shm/window.h"
 
 namespace sluice::config {
 namespace {
@@ -15,8 +16,16 @@ void CheckLimit(Section* rule, const std::string& label, const LimitConfig& limi
                       shm::kMaxLabelBytes - shm::kMaxGivenBytes - 1, " bytes together"));
     return;
   }
+  if (max > shm::kFineTokens && limit.period_ns < shm::window::kMinPeriodNs) {
+    rule->Problem(
+        "override",
+        Cat("lets a request bring more tokens per ", FormatDuration(limit.period_ns),
+            " than a host can count"),
+        Cat("write a period of at least 1s, or a `max` of at most ", Grouped(shm::kFineTokens)));
+    return;
+  }
   const shm::Limit made = shm::MakeLimit(limit.limit, limit.period_ns, limit.burst);
-  if (MostOf(made, limit.cost, static_cast<uint32_t>(max)).tau_ns <= shm::kMaxSpanNs) return;
+  if (MostOf(made, limit.cost, max).tau_ns <= shm::kMaxSpanNs) return;
   rule->Problem("override",
                 Cat("lets a request bring a limit of 1, whose bucket would take more than ",
                     FormatDuration(shm::kMaxSpanNs), " to fill"),

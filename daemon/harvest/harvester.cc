@@ -23,8 +23,13 @@ constexpr uint64_t kLineWords = 8;
 // ended: its debt_max is two lengths.
 int64_t MaxTokens(const config::CompiledRule& rule, uint64_t elapsed_ns) {
   const shm::Limit& limit = rule.most;
+  const uint64_t span_ns = limit.tau_ns + limit.debt_max_ns + elapsed_ns;
+  // What comes in single tokens takes the interval, which is rounded up; what comes in one, less.
+  const unsigned __int128 at_once = static_cast<unsigned __int128>(span_ns) * limit.limit /
+                                    std::max<uint64_t>(limit.period_ns, 1);
   const uint64_t by_rate =
-      (limit.tau_ns + limit.debt_max_ns + elapsed_ns) / std::max<uint64_t>(limit.interval_ns, 1) +
+      std::max(span_ns / std::max<uint64_t>(limit.interval_ns, 1),
+               static_cast<uint64_t>(std::min<unsigned __int128>(at_once, uint64_t{1} << 46))) +
       1;
   const bool open =
       rule.mode == shm::DegradedMode::kOpen || rule.then_mode == shm::DegradedMode::kOpen;

@@ -10,7 +10,7 @@ namespace sluice::reconcile {
 namespace {
 
 shm::window::Terms TermsOf(const Bucket& b) {
-  return shm::window::TermsOf(b.limit.limit, b.limit.period_ns);
+  return shm::window::TermsOf(b.kind, b.limit.limit, b.limit.period_ns);
 }
 
 }  // namespace

@@ -258,7 +258,7 @@ TEST_F(ClientTest, BadInputIsAnErrorCodeAndTheDefaultNeverACrash) {
   sluice_decision_t d;
   const std::string huge(SLUICE_MAX_VALUE_BYTES + 1, 'x');
   const std::string big(SLUICE_MAX_VALUE_BYTES, 'x');
-  const auto check = [&](std::vector<sluice_descriptor_t> list, uint32_t cost = 1) {
+  const auto check = [&](std::vector<sluice_descriptor_t> list, uint64_t cost = 1) {
     return sluice_check(client_.raw(), list.data(), list.size(), cost, &d);
   };
   EXPECT_EQ(check({{"user", 4, huge.data(), huge.size()}}), SLUICE_E_DESCRIPTORS);

@@ -27,7 +27,7 @@ rules:
   - {name: costly, match: {route: /costly}, key: [user], limit: 20 per 20h, cost: 3,
      outcomes: {500: 1}}
   - {name: money, match: {route: /money}, key: [user], limit: 10000000 per 366d}
-  - {name: most, match: {route: /most}, key: [user], limit: 1000000000 per 366d}
+  - {name: most, match: {route: /most}, key: [user], limit: 1000000000000 per 366d}
   - {name: dear, match: {route: /dear}, key: [user], limit: 40 per 366d, cost: 16}
   - {name: dear-window, match: {route: /dear-window}, key: [user], limit: 40 per 366d, cost: 16,
      algorithm: sliding_window}
@@ -39,14 +39,14 @@ class OutcomesTest : public ServedClient {
  protected:
   OutcomesTest() : ServedClient(kRules) {}
 
-  Decision Check(const char* route, uint32_t cost = 1) {
+  Decision Check(const char* route, uint64_t cost = 1) {
     return client_.check({{"route", route}, {"user", "u"}, {"tenant", "t"}}, cost);
   }
   uint64_t Left(const char* route) {
     return client_.peek({{"route", route}, {"user", "u"}, {"tenant", "t"}}, 0).remaining();
   }
   // What one check of `cost` leaves of 20 when it has ended with `status`.
-  uint64_t LeftAfter(const char* route, uint32_t status, uint32_t cost = 1) {
+  uint64_t LeftAfter(const char* route, uint32_t status, uint64_t cost = 1) {
     const uint64_t before = Left(route);
     Decision d = Check(route, cost);
     EXPECT_TRUE(d);
@@ -151,10 +151,10 @@ TEST_F(OutcomesTest, SumsOfMoneyAreExact) {
 
 TEST_F(OutcomesTest, ThePriceOfAllThereCanBeFitsAndMoreThanFitsInAWordIsDenied) {
   EXPECT_TRUE(Check("/most", SLUICE_MAX_COST));
-  EXPECT_FALSE(Check("/most", 1));
+  EXPECT_FALSE(Check("/most", 1'000'000)) << "of which one comes back in 32 us";
   for (const char* route : {"/dear", "/dear-window", "/dear-log"}) {
     // Times 16 tokens each: 2^32, which a word of 32 bits takes for nothing.
-    for (const uint32_t cost : {1u << 28, (1u << 28) + 1, SLUICE_MAX_COST}) {
+    for (const uint64_t cost : {1ul << 28, (1ul << 28) + 1, SLUICE_MAX_COST}) {
       EXPECT_FALSE(Check(route, cost)) << route << " " << cost;
     }
     EXPECT_TRUE(Check(route)) << route;

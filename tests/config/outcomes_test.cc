@@ -36,7 +36,7 @@ TEST(OutcomesConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {With("{4040: 1}"), "is no status"},
       {With("{404: -1}"), "\"-1\" is no number of tokens"},
       {With("{404: 1.5}"), "is no number of tokens"},
-      {With("{404: 1000000001}"), "is no number of tokens"},
+      {With("{404: 1000000000001}"), "is no number of tokens"},
       {With("{404: 99999999999999999999}"), "is no number of tokens"},
       {With("{404: [1]}"), "is a list, not a number of tokens"},
       {With("{4xx: 1, 404: 2}"), "never counts"},

@@ -28,7 +28,7 @@ TEST(OverrideConfigTest, EachMistakeIsToldOnceWithItsMend) {
   ExpectMistakes({
       {With("{by: plan}"), "max"},
       {With("{max: 0}"), "0"},
-      {With("{max: 1000000001}"), "1000000001"},
+      {With("{max: 1000000000001}"), "1000000000001"},
       {With("{max: 100/s}"), "100/s"},
       {With("{max: 5, by: 1x}"), "1x"},
       {With("{max: 5}", "limit: 9/s\n    algorithm: fixed_window"), "this rule is a window"},
@@ -48,11 +48,11 @@ TEST(OverrideConfigTest, EachMistakeIsToldOnceWithItsMend) {
 TEST(OverrideConfigTest, ALabelNeedsRoomForTheLimit) {
   const std::string fits =
       "rules:\n  - {name: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa, key: [user], "
-      "override: {max: 5}, tiers: {bbbbbbbbbbbbbbbbbbbb: {limit: 9/s}}}\n";
+      "override: {max: 5}, tiers: {bbbbbbbbbbbbbbbbb: {limit: 9/s}}}\n";
   EXPECT_TRUE(ParseConfig(fits, "t.yaml").ok()) << Text(ParseConfig(fits, "t.yaml").problems);
   std::string longer = fits;
   longer.insert(longer.find("bbb"), "b");
-  ExpectBad({longer.c_str(), "at most 52 bytes together"});
+  ExpectBad({longer.c_str(), "at most 49 bytes together"});
 }
 
 CompiledRules Compiled(const std::string& rule) {
@@ -87,9 +87,9 @@ TEST(OverrideConfigTest, ABucketsNameSaysItsLimit) {
 
 TEST(OverrideConfigTest, NoBucketReachesFurtherThanWasSaid) {
   const CompiledRules rules =
-      Compiled(With("{max: 1000000000}", "limit: 7 per 11s\n    burst: 9\n    cost: 3"));
+      Compiled(With("{max: 1000000000000}", "limit: 7 per 11s\n    burst: 9\n    cost: 3"));
   const CompiledRule& rule = rules.rules().front();
-  for (uint64_t limit = 1; limit <= 1'000'000'000; limit += limit / 7 + 1) {
+  for (uint64_t limit = 1; limit <= shm::kMaxTokens; limit += limit / 7 + 1) {
     const shm::Limit given = shm::Given(rule.limit, limit, rule.cost);
     EXPECT_LE(given.tau_ns, rule.most.tau_ns) << limit;
     EXPECT_LE(given.tau_ns + given.debt_max_ns, rules.max_debt_ns()) << limit;

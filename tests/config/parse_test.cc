@@ -182,13 +182,14 @@ INSTANTIATE_TEST_SUITE_P(
                 "t.yaml:4:12: rules[0].limit: \"100/fortnight\" is no limit"},
         BadLine{"limit: 0/s", "limits start at 1"}, BadLine{"limit: 0/s", "1 per 366d"},
         BadLine{"limit: -1/s", "is no limit"},
-        BadLine{"limit: 1000000001/s", "more than 1,000,000,000 tokens"},
+        BadLine{"limit: 1000000000001/s", "more than 1,000,000,000,000 tokens"},
+        BadLine{"limit: 1000000001/999ms", "write a period of at least 1s"},
         BadLine{"limit: 1/401d", "is no limit"},
         BadLine{"limit: 1 per 367d", "write a period of at most 366d"},
         BadLine{"limit: [1/s]", "is a list, not a single value"},
         BadLine{"limit: {per: s}", "is a mapping, not a single value"},
         BadLine{"limit:", "has no value"}, BadLine{"limit: 1/s\n    burst: 0", "0 is out of range"},
-        BadLine{"limit: 1/s\n    burst: 1000000001", "out of range"},
+        BadLine{"limit: 1/s\n    burst: 1000000000001", "out of range"},
         BadLine{"limit: 1/s\n    burst: ten", "\"ten\" is no whole number"},
         BadLine{"limit: 1/s\n    burst: 99999999999999999999", "is no whole number"},
         BadLine{"limit: 1/d\n    burst: 367", "write a burst of at most 366"},
@@ -313,7 +314,7 @@ TEST(ParseTest, SaysAllProblemsAtOnceEachAtItsPlace) {
             "5000/h, 1 per 10s or 100 per 1m30s\n"
             "x.yaml:7:5: rules[1].key: is missing; write for example `key: [tenant, user]`\n"
             "x.yaml:9:12: rules[1].burst: \"-1\" is no whole number; write a whole number from 1 "
-            "to 1,000,000,000\n");
+            "to 1,000,000,000,000\n");
 }
 
 TEST(ParseTest, NamesNoPasswordInWhatItSays) {
@@ -390,8 +391,10 @@ TEST(ParseTest, AcceptsTheEdgesOfEveryRange) {
   for (const char* line :
        {"limit: 1 per 366d\n    burst: 1", "limit: 1/d\n    burst: 366", "limit: 1000000000/s",
         "limit: 1000000000 per 365d", "limit: 1000000/1ms\n    burst: 1000000000",
-        "limit: 10/s\n    cost: 10", "limit: 1000000/s\n    cost: 1000000",
-        "limit: 1/s\n    when_degraded: {factor: 0.0001}",
+        "limit: 1000000000000/s", "limit: 1000000000000 per 366d",
+        "limit: 1000000000/1ms\n    burst: 1000000000000",
+        "limit: 1000000000000 per 300d\n    algorithm: sliding_window", "limit: 10/s\n    cost: 10",
+        "limit: 1000000/s\n    cost: 1000000", "limit: 1/s\n    when_degraded: {factor: 0.0001}",
         "limit: 1/s\n    when_degraded: {mode: open, for: 100ms, then: closed}",
         "cost: 3\n    tiers: {a: {limit: 5/s}}"}) {
     const ParseResult result = OfRule(line);

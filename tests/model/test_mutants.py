@@ -138,6 +138,9 @@ MUTANTS = {
     "purse_paid_into_before_the_word": (
         "W3", WINDOW, "  m.second_first = price.is_from_purse ? paid : begun;\n",
         "  m.second_first = paid;\n"),
+    "purse_lowered_by_a_refund_after_the_word": (
+        "W3", WINDOW, "    m.new_word -= 1;\n    m.second_first = m.second_after;\n",
+        "    m.new_word -= 1;\n"),
     "turn_kept_over_a_report": (
         "P1", PURSE,
         "credits::NextTurn(word_), left - taken);", "credits::Turn(word_), left - taken);"),

@@ -34,9 +34,11 @@ class World {
     memory.push_back(&second_);
   }
 
-  const window::Terms terms() const { return window::TermsOf(limit_.limit, limit_.period_ns); }
+  const window::Terms terms() const {
+    return window::TermsOf(kind_, limit_.limit, limit_.period_ns);
+  }
   uint64_t units(uint64_t tokens) const {
-    return window::RefundUnits(tokens, window::ScaleOf(limit_.limit));
+    return window::UnitsOfTokens(tokens, window::ScaleOf(limit_.limit));
   }
 
   // A tenant A whose window ends at `end_ns`, with so many tokens counted and in the one before.
@@ -57,8 +59,8 @@ class World {
     slot().key.value = shm::key::Make(shm::FingerprintOf(kKeyA), kind_, kGen);
     slot().used.value = shm::used::Make(kGen, 0);
     slot().aux.quiet = true;
-    second_.value =
-        window::second::Make(kGen, slides ? end_ns - tail_ns : end_ns, units(closed), purse);
+    second_.value = slides ? window::second::Make(kGen, end_ns - tail_ns, units(closed), purse)
+                           : window::second::MakeFixed(kGen, end_ns, purse);
     for (auto& admitted : admitted_) admitted = {};
   }
 
@@ -81,6 +83,14 @@ class World {
     const bool slides = kind_ == Kind::kSlidingWindow;
     const uint64_t end_ns = window::EndNs(terms(), seen.verdict.new_ns, slides);
     (end_ns <= boundary_ns ? admitted_[who].old_window : admitted_[who].new_window) += tokens;
+  }
+
+  // Gives back of what was spent in the window that stood at first.
+  void Refund(uint64_t tokens) {
+    const bool slides = kind_ == Kind::kSlidingWindow;
+    const uint64_t spent = window::Make(kEnd + (slides ? terms().length_ns : 0), 0);
+    window::RefundWindow(slot(), &second_, shm::FingerprintOf(kKeyA), kGen, spent, tokens,
+                         window::ScaleIndexOf(limit_.limit), kEnd - kSecond / 2);
   }
 
   // Claims the slot for B, spends there twice in one window and once in the next.
@@ -183,7 +193,8 @@ TEST(WindowSlotModel, NoTokenIsPaidTwiceFromOnePurse) {
     for (uint64_t& now_ns : ClockOfEach::now_ns) now_ns = kEnd - kSecond / 2;
     Scenario s;
     s.memory = w.memory;
-    s.reset = [&w] { w.Put(kEnd, 512, 0, /*purse=*/150); };
+    const uint64_t per_token = 1ull << w.terms().token_shift;
+    s.reset = [&w, per_token] { w.Put(kEnd, 512, 0, /*purse=*/150 * per_token); };
     const auto twice = [&w](int who) {
       return [&w, who] {
         w.Spend(who, 100);
@@ -193,13 +204,48 @@ TEST(WindowSlotModel, NoTokenIsPaidTwiceFromOnePurse) {
     s.processes = {twice(0), twice(1)};
     s.check = [&w](const std::vector<bool>& killed) -> std::string {
       const window::Open o = w.OpenAt(ClockOfEach::now_ns[2]);
-      const uint64_t used = (o.count << window::kPurseBits) - o.purse;  // a token is a 256th
+      const uint64_t fine = (o.count << w.terms().part_bits) - o.purse;
+      const uint64_t used = fine >> w.terms().token_shift;
       const uint64_t due = 512 - 150 + w.New();
       if (used < due) return "more was admitted than paid";
       if (!IsAnyKilled(killed) && w.New() != 800) return "not all were admitted";
       return used <= due + 4 * 256 ? "" : "too much was lost";
     };
     ExpectClean(std::move(s), "a purse");
+  }
+}
+
+// W3: what is given back is never more than was spent, whoever pays or spends meanwhile.
+TEST(WindowSlotModel, ARefundBesideASpenderGivesNothingTwice) {
+  for (const Kind kind : {Kind::kFixedWindow, Kind::kSlidingWindow}) {
+    World w(kind, 256 << 14);
+    w.boundary_ns = 0;
+    for (uint64_t& now_ns : ClockOfEach::now_ns) now_ns = kEnd - kSecond / 2;
+    const uint64_t per_token = 1ull << w.terms().token_shift;
+    Scenario s;
+    s.memory = w.memory;
+    s.reset = [&w, per_token] { w.Put(kEnd, 1024, 0, /*purse=*/150 * per_token); };
+    // Of the 874 tokens that are used, 300 and then 200: a purse that overflows, and one that does
+    // not.
+    s.processes = {[&w] {
+                     w.Refund(300);
+                     w.Refund(200);
+                   },
+                   [&w] {
+                     w.Spend(1, 100);
+                     w.Spend(1, 30);
+                   }};
+    s.check = [&w](const std::vector<bool>& killed) -> std::string {
+      const window::Open o = w.OpenAt(ClockOfEach::now_ns[2]);
+      const uint64_t fine = (o.count << w.terms().part_bits) - o.purse;
+      const uint64_t used = fine >> w.terms().token_shift;
+      const uint64_t due = 1024 - 150 - 500 + w.New();
+      if (used < due) return "more was given back than was spent";
+      if (IsAnyKilled(killed)) return "";
+      if (w.New() != 130) return "not all were admitted";
+      return used <= due + 4 * 256 ? "" : "too much was lost";
+    };
+    ExpectClean(std::move(s), "a refund beside a spender");
   }
 }
 

@@ -149,7 +149,7 @@ TEST_P(WindowsTest, UseOfManyWindowsAtOnceIsCountedByWhatTheWordsSay) {
   const bool slides = GetParam() == shm::Kind::kSlidingWindow;
   shm::BucketsOwner owner;
   ASSERT_TRUE(owner.Create(1024).ok());
-  const shm::window::Terms terms = shm::window::TermsOf(100, kSecond);
+  const shm::window::Terms terms = shm::window::TermsOf(GetParam(), 100, kSecond);
   const uint64_t end = shm::window::kStepNs * 1000;
   reconcile::Bucket b;
   b.kind = GetParam();
@@ -157,9 +157,9 @@ TEST_P(WindowsTest, UseOfManyWindowsAtOnceIsCountedByWhatTheWordsSay) {
   b.place = {7, shm::key::Make(5, GetParam(), 3)};
   owner.buckets().slots()[7].key = b.place.key;
   owner.buckets().slots()[7].word =
-      shm::window::Make(end + (slides ? terms.length_ns : 0), shm::window::RefundUnits(30, 8));
+      shm::window::Make(end + (slides ? terms.length_ns : 0), shm::window::UnitsOfTokens(30, 8));
   owner.buckets().second()[7] =
-      shm::window::second::Make(3, end - terms.length_ns, shm::window::RefundUnits(80, 8), 0);
+      shm::window::second::Make(3, end - terms.length_ns, shm::window::UnitsOfTokens(80, 8), 0);
   reconcile::NoteWindowUse(b, 1000, reconcile::LookAtWindow(b, owner.buckets()));
   EXPECT_EQ(b.window_end_ns, end);
   EXPECT_EQ(b.in_window, 30);

@@ -236,5 +236,30 @@ TEST(GcraPropertyTest, AdmitsAtLeastTheRateLessTheRoundingOfTheInterval) {
   }
 }
 
+// Limits whose tokens are hardly a nanosecond, or less: what is told to be left fits in one piece,
+// and one token more does not.
+TEST(GcraTest, OfTheLargestLimitsAllThatIsLeftIsTold) {
+  std::mt19937_64 random(21);
+  for (int i = 0; i < 200'000; ++i) {
+    const uint64_t limit = kFineTokens + 1 + random() % (kMaxTokens - kFineTokens);
+    const uint64_t period =
+        kSecond + random() % (366 * 86'400 * kSecond - kSecond) / (1 + i % 1000);
+    const uint64_t most = std::min<unsigned __int128>(
+        kMaxTokens, static_cast<unsigned __int128>(limit) * 366 * 86'400 * kSecond / period);
+    const uint64_t burst = 1 + random() % most;
+    const Limit l = MakeLimit(limit, period, burst);
+    ASSERT_EQ(Remaining(l, 0, kSecond, 0), burst) << limit << " per " << period;
+    const uint64_t now = 5 * kSecond;
+    const uint64_t tat = now + random() % (l.tau_ns + 1);
+    const uint64_t left = Remaining(l, tat, now, 0);
+    ASSERT_TRUE(Decide(tat, now, CostNs(left, period, limit), l.tau_ns).allowed);
+    // Of less than a nanosecond each some more than the burst fit into what is rounded up.
+    if (left < burst) {
+      ASSERT_FALSE(Decide(tat, now, CostNs(left + 1, period, limit), l.tau_ns).allowed);
+    }
+    ASSERT_EQ(Remaining(l, tat, now, 2 * aux::kShareOne), left / 2) << "to who has half";
+  }
+}
+
 }  // namespace
 }  // namespace sluice::shm

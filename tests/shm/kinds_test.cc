@@ -57,9 +57,9 @@ class KindsTest : public testing::Test {
   }
 
   bool Refund(uint64_t hash, const Seen& seen, uint32_t tokens) {
-    return window::RefundWindow(slots_[table_.Find(hash)], FingerprintOf(hash), seen.gen,
-                                seen.verdict.new_ns, window::RefundUnits(tokens, 8),
-                                TestClock::now_ns);
+    return window::RefundWindow<Cell>(slots_[table_.Find(hash)], nullptr, FingerprintOf(hash),
+                                      seen.gen, seen.verdict.new_ns, tokens, /*index=*/0,
+                                      TestClock::now_ns);
   }
 
   std::unique_ptr<Slot[]> slots_;

@@ -1,5 +1,5 @@
 // Windows as arithmetic, against references that count in whole tokens and compare fractions: at
-// windows' edges, with costs above 1, limits from 1 to 10^9, shares, and clocks that lag.
+// windows' edges, with costs above 1, limits from 1 to 10^12, shares, and clocks that lag.
 #include "shm/window.h"
 
 #include <gtest/gtest.h>
@@ -27,6 +27,10 @@ struct Words {
   Measured Look(uint64_t tokens, uint64_t now, uint32_t dearer = 0) const {
     return window::Measure(kind, terms, word, second, true, kGen, now, tokens, dearer);
   }
+  Measured Refund(uint64_t tokens) const {
+    return window::MeasureRefund(kind, window::ScaleIndexOf(terms.limit), word, second, true, kGen,
+                                 tokens);
+  }
   Measured Ask(uint64_t tokens, uint64_t now, uint32_t dearer = 0) {
     const Measured m = Look(tokens, now, dearer);
     if (m.allowed) {
@@ -38,11 +42,19 @@ struct Words {
 };
 
 Words WordsOf(Kind kind, uint64_t limit, uint64_t period_ns) {
-  return {kind, window::TermsOf(limit, period_ns)};
+  return {kind, window::TermsOf(kind, limit, period_ns)};
 }
 
+// How many tokens a unit is, and how finely a sliding window counts costs.
+uint64_t UnitOf(uint64_t limit) {
+  if (limit < (1ull << 22)) return 1;
+  return limit < (1ull << 30) ? 256 : limit < (1ull << 38) ? 1 << 16 : 1 << 18;
+}
+uint64_t GrainOf(uint64_t limit) { return std::max<uint64_t>(1, UnitOf(limit) / 256); }
+uint64_t CeilTo(uint64_t n, uint64_t step) { return (n + step - 1) / step * step; }
+
 // What a limit comes to in whole units of its scale.
-uint64_t WholeUnits(uint64_t limit) { return limit < (1 << 22) ? limit : limit / 256 * 256; }
+uint64_t WholeUnits(uint64_t limit) { return limit / UnitOf(limit) * UnitOf(limit); }
 
 // A window begins with the first request that it counts.
 struct Fixed {
@@ -52,10 +64,9 @@ struct Fixed {
   bool Ask(uint64_t n, uint64_t now) {
     const bool over = end <= now;
     const uint64_t counted = over ? 0 : count;
-    // One request may take all of a limit that is no whole number of units.
-    if (counted + n > WholeUnits(limit) && !(counted == 0 && n <= limit)) return false;
+    if (counted + n > limit) return false;
     if (over) end = window::Ceil(now + period_ns);
-    count = counted + std::min(n, WholeUnits(limit));
+    count = counted + n;
     return true;
   }
 };
@@ -69,7 +80,7 @@ struct Sliding {
     if (end > now) return;
     if (end != 0 && now < end + length_ns) {
       start = end;
-      closed = (limit < (1 << 22)) ? count : (count + 255) / 256 * 256;
+      closed = CeilTo(count, UnitOf(limit));
     } else {
       start = window::Ceil(now);
       closed = 0;
@@ -81,11 +92,12 @@ struct Sliding {
     Roll(now);
     const uint64_t left = std::min(end - now, length_ns);
     const unsigned __int128 whole = static_cast<unsigned __int128>(WholeUnits(limit)) * length_ns;
-    if (n <= limit) n = std::min(n, WholeUnits(limit));
-    // In whole units of 256 tokens for the largest limits, as the closed window's weight is.
+    // One request may take all of a limit that is no whole number of units.
+    if (n <= limit) n = std::min(CeilTo(n, GrainOf(limit)), WholeUnits(limit));
+    // In whole units for the largest limits, as the closed window's weight is.
     unsigned __int128 weight = static_cast<unsigned __int128>(closed) * left;
-    if (limit >= (1 << 22)) {
-      const unsigned __int128 unit = static_cast<unsigned __int128>(256) * length_ns;
+    if (UnitOf(limit) != 1) {
+      const unsigned __int128 unit = static_cast<unsigned __int128>(UnitOf(limit)) * length_ns;
       weight = (weight + unit - 1) / unit * unit;
     }
     return weight + (static_cast<unsigned __int128>(count) + n) * length_ns <= whole;
@@ -96,13 +108,13 @@ struct Sliding {
       *this = before;
       return false;
     }
-    count += std::min(n, WholeUnits(limit));
+    count += std::min(CeilTo(n, GrainOf(limit)), WholeUnits(limit));
     return true;
   }
 };
 
 uint64_t RandomLimit(std::mt19937_64& random) {
-  return 1 + random() % (1ull << (random() % 31)) % 1'000'000'000;
+  return 1 + random() % (1ull << (random() % 41)) % kMaxTokens;
 }
 
 uint64_t RandomPeriod(std::mt19937_64& random) {
@@ -216,7 +228,7 @@ TEST(WindowTest, RemainingAndResetAreWhatPasses) {
       if (m.remaining != 0) {
         ASSERT_TRUE(words.Look(m.remaining, now).allowed);
       }
-      if (m.remaining < limit && limit < (1 << 22)) {
+      if (m.remaining < limit && (kind == Kind::kFixedWindow || UnitOf(limit) == 1)) {
         ASSERT_FALSE(words.Look(m.remaining + 1, now).allowed) << limit << " " << m.remaining;
       }
       if (m.reset_after_ns != 0) {
@@ -231,8 +243,10 @@ TEST(WindowTest, RemainingAndResetAreWhatPasses) {
 // No window of a fixed one's length that begins with a count admits more than the limit.
 TEST(WindowTest, NoFixedWindowAdmitsMoreThanTheLimitWhateverTheCosts) {
   std::mt19937_64 random(15);
-  for (const uint64_t limit : {1ull, 2ull, 16'383ull, 16'384ull, (1ull << 22) - 1, 1ull << 22,
-                               123'456'789ull, 1'000'000'000ull}) {
+  for (const uint64_t limit :
+       {1ull, 2ull, 16'383ull, 16'384ull, (1ull << 22) - 1, 1ull << 22, 123'456'789ull,
+        1'000'000'000ull, (1ull << 30) - 1, 1ull << 30, (1ull << 38) - 1, 1ull << 38,
+        kMaxTokens - 1ull, kMaxTokens + 0ull}) {
     Words words = WordsOf(Kind::kFixedWindow, limit, kSecond);
     uint64_t now = 5 * kSecond;
     words.word = window::FreshWord(now);
@@ -249,9 +263,10 @@ TEST(WindowTest, NoFixedWindowAdmitsMoreThanTheLimitWhateverTheCosts) {
           ++denied;
         }
       }
-      while (words.Ask(1, now).allowed) ++admitted;
-      EXPECT_LE(admitted, limit);
-      EXPECT_GE(admitted, WholeUnits(limit)) << "single tokens use all whole units";
+      for (uint64_t n = most; n != 0; n /= 2) {
+        while (words.Ask(n, now).allowed) admitted += n;
+      }
+      EXPECT_EQ(admitted, limit) << "to the token";
       EXPECT_FALSE(words.Look(1, begun + kSecond - 1).allowed);
       now = window::TimeNs(words.word);
     }
@@ -260,7 +275,8 @@ TEST(WindowTest, NoFixedWindowAdmitsMoreThanTheLimitWhateverTheCosts) {
 
 // A share makes a token dearer by the share, not by the rounding to whole counts.
 TEST(WindowTest, AShareAdmitsItsShareOfTheLimit) {
-  for (const uint64_t limit : {30ull, 1000ull, 100'000ull, 3'000'000ull, 50'000'000ull}) {
+  for (const uint64_t limit : {30ull, 1000ull, 100'000ull, 3'000'000ull, 50'000'000ull,
+                               5'000'000'000ull, 500'000'000'000ull}) {
     for (const double share : {0.9, 0.7, 0.5, 1.0 / 3, 0.02}) {
       Words words = WordsOf(Kind::kFixedWindow, limit, kSecond);
       words.word = window::FreshWord(kSecond);
@@ -399,18 +415,57 @@ TEST(WindowTest, ARefundGivesBackWithinItsWindowOnly) {
     Words words = WordsOf(kind, 100, kSecond);
     const uint64_t now = 10 * kSecond;
     words.word = window::FreshWord(now);
-    const Measured m = words.Ask(60, now);
+    const uint64_t spent = words.Ask(60, now).new_word;
     words.Ask(40, now);
-    const uint64_t spent = m.new_word;
-    const uint64_t back = window::Refunded(
-        words.word, spent, window::RefundUnits(60, window::ScaleOf(100)), now + kMs);
-    EXPECT_EQ(window::Count(words.word) - window::Count(back), 60u << 8);
-    const uint64_t late = window::TimeNs(words.word);
-    EXPECT_EQ(
-        window::Refunded(words.word, spent, window::RefundUnits(60, window::ScaleOf(100)), late),
-        words.word);
-    EXPECT_EQ(window::Refunded(words.word + window::kStepNs, spent, 1, now),
-              words.word + window::kStepNs);
+    EXPECT_TRUE(window::IsOpenStill(words.word, spent, now + kMs));
+    const Measured back = words.Refund(60);
+    EXPECT_EQ(window::Count(words.word) - window::Count(back.new_word), 60u << 8);
+    EXPECT_FALSE(window::IsOpenStill(words.word, spent, window::TimeNs(words.word)));
+    EXPECT_FALSE(window::IsOpenStill(words.word + window::kStepNs, spent, now));
+  }
+}
+
+// Costs and refunds of all sizes, in any order: what is left is exact to the token, and of a
+// sliding window never more than that.
+TEST(WindowTest, AFixedWindowIsExactToTheTokenWithRefunds) {
+  std::mt19937_64 random(18);
+  for (int round = 0; round < 2000; ++round) {
+    const Kind kind = random() % 2 == 0 ? Kind::kFixedWindow : Kind::kSlidingWindow;
+    const uint64_t limit = RandomLimit(random);
+    Words words = WordsOf(kind, limit, 60 * kSecond);
+    const uint64_t now = 10 * kSecond;
+    words.word = window::FreshWord(now);
+    std::vector<uint64_t> spent;
+    uint64_t used = 0;
+    for (int i = 0; i < 200; ++i) {
+      if (!spent.empty() && random() % 2 == 0) {
+        std::swap(spent[random() % spent.size()], spent.back());
+        const uint64_t part = 1 + random() % spent.back();  // a settlement gives a part back
+        const Measured back = words.Refund(part);
+        words.word = back.new_word;
+        words.second = back.second_after;
+        used -= part;
+        spent.back() -= part;
+        if (spent.back() == 0) spent.pop_back();
+      } else {
+        const uint64_t n = 1 + random() % std::max<uint64_t>(1, limit >> random() % 30);
+        const Measured m = words.Ask(n, now);
+        if (kind == Kind::kFixedWindow) {
+          ASSERT_EQ(m.allowed, n <= limit - used) << limit << " used " << used << " n " << n;
+        } else if (m.allowed) {
+          ASSERT_LE(n, limit - used);
+        }
+        if (!m.allowed) continue;
+        used += n;
+        spent.push_back(n);
+      }
+      const uint64_t left = words.Look(0, now).remaining;
+      if (kind == Kind::kFixedWindow) {
+        ASSERT_EQ(left, limit - used) << limit << " round " << round << "." << i;
+      } else {
+        ASSERT_LE(left, limit - used);
+      }
+    }
   }
 }
 

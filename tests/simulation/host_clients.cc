@@ -170,9 +170,8 @@ void Host::GiveBack(const Spent& spent, uint32_t tokens) {
           ? shm::logs::RefundLog(slot, LogOf(spent.slot), 0, spent.gen, spent.new_ns, tokens,
                                  spent.limit.period_ns, NowNs())
       : shm::IsWindow(spent.kind)
-          ? shm::window::RefundWindow(
-                slot, 0, spent.gen, spent.new_ns,
-                shm::window::RefundUnits(tokens, shm::window::ScaleOf(spent.limit.limit)), NowNs())
+          ? shm::window::RefundWindow(slot, &b.second()[spent.slot], 0, spent.gen, spent.new_ns,
+                                      tokens, shm::window::ScaleIndexOf(spent.limit.limit), NowNs())
           : shm::RefundSlot(slot, 0, spent.gen, spent.new_ns, spent.cost_ns / spent.tokens * tokens,
                             NowNs());
   if (!is_back) return;

@@ -119,10 +119,11 @@ class World {
 
   // A sliding window of `limit` a second in slot 2, A's: it has just ended, with so many counted.
   void PutWindow(uint64_t limit, uint64_t counted, uint64_t purse) {
-    const shm::window::Terms terms = shm::window::TermsOf(limit, kSecond);
+    const shm::window::Terms terms =
+        shm::window::TermsOf(shm::Kind::kSlidingWindow, limit, kSecond);
     const uint64_t end_ns = shm::window::TimeNs(kNow);
     const auto units = [limit](uint64_t tokens) {
-      return shm::window::RefundUnits(tokens, shm::window::ScaleOf(limit));
+      return shm::window::UnitsOfTokens(tokens, shm::window::ScaleOf(limit));
     };
     // One with a purse goes on for a length.
     const uint64_t ahead_ns = purse == 0 ? terms.length_ns : 2 * terms.length_ns;
