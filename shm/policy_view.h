@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string_view>
+#include <type_traits>
 
 #include "shm/clock.h"
 #include "shm/gcra.h"
@@ -131,9 +132,14 @@ struct GroupView {
   uint8_t outcome_count;     // 0..kMaxOutcomes
   uint8_t reserved;
   uint32_t outcomes_offset;
+  uint32_t more_reserved;
   uint64_t given_max;  // the largest such limit, in tokens per the rule's period; 0: none may
 };
 static_assert(sizeof(GroupView) == 56);
+// Hosts compare hashes of the bytes: none may be left to chance.
+static_assert(std::has_unique_object_representations_v<GroupView> &&
+              std::has_unique_object_representations_v<ClassView> &&
+              std::has_unique_object_representations_v<OutcomeView>);
 
 enum class DegradedMode : uint8_t {
   kOpen = 0,     // admit all, go on counting

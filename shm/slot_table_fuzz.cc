@@ -205,7 +205,7 @@ void Segment::Fold(uint32_t place, Input* input) {
   const uint64_t k = slot.key.load();
   const uint64_t now = FuzzClock::now_ns;
   const uint64_t base_ns = now + input->Number<uint32_t>() - (1ull << 30);
-  const int64_t unreported = input->Number<int8_t>();
+  const int64_t unreported = static_cast<int64_t>(input->Number<uint8_t>()) - 128;
   SetAux(slot, k, input->Number<uint32_t>(), 0, 0);
   const bool folded =
       FoldWord(slot, k, now, base_ns, unreported, kMaxDebtNs, [](uint64_t tokens) -> uint64_t {

@@ -274,6 +274,8 @@ TEST(PlaceSlotModel, WhatTheHostGivesBackIsUsedByNobody) {
 }
 
 // F5, F6: a cap of another tenancy, or one that has ended, lends nothing.
+std::string Said(bool entered) { return entered ? "entered" : "denied"; }
+
 TEST(PlaceSlotModel, WhatWasLentToAnotherTenancyIsNotLent) {
   World w(2);
   w.is_lent = true;
@@ -282,16 +284,16 @@ TEST(PlaceSlotModel, WhatWasLentToAnotherTenancyIsNotLent) {
   w.Put(kLower, 0);
   w.CloseOthers(kLower);
   w.PutCap(kLower, 2);
-  EXPECT_FALSE(w.Enter(0, 1, kKeyB)) << "its gen is the next";
+  EXPECT_EQ(Said(w.Enter(0, 1, kKeyB)), "denied") << "its gen is the next";
   w.Clear();
   w.Put(kLower, 0);
   w.CloseOthers(kLower);
   w.PutCap(kLower, 1);
-  EXPECT_FALSE(w.Enter(0, 2));
-  EXPECT_TRUE(w.Enter(0));
+  EXPECT_EQ(Said(w.Enter(0, 2)), "denied");
+  EXPECT_EQ(Said(w.Enter(0)), "entered");
   AllNow(kNow + 2 * kSecond);
   w.Leave(0);
-  EXPECT_FALSE(w.Enter(0)) << "it has ended";
+  EXPECT_EQ(Said(w.Enter(0)), "denied") << "it has ended";
 }
 
 }  // namespace

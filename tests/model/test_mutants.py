@@ -191,7 +191,7 @@ MUTANTS = {
         "        row.entries[i].compare_exchange_strong(e, entry, std::memory_order_seq_cst)) {\n",
         "    if (IsFree(e, Gen(entry))) {\n      row.entries[i].store(entry);\n"),
     "a_part_of_the_places_for_all": (
-        "F1", PLACE_SLOT, "if (counts && is_lent && taken.count == charge.tokens)",
+        "F1", PLACE_SLOT, "if (counts && is_lent && taken.count == places)",
         "if (counts && is_lent)"),
     "places_too_few_are_kept": (
         "F1", PLACE_SLOT, "    Leave(row, entry, taken.first, taken.count);\n", ""),
