@@ -8,6 +8,7 @@
 #include "shm/clock.h"
 #include "shm/credits.h"
 #include "shm/kinds.h"
+#include "shm/lent_places.h"
 #include "shm/slot_table.h"
 
 namespace sluice::bench {
@@ -118,12 +119,21 @@ void Stage::Lend(const char* label) {
       shm::HashValue(served_.control().info().hash_key, {kKey, kKeyBytes}, rule->hash_seed),
       rule->kind);
   const shm::MappedBuckets& b = served_.buckets();
-  shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+  using Table = shm::SlotTable<std::atomic<uint64_t>>;
+  const bool has_row = shm::HasRow(rule->kind);
+  const Table table = has_row ? Table::OfPlaces(b.slots(), b.geometry().logs, b.counters(),
+                                                b.log_entries(), rule->limit.limit)
+                              : Table(b.slots(), b.capacity(), b.counters());
   const uint32_t slot = table.Find(hash);
   Require(slot != shm::kNoSlot, "the bucket that is to be lent to is not there");
   // As after a renewal.
-  b.slots()[slot].word.store(
-      shm::credits::Make(shm::MonotonicClock::PreciseNs() + kLentForNs, 0, shm::credits::kMax));
+  const uint64_t until_ns = shm::MonotonicClock::PreciseNs() + kLentForNs;
+  if (has_row) {
+    const uint16_t gen = shm::key::Gen(b.slots()[slot].key.load());
+    b.second()[slot].store(shm::places::cap::Make(gen, until_ns, shm::kMaxLogEntries));
+  } else {
+    b.slots()[slot].word.store(shm::credits::Make(until_ns, 0, shm::credits::kMax));
+  }
 }
 
 const char* Stage::NextCold(uint64_t n) {

@@ -43,8 +43,8 @@ class Stage {
   // The same with `value`.
   sluice_handle_t* Handle(const char* name, std::string_view value) const;
   sluice_rule_t* Rule(const char* label) const;
-  // Fills the word of the strict rule `label` and kKey, which has been checked once, with the most
-  // credits that it holds.
+  // Lends the bucket of the rule `label` and kKey, which has been asked for once, as much as it can
+  // hold: credits of a strict rule, places of one of requests in flight.
   void Lend(const char* label);
   FloorRule Floor(const char* label) { return FloorOf(served_, label); }
 
