@@ -20,7 +20,7 @@ from harness.suites import Result, Runner, Suite  # pylint: disable=wrong-import
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PYTHON = "/usr/bin/python3"
-# The whole run takes some 37 minutes on two cores, from nothing; what has not begun by then, on a
+# The whole run takes some 34 minutes on two cores, from nothing; what has not begun by then, on a
 # machine that others load, is a failure.
 RUN_DEADLINE_S = 70 * 60
 BUILD_TIMEOUT_S = 25 * 60
