@@ -171,8 +171,7 @@ void GoAlone(const Attachment& a, const Item& item, const Degraded& degraded, At
 bool ApplyDegraded(const Attachment& attachment, const Item& item, const Degraded& degraded,
                    uint64_t now_ns, Attempt* attempt) {
   attempt->emergency = true;
-  const bool late = item.rule->for_ns != 0 && now_ns > degraded.since_ns &&
-                    now_ns - degraded.since_ns > item.rule->for_ns;
+  const bool late = IsLate(*item.rule, degraded, now_ns);
   const DegradedMode mode = late ? item.rule->then_mode : item.rule->mode;
   switch (mode) {
     case DegradedMode::kOpen:

@@ -116,6 +116,10 @@ struct Degraded {
   bool is = false;
   uint64_t since_ns = 0;
 };
+// Whether the rule's first mode has held for its time, so that `then` holds.
+inline bool IsLate(const Rule& rule, const Degraded& degraded, uint64_t now_ns) {
+  return rule.for_ns != 0 && now_ns > degraded.since_ns && now_ns - degraded.since_ns > rule.for_ns;
+}
 
 // The state word of the shard that a slot's aux names; never out of bounds.
 inline const std::atomic<uint64_t>* ShardWordOf(const Attachment& a, uint64_t aux) {

@@ -29,7 +29,7 @@ shm::places::Lent<std::atomic<uint64_t>> LentNow(Context& ctx, const Rule& rule,
   if (!degraded.is) [[likely]] {
     return lent;
   }
-  const bool late = rule.for_ns != 0 && now_ns > degraded.since_ns + rule.for_ns;
+  const bool late = IsLate(rule, degraded, now_ns);
   const auto limit = static_cast<uint32_t>(rule.limit.limit);
   switch (late ? rule.then_mode : rule.mode) {
     case DegradedMode::kOpen:

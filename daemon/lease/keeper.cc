@@ -29,8 +29,6 @@ std::string HomeOf(const config::CompiledRule& rule) {
   return rule.home == nullptr ? std::string() : rule.home->mark();
 }
 
-std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
-
 }  // namespace
 
 Keeper::Keeper(const Options& options, const shm::MappedBuckets* buckets, Link* link,
@@ -59,22 +57,7 @@ void Keeper::Begin(Book& b, const config::CompiledRule& rule) {
 }
 
 uint32_t Keeper::OnBucket(const harvest::Place& place, harvest::Named&& named, uint64_t now_ns) {
-  const auto found = by_text_.find(named.text);
-  uint32_t id;
-  if (found != by_text_.end()) {
-    id = found->second;
-  } else {
-    if (free_.empty()) {
-      id = static_cast<uint32_t>(books_.size());
-      books_.emplace_back();
-    } else {
-      id = free_.back();
-      free_.pop_back();
-    }
-    books_[id] = Book{};
-    books_[id].text = named.text;
-    by_text_.emplace(std::move(named.text), id);
-  }
+  const uint32_t id = books_.Open(named.text);
   Book& b = books_[id];
   b.wire = named.wire.empty() ? b.text : std::move(named.wire);
   b.touched_ns = now_ns;
@@ -367,13 +350,11 @@ void Keeper::Forget(uint64_t now_ns) {
         (b.lease.has_value() && !b.lease->IsIdle(now_ns))) {
       continue;
     }
-    by_text_.erase(b.text);
     if (b.terms.may_overdraw()) (void)b.purse.Leave();
     link_->OnForgotten(b.place);
     b.lease.reset();
     CountHeld(b);
-    b = Book{};
-    free_.push_back(id);
+    books_.Close(id);
   }
 }
 

@@ -17,7 +17,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -25,10 +24,10 @@
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "daemon/config/compile.h"
 #include "daemon/harvest/harvester.h"
+#include "daemon/lease/books.h"
 #include "daemon/lease/lease.h"
 #include "daemon/lease/session.h"
 #include "daemon/redis/reply.h"
@@ -109,7 +108,7 @@ class Keeper {
   absl::Status OnReply(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint64_t now_ns);
 
   // Buckets under rules that lend that are known; those that hold or want something.
-  size_t size() const { return by_text_.size(); }
+  size_t size() const { return books_.open(); }
   const KeeperStats& stats() const { return stats_; }
   // Tokens that this host may still spend or return, as of the last look at each bucket.
   uint64_t held_tokens() const { return held_tokens_; }
@@ -161,9 +160,7 @@ class Keeper {
   const shm::MappedBuckets* const buckets_;
   Link* const link_;
   const std::function<double()> random_;
-  std::deque<Book> books_;
-  std::vector<uint32_t> free_;
-  absl::flat_hash_map<std::string, uint32_t> by_text_;
+  Books<Book> books_;
   std::vector<Shard> shards_;
   std::priority_queue<Timer, std::vector<Timer>, std::greater<Timer>> timers_;
   KeeperStats stats_;

@@ -24,8 +24,6 @@ bool IsLent(const config::CompiledRule* rule) {
   return rule != nullptr && rule->kind == shm::Kind::kInFlight && rule->strict;
 }
 
-std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
-
 }  // namespace
 
 PlaceKeeper::PlaceKeeper(Options options, const shm::MappedBuckets* buckets, PlaceLink* link)
@@ -68,24 +66,8 @@ void PlaceKeeper::Look(Book& b, uint64_t now_ns) {
 
 void PlaceKeeper::OnBucket(const harvest::Place& place, const harvest::Named& named,
                            uint64_t now_ns) {
-  const auto found = by_text_.find(named.text);
-  uint32_t id;
-  if (found != by_text_.end()) {
-    id = found->second;
-  } else {
-    if (free_.empty()) {
-      id = static_cast<uint32_t>(books_.size());
-      books_.emplace_back();
-    } else {
-      id = free_.back();
-      free_.pop_back();
-    }
-    books_[id] = Book{};
-    books_[id].text = named.text;
-    books_[id].shard = named.shard;
-    by_text_.emplace(named.text, id);
-  }
-  Book& b = books_[id];
+  Book& b = books_[books_.Open(named.text)];
+  b.shard = named.shard;
   b.wire = named.wire.empty() ? b.text : named.wire;
   b.limit = IsLent(named.rule) ? static_cast<uint32_t>(named.rule->limit.limit) : 0;
   b.cost = named.rule->cost;
@@ -103,11 +85,11 @@ void PlaceKeeper::OnBucket(const harvest::Place& place, const harvest::Named& na
 
 void PlaceKeeper::OnUse(const std::string& text, int64_t entered, uint64_t denied, uint64_t need,
                         uint64_t now_ns) {
-  const auto found = by_text_.find(text);
-  if (found == by_text_.end()) return;
-  Book& b = books_[found->second];
+  uint32_t id = 0;
+  if (!books_.Find(text, &id)) return;
+  Book& b = books_[id];
   b.used_ns = now_ns;
-  if (denied != 0) urgent_.push_back(found->second);
+  if (denied != 0) urgent_.push_back(id);
   b.uses += static_cast<uint64_t>(std::max<int64_t>(entered, 0)) + denied;
   if (denied == 0) return;
   b.need = std::min<uint64_t>(std::max({b.need, denied, need}), b.limit);
@@ -152,15 +134,13 @@ bool PlaceKeeper::IsDue(const Book& b, uint64_t now_ns) const {
   return now_ns >= b.asked_ns + (is_any_free ? kPlacesBeatNs : kPlacesHeldBeatNs);
 }
 
-void PlaceKeeper::Forget(Book& b) {
+void PlaceKeeper::Forget(uint32_t id) {
+  Book& b = books_[id];
   if (b.place.key != 0) {
     Put(b, 0, 0);
     link_->OnForgotten(b.place);
   }
-  const auto id = by_text_.find(b.text)->second;
-  by_text_.erase(b.text);
-  b = Book{};
-  free_.push_back(id);
+  books_.Close(id);
 }
 
 void PlaceKeeper::Visit(uint32_t id, uint64_t now_ns) {
@@ -174,7 +154,7 @@ void PlaceKeeper::Visit(uint32_t id, uint64_t now_ns) {
   if (IsDue(b, now_ns)) {
     shards_[b.shard].due.push_back(id);
   } else if (is_idle && b.stock.held == 0) {
-    Forget(b);
+    Forget(id);
   }
 }
 

@@ -14,16 +14,15 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "daemon/config/compile.h"
 #include "daemon/harvest/harvester.h"
+#include "daemon/lease/books.h"
 #include "daemon/lease/demand.h"
 #include "daemon/redis/reply.h"
 #include "shm/lent_places.h"
@@ -92,7 +91,7 @@ class PlaceKeeper {
   absl::Status OnReply(uint32_t shard, uint64_t seq, const redis::Reply& reply, uint64_t now_ns);
 
   // Buckets that are known.
-  size_t size() const { return by_text_.size(); }
+  size_t size() const { return books_.open(); }
 
  private:
   struct Book {
@@ -135,14 +134,12 @@ class PlaceKeeper {
   void Visit(uint32_t id, uint64_t now_ns);
   void Flush(uint32_t shard, uint64_t now_ns);
   void Send(uint32_t shard, uint64_t now_ns);
-  void Forget(Book& b);
+  void Forget(uint32_t id);
 
   const Options options_;
   const shm::MappedBuckets* const buckets_;
   PlaceLink* const link_;
-  std::deque<Book> books_;
-  std::vector<uint32_t> free_;
-  absl::flat_hash_map<std::string, uint32_t> by_text_;
+  Books<Book> books_;
   std::vector<Shard> shards_;
   std::vector<uint32_t> urgent_;  // was denied since the last Tick
   uint64_t scanned_ns_ = 0;

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
+import time
 
-from harness.processes import Process
+from harness.processes import Process, wait_until
 from harness.redis_cluster import RedisCluster
-from harness.sluice import Daemon, build_dir
+from harness.sluice import START_DEADLINE_S, Daemon, build_dir
 
 TENTH_NS = 100_000_000
 
@@ -28,6 +30,24 @@ def connected_hosts(configs):
             daemon.wait_for(lambda d=daemon: d.metrics().sum("sluice_emergency") == 0
                             and d.metrics().sum("sluice_redis_connected") >= 1, 30, "connected")
         yield daemons
+
+
+def kill_workers_while(clients, daemons, pause_s):
+    """Kills a worker of each daemon in turn, `pause_s()` after the last is back, until the process
+    `clients` ends; returns how many were killed."""
+    kills = 0
+    while clients.running():
+        time.sleep(pause_s())
+        daemon = daemons[kills % len(daemons)]
+        worker = daemon.worker_pid()
+        if worker == daemon.pid or not clients.running():
+            continue  # the keeper is about to start one
+        os.kill(worker, signal.SIGKILL)
+        kills += 1
+        wait_until(lambda old=worker, daemon=daemon:
+                   daemon.worker_pid() not in (old, daemon.pid) or not clients.running(),
+                   START_DEADLINE_S, "another worker")
+    return kills
 
 
 class Load:

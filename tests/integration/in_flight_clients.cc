@@ -21,12 +21,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/include/sluice.hpp"
+#include "tests/integration/descriptors.h"
 #include "tests/support/is_running.h"
 
 namespace {
@@ -120,11 +121,9 @@ int main(int argc, char** argv) {
   const bool is_fleet = request.runtime_dirs.size() > 1;
   const int kills = atoi(argv[3]);
   const auto seed = static_cast<unsigned>(atoi(argv[4]));
-  for (int i = 5; i < argc; ++i) {
-    const char* const equals = strchr(argv[i], '=');
-    if (equals == nullptr) return 2;
-    request.descriptors.emplace_back(std::string_view(argv[i], equals), equals + 1);
-  }
+  auto descriptors = sluice::test::ReadDescriptors(argc, argv, 5);
+  if (!descriptors) return 2;
+  request.descriptors = *std::move(descriptors);
   auto* const board =
       new (mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))
           Board{};

@@ -13,12 +13,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
-#include <string_view>
-#include <vector>
 
 #include "client/include/sluice.hpp"
+#include "tests/integration/descriptors.h"
 
 namespace {
 
@@ -51,13 +49,8 @@ int main(int argc, char** argv) {
   if (argc < 5) return 2;
   const std::chrono::milliseconds max_wait{strtol(argv[2], nullptr, 10)};
   const long count = strtol(argv[3], nullptr, 10);
-  std::vector<sluice::Descriptor> descriptors;
-  for (int i = 4; i < argc; ++i) {
-    const char* equals = strchr(argv[i], '=');
-    if (equals == nullptr) return 2;
-    descriptors.emplace_back(std::string_view(argv[i], static_cast<size_t>(equals - argv[i])),
-                             std::string_view(equals + 1));
-  }
+  const auto descriptors = sluice::test::ReadDescriptors(argc, argv, 4);
+  if (!descriptors) return 2;
   sluice::Client client({.runtime_dir = argv[1], .label = "queue-up"});
   if (!client.wait(std::chrono::seconds(20))) {
     fprintf(stderr, "%s\n", client.info().message);
@@ -78,7 +71,7 @@ int main(int argc, char** argv) {
     const itimerspec soon = {.it_interval = {},
                              .it_value = {0, 1'000 + static_cast<long>(random() % 100'000'000)}};
     timerfd_settime(timer, 0, cancels ? &soon : &off, nullptr);
-    const sluice::Decision d = client.acquire(descriptors, max_wait, 1, timer);
+    const sluice::Decision d = client.acquire(*descriptors, max_wait, 1, timer);
     const int result = d.error() != 0 ? d.error() : static_cast<int>(d.allowed());
     printf("{\"result\": %d, \"now_ns\": %lu, \"turn_ns\": %lu, \"woken_ns\": %lu}\n", result,
            d.raw().now_ns, d.raw().now_ns + d.raw().delay_ns, NowNs());

@@ -7,30 +7,25 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
-#include <vector>
 
 #include "client/include/sluice.hpp"
+#include "tests/integration/descriptors.h"
 
 int main(int argc, char** argv) {
   constexpr uint32_t kStatuses[] = {200, 201, 401, 404, 429, 500, 503};
   if (argc < 5) return 2;
   const uint64_t requests = strtoull(argv[2], nullptr, 10);
   std::minstd_rand random(static_cast<unsigned>(atoi(argv[3])));
-  std::vector<sluice::Descriptor> descriptors;
-  for (int i = 4; i < argc; ++i) {
-    const char* const equals = strchr(argv[i], '=');
-    if (equals == nullptr) return 2;
-    descriptors.emplace_back(std::string_view(argv[i], equals), equals + 1);
-  }
+  const auto descriptors = sluice::test::ReadDescriptors(argc, argv, 4);
+  if (!descriptors) return 2;
   sluice::Client client({.runtime_dir = argv[1]});
   if (!client.wait(std::chrono::seconds(10))) return 1;
   uint64_t ended[std::size(kStatuses)] = {};
   uint64_t denied = 0;
   uint64_t unreported = 0;
   for (uint64_t i = 0; i < requests; ++i) {
-    sluice::Decision d = client.check(descriptors);
+    sluice::Decision d = client.check(*descriptors);
     if (!d) {
       ++denied;
       continue;

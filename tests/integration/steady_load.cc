@@ -15,11 +15,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "client/include/sluice.hpp"
+#include "tests/integration/descriptors.h"
 
 namespace {
 
@@ -73,13 +73,8 @@ int main(int argc, char** argv) {
   if (argc < 5) return 2;
   const double rate = strtod(argv[2], nullptr);
   const double seconds = strtod(argv[3], nullptr);
-  std::vector<sluice::Descriptor> descriptors;
-  for (int i = 4; i < argc; ++i) {
-    const char* equals = strchr(argv[i], '=');
-    if (equals == nullptr) return 2;
-    descriptors.emplace_back(std::string_view(argv[i], static_cast<size_t>(equals - argv[i])),
-                             std::string_view(equals + 1));
-  }
+  const auto descriptors = sluice::test::ReadDescriptors(argc, argv, 4);
+  if (!descriptors) return 2;
   sluice::Client client({.runtime_dir = argv[1], .label = "steady-load"});
   if (!client.wait(std::chrono::seconds(20))) {
     fprintf(stderr, "%s\n", client.info().message);
@@ -100,7 +95,7 @@ int main(int argc, char** argv) {
     for (; sent < due; ++sent) {
       const uint64_t before = Now();
       const sluice::Decision d =
-          wait.count() == 0 ? client.check(descriptors) : client.check_wait(descriptors, wait);
+          wait.count() == 0 ? client.check(*descriptors) : client.check_wait(*descriptors, wait);
       const uint64_t took = Now() - before;
       if (samples.size() < kMaxSamples) {
         samples.push_back(static_cast<uint32_t>(std::min<uint64_t>(took, UINT32_MAX)));

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from harness.load import connected_hosts, redis_words
+from harness.load import connected_hosts, kill_workers_while, redis_words
 from harness.processes import Process, run, wait_until
 from harness.redis_cluster import RedisCluster, RedisServer
 from harness.sluice import START_DEADLINE_S, Daemon, binary, build_dir, ctl, ctl_json
@@ -97,16 +97,7 @@ def test_clients_and_daemons_that_are_killed_leave_no_place_behind(tmp_path):
     with Daemon(RULES) as daemon:
         with Process([program, daemon.runtime_dir, LIMIT, KILLS, SEED, "tenant=acme"],
                      tmp_path / "log") as clients:
-            worker_kills = 0
-            while clients.running():
-                time.sleep(rng.random() * 0.5)
-                worker = daemon.worker_pid()
-                if worker == daemon.pid or not clients.running():
-                    continue  # the keeper is about to start one
-                os.kill(worker, signal.SIGKILL)
-                worker_kills += 1
-                wait_until(lambda old=worker: daemon.worker_pid() not in (old, daemon.pid)
-                           or not clients.running(), START_DEADLINE_S, "another worker")
+            worker_kills = kill_workers_while(clients, [daemon], lambda: rng.random() * 0.5)
         end = json.loads((tmp_path / "log").read_text().splitlines()[-1])
         print(worker_kills, "workers killed", end)
         assert worker_kills > 0
@@ -184,18 +175,7 @@ def test_over_all_hosts_no_more_than_the_limit_are_in_whoever_is_killed(tmp_path
         with Process([program, dirs, FLEET_LIMIT, KILLS, SEED, "tenant=acme"],
                      tmp_path / "log") as clients:
             rng = random.Random(SEED)
-            worker_kills = 0
-            while clients.running():
-                time.sleep(0.2 + rng.random())
-                host = hosts[worker_kills % len(hosts)]
-                worker = host.worker_pid()
-                if worker == host.pid or not clients.running():
-                    continue
-                os.kill(worker, signal.SIGKILL)
-                worker_kills += 1
-                wait_until(lambda old=worker, host=host:
-                           host.worker_pid() not in (old, host.pid) or not clients.running(),
-                           START_DEADLINE_S, "another worker")
+            worker_kills = kill_workers_while(clients, hosts, lambda: 0.2 + rng.random())
         end = json.loads((tmp_path / "log").read_text().splitlines()[-1])
         print(worker_kills, "workers killed", end)
         assert end["violations"] == 0

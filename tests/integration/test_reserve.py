@@ -6,12 +6,11 @@
 import json
 import os
 import random
-import signal
-import time
 
 import pytest
 
-from harness.processes import Process, run, wait_until
+from harness.load import kill_workers_while
+from harness.processes import Process, run
 from harness.sluice import START_DEADLINE_S, Daemon, build_dir, ctl_json
 
 OPERATIONS = int(os.environ.get("RESERVE_OPERATIONS", "50000"))
@@ -66,16 +65,7 @@ def test_the_same_while_daemons_are_killed(tmp_path):
     with Daemon(RULES) as daemon:
         with Process([program("reserve_clients"), daemon.runtime_dir, OPERATIONS, KILLS, SEED],
                      tmp_path / "log") as clients:
-            worker_kills = 0
-            while clients.running():
-                time.sleep(rng.random() * 0.5)
-                worker = daemon.worker_pid()
-                if worker == daemon.pid or not clients.running():
-                    continue  # the keeper is about to start one
-                os.kill(worker, signal.SIGKILL)
-                worker_kills += 1
-                wait_until(lambda old=worker: daemon.worker_pid() not in (old, daemon.pid)
-                           or not clients.running(), START_DEADLINE_S, "another worker")
+            worker_kills = kill_workers_while(clients, [daemon], lambda: rng.random() * 0.5)
         end = json.loads((tmp_path / "log").read_text().splitlines()[-1])
         print(worker_kills, "workers killed")
         assert worker_kills > 0
