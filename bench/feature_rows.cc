@@ -22,17 +22,20 @@ Contender ListCheck(const char* name, const sluice_descriptor_t (&request)[kCoun
 
 constexpr sluice_descriptor_t kPlain[] = {{"classless", 9, kKey, kKeyBytes}};
 
-// By a list of one descriptor, with its decision: what the rows with an answer stand beside.
-Contender PlainDecision() {
-  return {"beside_ns", [client = Stage::Get().client()](uint64_t n) {
+// By a list of one descriptor, with its decision.
+Contender DecisionCheck(const char* name, const sluice_descriptor_t& request) {
+  return {name, [client = Stage::Get().client(), &request](uint64_t n) {
             sluice_decision_t decision;
             int allowed = 0;
             for (uint64_t i = 0; i < n; ++i) {
-              allowed += sluice_check(client, kPlain, 1, 1, &decision);
+              allowed += sluice_check(client, &request, 1, 1, &decision);
             }
             benchmark::DoNotOptimize(allowed);
           }};
 }
+
+// What the rows with an answer stand beside.
+Contender PlainDecision() { return DecisionCheck("beside_ns", kPlain[0]); }
 
 // With its buckets and blocks made.
 Contenders Made(const Contenders& contenders) {
@@ -75,6 +78,21 @@ Contenders CheckPenaltyDeny() {
   Contenders rows = {HandleCheck("ns", "punished"), HandleCheck("beside_ns", "spent")};
   for (const Contender& row : rows) row.run(100);
   return rows;
+}
+
+// A denial whose caller is told a time of his own, beside one without.
+Contenders CheckSpreadDeny() {
+  static constexpr sluice_descriptor_t kSpread = {"spread", 6, kKey, kKeyBytes};
+  static constexpr sluice_descriptor_t kSpent = {"spent", 5, kKey, kKeyBytes};
+  Contenders rows = {DecisionCheck("ns", kSpread), DecisionCheck("beside_ns", kSpent)};
+  for (const Contender& row : rows) row.run(100);
+  return rows;
+}
+
+// A rule that says more than yes and no: a soft level, and words about itself.
+Contenders CheckLevels() {
+  static constexpr sluice_descriptor_t kLevels = {"levels", 6, kKey, kKeyBytes};
+  return Made({DecisionCheck("ns", kLevels), PlainDecision()});
 }
 
 // An estimate that is reserved and settled.
@@ -145,6 +163,8 @@ constexpr CheckRow kRows[] = {
     {"check_calendar_window", kHotUnits, 1, CheckCalendarWindow},
     {"check_candidate", kHotUnits, 1, CheckCandidate},
     {"check_penalty_deny", kHotUnits, 1, CheckPenaltyDeny},
+    {"check_spread_deny", kHotUnits, 1, CheckSpreadDeny},
+    {"check_levels", kHotUnits, 1, CheckLevels},
     {"check_and_report", kHotUnits, 1, CheckAndReport},
     {"reserve_and_settle", kHotUnits, 1, ReserveAndSettle},
     {"acquire_at_once", kHotUnits, 1, AcquireAtOnce},

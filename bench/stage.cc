@@ -38,6 +38,8 @@ rules:
   - {name: given, key: [given], limit: 1000000000/s, override: {max: 1000000000}}
   - {name: tried, key: [tried], limit: 1000000000/s, candidate: {limit: 500000000/s}}
   - {name: punished, key: [punished], limit: 10 per 1h, penalty: {deny_costs: 1}}
+  - {name: spread, key: [spread], limit: 10 per 1h, retry_spread: 60s}
+  - {name: levels, key: [levels], limit: 1000000000/s, soft: {at: 0.8}, metadata: {plan: free}}
   - {name: ended, key: [ended], limit: 1000000000/s, outcomes: {5xx: refund}}
   - {name: daily, key: [daily], limit: 1000000000/day, algorithm: fixed_window, calendar: {}}
   - {name: log, key: [log], limit: 4096 per 1ms, algorithm: sliding_log}

@@ -12,7 +12,7 @@ ROWS = {"check_hot_handle", "check_hot_keyed", "check_three_rules", "check_deny"
         "check_deny_keyed", "check_strict_handle", "check_strict_keyed", "check_fixed_window",
         "check_sliding_window", "check_sliding_log", "check_priority_keyed", "check_priority_list",
         "check_given_list", "check_calendar_window", "check_candidate", "check_penalty_deny",
-        "check_and_report", "reserve_and_settle", "acquire_at_once", "enter_and_leave",
+        "check_spread_deny", "check_levels", "check_and_report", "reserve_and_settle", "acquire_at_once", "enter_and_leave",
         "check_cold_1m_single", "check_cold_1m_batch3",
         "check_cold_1m_batch16", "check_three_rules_cold", "check_cold_8m_single",
         "check_cold_8m_batch3", "check_cold_8m_batch16", "check_two_threads_one_key",
@@ -38,7 +38,7 @@ def test_every_row_is_measured_beside_its_floor(tmp_path):
     for name, row in rows.items():
         assert {"ns", "floor_ns", "ratio"} <= set(row)
         if name.startswith(("check_two_", "policy_swap_", "check_strict_", "check_priority_", "check_given_",
-                            "check_candidate", "check_penalty_", "check_and_", "reserve_", "acquire_",
+                            "check_candidate", "check_penalty_", "check_spread_", "check_levels", "check_and_", "reserve_", "acquire_",
                             "enter_")) or name.endswith(("_window", "_log")):
             assert row["ns"] > 0 and row["beside_ratio"] > 0, row
         elif name.startswith("check_"):
