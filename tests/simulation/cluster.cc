@@ -24,7 +24,11 @@ Cluster::Cluster(ClusterOptions options, Timeline* timeline, Network* network, T
       lua_(random_.Next()),
       migrations_(options_.shards) {
   shards_.keys = redis::ShardKeys("rl", options_.shards);
-  for (const std::string& key : shards_.keys) shards_.slots.push_back(redis::KeySlot(key));
+  for (const std::string& key : shards_.keys) {
+    shards_.slots.push_back(redis::KeySlot(key));
+    shards_.places.push_back(key);
+    shards_.places.back().insert(key.find('{'), "places:");
+  }
   for (uint32_t i = 0; i < options_.shards; ++i) {
     config_.slot_owner.push_back(static_cast<int>(i) * options_.primaries /
                                  static_cast<int>(options_.shards));
@@ -41,6 +45,11 @@ Cluster::Cluster(ClusterOptions options, Timeline* timeline, Network* network, T
                           .shards = &shards_,
                           .password = options_.password,
                           .on_write = [this](int n, const std::string& key) { Replicate(n, key); },
+                          .on_places =
+                              [this](int n, uint32_t shard, const auto& argv, const auto& reply) {
+                                if (!on_places_) return;
+                                on_places_(config_.slot_owner[shard] == n, shard, argv, reply);
+                              },
                           .on_violation = std::move(on_violation)};
   for (size_t i = 0; i < config_.primary_of.size(); ++i) {
     nodes_.push_back(std::make_unique<Node>(static_cast<int>(i), parts, random_.Fork(), config_));
@@ -274,8 +283,10 @@ void Cluster::Misdirect(uint32_t shard, int other) {
 
 void Cluster::Flush(int n) {
   trace_->Note("flush", static_cast<uint64_t>(n));
-  for (const std::string& key : shards_.keys) {
-    if (node(n).data.erase(key) != 0) Replicate(n, key);
+  for (uint32_t shard = 0; shard < shards_.keys.size(); ++shard) {
+    for (const std::string& key : shards_.AllOf(shard)) {
+      if (node(n).data.erase(key) != 0) Replicate(n, key);
+    }
   }
 }
 

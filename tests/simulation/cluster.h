@@ -30,6 +30,11 @@ class Cluster final : public Servers {
   Cluster(ClusterOptions options, Timeline* timeline, Network* network, Trace* trace, Random random,
           std::function<void(const std::string&)> on_violation);
 
+  // A call for places was run, `owns`: by the node that all agree upon.
+  using OnPlaces = std::function<void(
+      bool owns, uint32_t shard, const std::vector<std::string>& argv, const redis::Reply& reply)>;
+  void set_on_places(OnPlaces on_places) { on_places_ = std::move(on_places); }
+
   int size() const { return static_cast<int>(nodes_.size()); }
   Node& node(int i) { return *nodes_[static_cast<size_t>(i)]; }
   const Config& config() const { return config_; }
@@ -86,7 +91,7 @@ class Cluster final : public Servers {
   void FollowPrimary(int node);
   void Replicate(int node, const std::string& key);
   void FinishMigration(uint32_t shard);
-  void MoveKey(uint32_t shard, int from, int to);
+  void MoveKey(const std::string& key, int from, int to);
   void MendMigrations();
 
   const ClusterOptions options_;
@@ -106,6 +111,7 @@ class Cluster final : public Servers {
   };
   std::vector<Migration> migrations_;  // by shard
   uint64_t failovers_ = 0;
+  OnPlaces on_places_;
 };
 
 }  // namespace sluice::simulation

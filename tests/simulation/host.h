@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -31,6 +32,8 @@ struct HostOptions {
   uint64_t check_gap_ns = 20 * kMs;  // between two checks of a client, in the mean
   int keys = 12;                     // of each rule
   double corrected = 0;  // of the checks that are allowed: so many cost another number later
+  // Hear of who has entered a bucket, and of what is wrong.
+  std::function<void(const std::string&text)> on_enter, on_wrong;
 };
 
 // What a daemon was told, and when: for the books of what a failover may lose.
@@ -75,6 +78,12 @@ class Host {
 
   // The buckets that its daemon, which runs, holds to be banned, and for how long from now on.
   std::map<std::string, uint64_t> BannedForNs() const;
+
+  // Requests in flight, by bucket; those of killed clients until they are given back.
+  const std::map<std::string, uint32_t>& in_flight() const { return in_flight_; }
+  uint64_t entered() const { return entered_; }
+  // The name of its segments, as lua/places.lua is told of it.
+  std::string Segments() const;
 
   // Out of emergency, and Redis knows all that was used.
   bool IsSettled() const;
@@ -124,6 +133,13 @@ class Host {
     std::string text;
   };
 
+  // A request in flight.
+  struct Stay {
+    uint32_t slot = 0, count = 0, first = 0;
+    uint64_t entry = 0;
+    std::string text;
+  };
+
   void Turn();
   void WakeAt(uint64_t at_ns);
   void NoteAcks();
@@ -134,7 +150,12 @@ class Host {
   void Correct(const Spent& spent);
   void GiveBack(const Spent& spent, uint32_t tokens);
   void ChargeMore(const Spent& spent, uint32_t tokens);
-  shm::logs::Row<std::atomic<uint64_t>> LogOf(uint32_t slot) const;
+  void Enter(const config::CompiledRule& rule, const std::string& value, uint64_t hash,
+             uint32_t count, bool is_killed);
+  void Leave(const Stay& stay);
+  void GiveBackLater(const Stay& stay);
+  shm::logs::Row<std::atomic<uint64_t>> RowOf(uint32_t slot) const;
+  uint64_t MaxDebtNs() const { return control_.header().max_debt_ns.load(); }
   void TakeRules();
   bool PublishRules(const std::vector<config::RuleConfig>& rules);
   void StoreName(uint32_t slot, const std::string& label, const std::string& value);
@@ -167,6 +188,9 @@ class Host {
   double kill_chance_ = 0;
   Tokens admitted_, given_back_, denied_;
   Tokens lost_by_kills_, refunds_lost_by_kills_;
+  std::map<std::string, uint32_t> in_flight_;
+  uint64_t nonce_ = 0;  // of the last place
+  uint64_t entered_ = 0;
   uint64_t killed_clients_ = 0;
   uint64_t checks_ = 0;
 };

@@ -14,7 +14,6 @@
 namespace sluice::simulation {
 namespace {
 
-constexpr uint64_t kMaxDebtNs = 30 * kSecond;  // two lengths of the longest window
 constexpr uint64_t kCorrectMostNs = 2 * kSecond;
 
 struct Clock {
@@ -49,6 +48,9 @@ void Host::Check() {
   Clock::now_ns = NowNs();
   const uint64_t hash = shm::HashOfKind(
       shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1), rule.kind);
+  if (rule.kind == shm::Kind::kInFlight) {
+    return Enter(rule, value, hash, tokens, death != Death::kNone);
+  }
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
   const bool is_log = rule.kind == shm::Kind::kSlidingLog;
@@ -71,7 +73,7 @@ void Host::Check() {
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     bool claimed = false;
     const uint32_t slot =
-        table.FindOrClaim(hash, rule.kind, 0, {Clock::now_ns, kGraceNs, kMaxDebtNs}, &claimed);
+        table.FindOrClaim(hash, rule.kind, 0, {NowNs(), kGraceNs, MaxDebtNs()}, &claimed);
     if (slot == shm::kNoSlot) return;
     if (claimed && death == Death::kBeforeText) return;
     if (claimed) StoreName(slot, rule.label, value);
@@ -118,10 +120,6 @@ void Host::Correct(const Spent& spent) {
   if (actual > spent.tokens) ChargeMore(spent, actual - spent.tokens);
 }
 
-shm::logs::Row<std::atomic<uint64_t>> Host::LogOf(uint32_t slot) const {
-  return {buckets_.buckets().log_entries() + uint64_t{slot} * kLogs.entries, kLogs.entries};
-}
-
 // As sluice_settle does it: without asking, into debt; the word first, then the use.
 void Host::ChargeMore(const Spent& spent, uint32_t tokens) {
   const shm::MappedBuckets& b = buckets_.buckets();
@@ -143,7 +141,7 @@ void Host::ChargeMore(const Spent& spent, uint32_t tokens) {
   shm::Seen seen;
   const uint64_t fp = shm::key::Fp(key);
   if (spent.kind == shm::Kind::kSlidingLog) {
-    shm::logs::Fill(slot, LogOf(spent.slot), shm::logs::TermsOf(spent.limit), spent.gen,
+    shm::logs::Fill(slot, RowOf(spent.slot), shm::logs::TermsOf(spent.limit), spent.gen,
                     Clock::now_ns, tokens);
   } else if (const shm::Outcome outcome =
                  shm::IsWindow(spent.kind)
@@ -167,7 +165,7 @@ void Host::GiveBack(const Spent& spent, uint32_t tokens) {
   shm::Slot& slot = b.slots()[spent.slot];
   const bool is_back =
       spent.kind == shm::Kind::kSlidingLog
-          ? shm::logs::RefundLog(slot, LogOf(spent.slot), 0, spent.gen, spent.new_ns, tokens,
+          ? shm::logs::RefundLog(slot, RowOf(spent.slot), 0, spent.gen, spent.new_ns, tokens,
                                  spent.limit.period_ns, NowNs())
       : shm::IsWindow(spent.kind)
           ? shm::window::RefundWindow(slot, &b.second()[spent.slot], 0, spent.gen, spent.new_ns,

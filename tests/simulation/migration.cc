@@ -39,9 +39,10 @@ void Cluster::Migrate(uint32_t shard, int to, uint64_t pause_ns) {
   };
   timeline_->After(1 + random_.Below(pause_ns), [this, shard, from, to, pause_ns, goes_on] {
     if (!goes_on()) return;
-    MoveKey(shard, from, to);
-    timeline_->After(1 + random_.Below(pause_ns), [this, shard, to, pause_ns, goes_on] {
+    MoveKey(shards_.keys[shard], from, to);
+    timeline_->After(1 + random_.Below(pause_ns), [this, shard, from, to, pause_ns, goes_on] {
       if (!goes_on()) return;
+      MoveKey(shards_.places[shard], from, to);
       // SETSLOT NODE on the target first; the source goes on to answer ASK.
       node(to).config.slot_owner[shard] = to;
       node(to).importing.erase(shard);
@@ -69,15 +70,14 @@ void Cluster::FinishMigration(uint32_t shard) {
 }
 
 // MIGRATE: the key is at one place, then at the other.
-void Cluster::MoveKey(uint32_t shard, int from, int to) {
-  const std::string& key = shards_.keys[shard];
+void Cluster::MoveKey(const std::string& key, int from, int to) {
   const auto found = node(from).data.find(key);
   if (found == node(from).data.end()) return;
   node(to).data[key] = std::move(found->second);
   node(from).data.erase(found);
   Replicate(from, key);
   Replicate(to, key);
-  trace_->Note("moved", shard, static_cast<uint64_t>(from), static_cast<uint64_t>(to));
+  trace_->Note("moved", static_cast<uint64_t>(from), static_cast<uint64_t>(to));
 }
 
 // What redis-cli --cluster fix does: the slot stays with its owner, and the key, where the owner
@@ -99,12 +99,14 @@ void Cluster::MendMigrations() {
       node(i).migrating.erase(shard);
       if (i == owner || config_.primary_of[At(i)] != kNobody) continue;
       node(i).config = config_;
-      if (!node(i).data.contains(shards_.keys[shard])) continue;
-      if (node(owner).data.contains(shards_.keys[shard])) {
-        node(i).data.erase(shards_.keys[shard]);
-        Replicate(i, shards_.keys[shard]);
-      } else {
-        MoveKey(shard, i, owner);
+      for (const std::string& key : shards_.AllOf(shard)) {
+        if (!node(i).data.contains(key)) continue;
+        if (node(owner).data.contains(key)) {
+          node(i).data.erase(key);
+          Replicate(i, key);
+        } else {
+          MoveKey(key, i, owner);
+        }
       }
     }
     trace_->Note("mended", shard);

@@ -44,9 +44,14 @@ std::string Encode(const redis::Reply& reply) {
   return out;
 }
 
-const std::string& FoldSha() {
-  static const std::string sha = redis::Sha1Hex(lua::kFold);
-  return sha;
+// Of the scripts that daemons run here; empty: of none.
+std::string_view TextOf(const std::string& sha) {
+  static const std::map<std::string, std::string_view> texts = {
+      {redis::Sha1Hex(lua::kFold), lua::kFold},
+      {redis::Sha1Hex(lua::kProbe), lua::kProbe},
+      {redis::Sha1Hex(lua::kPlaces), lua::kPlaces}};
+  const auto text = texts.find(sha);
+  return text != texts.end() ? text->second : std::string_view();
 }
 
 // The tokens that a hash says it has counted.
@@ -242,7 +247,7 @@ std::string Node::Slots() const {
   return out;
 }
 
-std::string Node::Redirect(const Session& session, uint32_t shard) const {
+std::string Node::Redirect(const Session& session, uint32_t shard, const std::string& key) const {
   if (cluster_down) return Error("CLUSTERDOWN The cluster is down");
   const std::string slot = std::to_string(parts_.shards->slots[shard]);
   const auto to = [&slot](const char* how, int node) {
@@ -252,7 +257,7 @@ std::string Node::Redirect(const Session& session, uint32_t shard) const {
   const int owner = config.slot_owner[shard];
   if (owner == index_) {
     const auto moving = migrating.find(shard);
-    if (moving != migrating.end() && !data.contains(parts_.shards->keys[shard])) {
+    if (moving != migrating.end() && !data.contains(key)) {
       return to("ASK", moving->second);
     }
     return "";
@@ -264,24 +269,30 @@ std::string Node::Redirect(const Session& session, uint32_t shard) const {
 
 // EVALSHA sha 1 key args..., or EVAL with the text.
 std::string Node::Script(Session& session, const Words& words, bool by_text) {
+  const std::string key = words.size() > 3 ? words[3] : "";
   const auto& keys = parts_.shards->keys;
-  const auto key = std::find(keys.begin(), keys.end(), words.size() > 3 ? words[3] : "");
-  if (key == keys.end()) return Error("ERR a key that no daemon should know");
-  const auto shard = static_cast<uint32_t>(key - keys.begin());
-  if (std::string elsewhere = Redirect(session, shard); !elsewhere.empty()) return elsewhere;
+  const auto& places = parts_.shards->places;
+  size_t at = std::find(keys.begin(), keys.end(), key) - keys.begin();
+  if (at == keys.size()) at = std::find(places.begin(), places.end(), key) - places.begin();
+  if (at == keys.size()) return Error("ERR a key that no daemon should know");
+  const auto shard = static_cast<uint32_t>(at);
+  if (std::string elsewhere = Redirect(session, shard, key); !elsewhere.empty()) return elsewhere;
   if (!says_no.empty()) return Error(says_no);
   const Words argv(words.begin() + 4, words.end());
   if (by_text) {
     scripts.insert(redis::Sha1Hex(words[1]));
-    return Run(words[1], shard, argv);
+    return Run(words[1], shard, key, argv);
   }
   if (!scripts.contains(words[1])) return Error("NOSCRIPT No matching script.");
-  return Run(words[1] == FoldSha() ? lua::kFold : lua::kProbe, shard, argv);
+  const std::string_view text = TextOf(words[1]);
+  if (text.empty()) return Error("ERR a script that no daemon should know");
+  return Run(std::string(text), shard, key, argv);
 }
 
-std::string Node::Run(const std::string& text, uint32_t shard, const Words& argv) {
+std::string Node::Run(const std::string& text, uint32_t shard, const std::string& key,
+                      const Words& argv) {
   ++calls;
-  const std::string& key = parts_.shards->keys[shard];
+  const bool is_places = key == parts_.shards->places[shard];
   test::LuaRedis& lua = *parts_.lua;
   lua.data.clear();
   lua.expires_us.clear();
@@ -303,7 +314,12 @@ std::string Node::Run(const std::string& text, uint32_t shard, const Words& argv
       const auto expires = lua.expires_us.find(key);
       copy.expires_us = expires != lua.expires_us.end() ? expires->second : 0;
       copy.head = head;  // of an expired hash too: its use was counted
-      Record(shard, argv, reply, copy);
+      if (is_places) {
+        if (reply.is_error()) parts_.on_violation("the script failed: " + reply.text);
+        parts_.on_places(index_, shard, argv, reply);
+      } else {
+        Record(shard, argv, reply, copy);
+      }
       if (counted !=
           (copy.head != nullptr ? copy.head->sum : 0) - (head != nullptr ? head->sum : 0)) {
         parts_.on_violation("the hash counts other than the batch said");

@@ -31,7 +31,10 @@ struct Config {
 // What is the same for all nodes of a run.
 struct Shards {
   std::vector<std::string> keys;
+  std::vector<std::string> places;  // of requests in flight; in the same slots
   std::vector<uint32_t> slots;
+
+  std::vector<std::string> AllOf(uint32_t shard) const { return {keys[shard], places[shard]}; }
 };
 
 struct Copy {
@@ -53,6 +56,10 @@ class Node {
     std::string password;
     // A key changed: to be replicated. Null: it is gone.
     std::function<void(int node, const std::string& key)> on_write;
+    // lua/places.lua has run.
+    std::function<void(int node, uint32_t shard, const std::vector<std::string>& argv,
+                       const redis::Reply& reply)>
+        on_places;
     std::function<void(const std::string& what)> on_violation;
   };
   Node(int index, const Parts& parts, Random random, Config config);
@@ -103,8 +110,9 @@ class Node {
   std::string Slots() const;
   std::string Script(Session& session, const Words& words, bool by_text);
   // Empty: the key is to be served here.
-  std::string Redirect(const Session& session, uint32_t shard) const;
-  std::string Run(const std::string& text, uint32_t shard, const Words& argv);
+  std::string Redirect(const Session& session, uint32_t shard, const std::string& key) const;
+  std::string Run(const std::string& text, uint32_t shard, const std::string& key,
+                  const Words& argv);
   void Record(uint32_t shard, const Words& argv, const redis::Reply& reply, Copy& copy);
 
   const int index_;

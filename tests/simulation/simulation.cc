@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/simulation/faults.h"
+#include "tests/simulation/seats.h"
 
 namespace sluice::simulation {
 namespace {
@@ -32,6 +33,14 @@ config::RuleConfig Window(const std::string& name, shm::Kind kind, uint64_t limi
   return rule;
 }
 
+constexpr uint32_t kSeats = 6;
+
+config::RuleConfig InFlight(const std::string& name, uint32_t places) {
+  config::RuleConfig rule = Rule(name, places, kSecond, places);
+  rule.kind = shm::Kind::kInFlight;
+  return rule;
+}
+
 constexpr uint64_t kBanAfter = 10;
 constexpr uint64_t kBanNs = 3 * kSecond;
 
@@ -52,8 +61,12 @@ class Simulation {
                  cluster_options_.primaries * (1 + cluster_options_.replicas)),
         cluster_(cluster_options_, &timeline_, &network_, &trace_, random_.Fork(),
                  [this](const std::string& what) { Violation(what); }),
-        books_(&cluster_, &hosts_) {
+        books_(&cluster_, &hosts_),
+        seats_(&timeline_, &hosts_, kSeats, [this](const std::string& what) { Violation(what); }) {
     report_.seed = seed;
+    cluster_.set_on_places([this](bool owns, uint32_t shard, const auto& argv, const auto& reply) {
+      seats_.OnCall(owns, shard, argv, reply);
+    });
     network_.set_servers(&cluster_);
     MakeHosts();
   }
@@ -79,7 +92,9 @@ class Simulation {
       report_.checks += host->checks();
       report_.killed_clients += host->killed_clients();
       report_.rule_changes += host->rule_changes();
+      report_.entered += host->entered();
     }
+    report_.seats_judged = seats_.judged();
     return std::move(report_);
   }
 
@@ -113,7 +128,8 @@ class Simulation {
                     Rule("per-day", 100'000, 3600 * kSecond, 2000),
                     Window("fixed", shm::Kind::kFixedWindow, 500, 2 * kSecond),
                     Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond),
-                    Window("log", shm::Kind::kSlidingLog, 600, 4 * kSecond)};
+                    Window("log", shm::Kind::kSlidingLog, 600, 4 * kSecond),
+                    InFlight("seats", kSeats)};
     // Two machines made from one image: nothing may depend on the name.
     const bool same_names = random_.Chance(0.3);
     const bool is_corrected = random_.Chance(0.6);
@@ -126,6 +142,8 @@ class Simulation {
       options.clients = static_cast<int>(random_.Between(1, 4));
       options.check_gap_ns = random_.Between(5, 60) * kMs;
       if (is_corrected) options.corrected = random_.Unit() / 2;
+      options.on_enter = [this](const std::string& text) { seats_.OnEnter(text); };
+      options.on_wrong = [this](const std::string& what) { Violation(what); };
       hosts_.push_back(std::make_unique<Host>(std::move(options), &timeline_, &network_, &trace_,
                                               random_.Fork()));
     }
@@ -214,6 +232,7 @@ class Simulation {
   Cluster cluster_;
   Books::Hosts hosts_;
   Books books_;
+  Seats seats_;
 };
 
 }  // namespace

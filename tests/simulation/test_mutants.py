@@ -19,7 +19,9 @@ SEEDS = 400
 RECONCILER = "daemon/reconcile/reconciler.cc"
 LEDGER = "daemon/reconcile/ledger.cc"
 CALLS = "daemon/redis/client_calls.cc"
+STRICT = "daemon/reconcile/strict.cc"
 PENALTIES = "daemon/reconcile/penalties.cc"
+PLACES = "daemon/lease/place_keeper.cc"
 
 # name: (what must be seen, file, the code as it stands, the bug, the sources to compile)
 MUTANTS = {
@@ -70,10 +72,18 @@ MUTANTS = {
     "banned_for_what_redis_says_and_as_long_again": (
         "banned: ", PENALTIES, "is_lifted ? 0 : now_ns_ + state.banned_us * 1000;",
         "is_lifted ? 0 : now_ns_ + state.banned_us * 2000;", [PENALTIES]),
+    "places_told_to_be_given_back_and_kept": (
+        "in flight: ", PLACES,
+        "    Put(b, std::min(b.lent, want), now_ns);\n    // M1",
+        "    b.stock.cap = std::min(b.lent, want) / 2;\n    b.stock.beyond = 0;\n    // M1",
+        [PLACES]),
+    "places_of_a_silent_host_used_for_ever": (
+        "in flight: ", PLACES, "s.first_sent_ns + kPlacesGoodNs);",
+        "s.first_sent_ns + 10 * kPlacesGoodNs);", [PLACES]),
     "breaker_never_closes": (
         "not settled", "daemon/reconcile/breaker.h",
         "      state_ = State::kClosed;\n      backoff_ns_ = 0;",
-        "      state_ = State::kOpen;\n      reopen_ns_ = now_ns + kBackoffMaxNs;", [RECONCILER]),
+        "      state_ = State::kOpen;\n      reopen_ns_ = now_ns + kBackoffMaxNs;", [RECONCILER, STRICT]),
 }
 
 
