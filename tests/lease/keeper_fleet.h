@@ -7,8 +7,6 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <queue>
-#include <random>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -19,43 +17,18 @@
 #include "shm/lease_slot.h"
 #include "shm/segment.h"
 #include "tests/accuracy/meter.h"
+#include "tests/lease/virtual_world.h"
 #include "tests/support/lua_redis.h"
 
 namespace sluice::lease {
 
-inline constexpr uint64_t kMilli = 1'000'000;
-inline constexpr uint64_t kSecond = 1'000'000'000;
-inline constexpr uint64_t kHarvestNs = 2 * kMilli;
 inline constexpr uint64_t kSyncNs = 50 * kMilli;
 inline constexpr uint64_t kLookNs = kMilli / 2;
 
-struct Events {
-  void At(uint64_t at_ns, std::function<void()> run) {
-    queue.push({at_ns, ++order, std::move(run)});
-  }
-  struct Event {
-    uint64_t at_ns;
-    uint64_t order;
-    std::function<void()> run;
-    bool operator<(const Event& other) const {
-      return at_ns != other.at_ns ? at_ns > other.at_ns : order > other.order;
-    }
-  };
-  std::priority_queue<Event> queue;
-  uint64_t order = 0;
-  uint64_t now_ns = kSecond;
-};
+struct World : VirtualWorld {
+  explicit World(uint64_t seed) : VirtualWorld(seed), redis(seed) {}
 
-struct World {
-  explicit World(uint64_t seed) : random(seed), redis(seed) {}
-  double Unit() { return std::uniform_real_distribution<double>(0, 1)(random); }
-  bool Chance(double p) { return p > 0 && Unit() < p; }
-  uint64_t Below(uint64_t n) { return random() % n; }
-
-  Events events;
-  std::mt19937_64 random;
   test::LuaRedis redis;
-  double loss = 0;  // of messages, each way; as many come 100 ms late in the mean
   uint64_t redis_back_ns = 0;
   uint64_t primary = 1;
 };
@@ -184,10 +157,7 @@ class KeeperHost : public Link {
     Carry([this, shard, args, seq, life = incarnation_] { Execute(shard, args, seq, life); });
   }
   void Carry(std::function<void()> run) {
-    if (world_->Chance(world_->loss)) return;
-    uint64_t takes_ns = kMilli / 2 + world_->Below(kMilli / 4);
-    if (world_->Chance(world_->loss)) takes_ns += world_->Below(200 * kMilli);
-    world_->events.At(world_->events.now_ns + takes_ns, std::move(run));
+    world_->Carry(/*far_ns=*/0, /*late_ns=*/200 * kMilli, std::move(run));
   }
   void Execute(uint32_t shard, std::vector<std::string> args, uint64_t seq, uint32_t life) {
     if (world_->events.now_ns < world_->redis_back_ns) {
@@ -251,25 +221,12 @@ class KeeperFleet {
   void Run(
       uint64_t ns, double per_s, const std::function<size_t()>& pick = nullptr,
       const std::function<uint64_t()>& cost = [] { return uint64_t{1}; }) {
-    const uint64_t end_ns = world.events.now_ns + ns;
-    uint64_t arrival_ns = per_s > 0 ? NextArrival(per_s) : UINT64_MAX;
-    while (world.events.now_ns < end_ns) {
-      const uint64_t event_ns =
-          world.events.queue.empty() ? UINT64_MAX : world.events.queue.top().at_ns;
-      const uint64_t next_ns = std::min({event_ns, arrival_ns, harvest_ns_, end_ns});
-      world.events.now_ns = std::max(world.events.now_ns, next_ns);
-      if (event_ns == next_ns) {
-        auto run = world.events.queue.top().run;
-        world.events.queue.pop();
-        run();
-      } else if (arrival_ns == next_ns) {
-        Arrive(pick ? pick() : world.Below(hosts_.size()), cost());
-        arrival_ns = NextArrival(per_s);
-      } else if (harvest_ns_ == next_ns) {
-        for (auto& host : hosts_) host->Harvest();
-        harvest_ns_ += kHarvestNs;
-      }
-    }
+    world.events.RunUntil(
+        world.events.now_ns + ns, [&] { return world.NextArrivalNs(per_s); },
+        [&] { Arrive(pick ? pick() : world.Below(hosts_.size()), cost()); },
+        [this] {
+          for (auto& host : hosts_) host->Harvest();
+        });
   }
 
   void Arrive(size_t at, uint64_t cost) {
@@ -322,17 +279,12 @@ class KeeperFleet {
       LookAgain(at, cost, until_ns);
     });
   }
-  uint64_t NextArrival(double per_s) {
-    return world.events.now_ns +
-           static_cast<uint64_t>(std::exponential_distribution<double>(per_s)(world.random) * 1e9);
-  }
 
   Terms terms_;
   config::CompiledRule rule_;
   accuracy::Bucket shadow_;
   accuracy::Bucket perfect_;
   std::vector<std::unique_ptr<KeeperHost>> hosts_;
-  uint64_t harvest_ns_ = kSecond;
 };
 
 }  // namespace sluice::lease

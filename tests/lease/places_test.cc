@@ -161,10 +161,7 @@ class PlaceHost : public PlaceLink {
     Carry(run);
   }
   void Carry(std::function<void()> run) {
-    if (world_->Chance(world_->loss)) return;
-    uint64_t takes_ns = kMilli / 2 + world_->Below(kMilli / 4);
-    if (world_->Chance(world_->loss)) takes_ns += world_->Below(400 * kMilli);
-    world_->events.At(world_->events.now_ns + takes_ns, std::move(run));
+    world_->Carry(/*far_ns=*/0, /*late_ns=*/400 * kMilli, std::move(run));
   }
   void Execute(std::vector<std::string> args, uint64_t seq, uint64_t life) {
     if (world_->events.now_ns < world_->redis_back_ns) {
@@ -221,25 +218,12 @@ class PlaceFleet {
   void Run(
       uint64_t ns, double per_s, uint64_t stay_ns, const std::function<size_t()>& pick = nullptr,
       const std::function<uint32_t()>& cost = [] { return 1u; }) {
-    const uint64_t end_ns = world.events.now_ns + ns;
-    uint64_t arrival_ns = per_s > 0 ? Next(1e9 / per_s) : UINT64_MAX;
-    while (world.events.now_ns < end_ns) {
-      const uint64_t event_ns =
-          world.events.queue.empty() ? UINT64_MAX : world.events.queue.top().at_ns;
-      const uint64_t next_ns = std::min({event_ns, arrival_ns, harvest_ns_, end_ns});
-      world.events.now_ns = std::max(world.events.now_ns, next_ns);
-      if (event_ns == next_ns) {
-        auto run = world.events.queue.top().run;
-        world.events.queue.pop();
-        run();
-      } else if (arrival_ns == next_ns) {
-        Arrive(pick ? pick() : world.Below(hosts_.size()), cost(), stay_ns);
-        arrival_ns = Next(1e9 / per_s);
-      } else if (harvest_ns_ == next_ns) {
-        for (auto& host : hosts_) host->Harvest();
-        harvest_ns_ += kHarvestNs;
-      }
-    }
+    world.events.RunUntil(
+        world.events.now_ns + ns, [&] { return world.NextArrivalNs(per_s); },
+        [&] { Arrive(pick ? pick() : world.Below(hosts_.size()), cost(), stay_ns); },
+        [this] {
+          for (auto& host : hosts_) host->Harvest();
+        });
   }
   void FailOver(const test::LuaRedis::Data& copy) {
     world.redis.data = copy;
@@ -273,18 +257,13 @@ class PlaceFleet {
     ++entered;
     most = std::max(most, In());
     if (stay_ns == UINT64_MAX) return;
-    world.events.At(Next(static_cast<double>(stay_ns)), [this, at] {
+    world.events.At(world.NextNs(static_cast<double>(stay_ns)), [this, at] {
       if (hosts_[at]->requests() != 0) hosts_[at]->Leave(world.Below(hosts_[at]->requests()));
     });
-  }
-  uint64_t Next(double mean_ns) {
-    return world.events.now_ns +
-           static_cast<uint64_t>(std::exponential_distribution<double>(1 / mean_ns)(world.random));
   }
 
   config::CompiledRule rule_;
   std::vector<std::unique_ptr<PlaceHost>> hosts_;
-  uint64_t harvest_ns_ = kSecond;
 };
 
 TEST(PlaceFleetTest, OneHostMayHaveThemAllAndThenAnother) {

@@ -52,15 +52,12 @@ inline std::shared_ptr<const config::CompiledRules> RulesWithHome(uint64_t limit
   return std::make_shared<const config::CompiledRules>(*std::move(rules));
 }
 
-struct RegionWorld {
-  explicit RegionWorld(uint64_t seed) : random(seed) {
+struct RegionWorld : VirtualWorld {
+  explicit RegionWorld(uint64_t seed) : VirtualWorld(seed) {
     for (uint32_t r = 0; r < kRegions; ++r) {
       regions.push_back(std::make_unique<Region>(seed * kRegions + r));
     }
   }
-  double Unit() { return std::uniform_real_distribution<double>(0, 1)(random); }
-  bool Chance(double p) { return p > 0 && Unit() < p; }
-  uint64_t Below(uint64_t n) { return random() % n; }
 
   struct Region {
     explicit Region(uint64_t seed) : redis(seed) {}
@@ -68,10 +65,7 @@ struct RegionWorld {
     uint64_t primary = 1;
     uint64_t back_ns = 0;  // cut off from all until then
   };
-  Events events;
-  std::mt19937_64 random;
   std::vector<std::unique_ptr<Region>> regions;
-  double loss = 0;  // of messages, each way
   const std::string lease = ScriptOr("LEASE_SCRIPT", lua::kLease);
   const std::string home = ScriptOr("HOME_SCRIPT", lua::kHome);
 };
@@ -191,11 +185,7 @@ class RegionHost : public Link, public HomesLink {
     });
   }
   void Carry(uint32_t to, std::function<void()> run) {
-    if (world_->Chance(world_->loss)) return;
-    uint64_t takes_ns = kMilli / 2 + world_->Below(kMilli / 4);
-    if (to != region_) takes_ns += kFarNs + world_->Below(kFarNs / 10);
-    if (world_->Chance(world_->loss)) takes_ns += world_->Below(1000 * kMilli);
-    world_->events.At(world_->events.now_ns + takes_ns, std::move(run));
+    world_->Carry(to == region_ ? 0 : kFarNs, /*late_ns=*/kSecond, std::move(run));
   }
 
   static constexpr uint32_t kSlot = 5;
@@ -235,28 +225,16 @@ class RegionFleet {
 
   // `per_s`: checks of all hosts, Poisson.
   void Run(uint64_t ns, double per_s) {
-    const uint64_t end_ns = world.events.now_ns + ns;
-    uint64_t arrival_ns = NextArrival(per_s);
-    while (world.events.now_ns < end_ns) {
-      const uint64_t event_ns =
-          world.events.queue.empty() ? UINT64_MAX : world.events.queue.top().at_ns;
-      const uint64_t next_ns = std::min({event_ns, arrival_ns, harvest_ns_, end_ns});
-      world.events.now_ns = std::max(world.events.now_ns, next_ns);
-      if (event_ns == next_ns) {
-        auto run = world.events.queue.top().run;
-        world.events.queue.pop();
-        run();
-      } else if (arrival_ns == next_ns) {
-        if (hosts_[world.Below(hosts_.size())]->Check()) {
+    world.events.RunUntil(
+        world.events.now_ns + ns, [&] { return world.NextArrivalNs(per_s); },
+        [this] {
+          if (!hosts_[world.Below(hosts_.size())]->Check()) return;
           ++admitted;
           shadow_.Force(1, world.events.now_ns);
-        }
-        arrival_ns = NextArrival(per_s);
-      } else if (harvest_ns_ == next_ns) {
-        for (auto& host : hosts_) host->Harvest();
-        harvest_ns_ += kHarvestNs;
-      }
-    }
+        },
+        [this] {
+          for (auto& host : hosts_) host->Harvest();
+        });
   }
   void At(uint64_t in_ns, std::function<void()> run) {
     world.events.At(world.events.now_ns + in_ns, std::move(run));
@@ -267,16 +245,10 @@ class RegionFleet {
   uint64_t admitted = 0;
 
  private:
-  uint64_t NextArrival(double per_s) {
-    return world.events.now_ns +
-           static_cast<uint64_t>(std::exponential_distribution<double>(per_s)(world.random) * 1e9);
-  }
-
   const uint64_t limit_per_s_;
   const uint64_t burst_;
   accuracy::Bucket shadow_;
   std::vector<std::unique_ptr<RegionHost>> hosts_;
-  uint64_t harvest_ns_ = kSecond;
 };
 
 }  // namespace sluice::lease
