@@ -36,8 +36,8 @@ std::vector<std::string> Books::Check(bool closing) {
       lines[i][text].may_be_missing += tokens;
       totals_.lost_by_kills += tokens;
     }
-    for (const auto& [text, tokens] : host.refunds_lost_by_kills()) {
-      lines[i][text].may_be_too_much += tokens;
+    for (const auto* refunds : {&host.refunds_lost_by_kills(), &host.refunds_abandoned()}) {
+      for (const auto& [text, tokens] : *refunds) lines[i][text].may_be_too_much += tokens;
     }
     for (const auto& [text, tokens] : host.admitted()) {
       CheckLine(i, text, closing, lines[i][text], &wrong);
@@ -66,10 +66,8 @@ void Books::CheckLine(size_t i, const std::string& text, bool closing, const Lin
   if (!closing) return;
   const int64_t missing = admitted - given_back - line.counted;
   const Host::Unnamed unnamed = host.UnnamedTokens();
-  const int64_t abandoned = host.AbandonedTokens();
-  const int64_t too_much =
-      line.may_be_too_much + unnamed.refunds + std::max<int64_t>(-abandoned, 0);
-  const int64_t too_few = line.may_be_missing + unnamed.use + std::max<int64_t>(abandoned, 0);
+  const int64_t too_much = line.may_be_too_much + unnamed.refunds;
+  const int64_t too_few = line.may_be_missing + unnamed.use + host.AbandonedTokens();
   if (-missing > too_much) {
     wrong->push_back(absl::StrCat("counted twice: host ", i, " kept ", admitted - given_back,
                                   " of ", text, ", Redis has counted ", line.counted,

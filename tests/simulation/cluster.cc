@@ -26,8 +26,11 @@ Cluster::Cluster(ClusterOptions options, Timeline* timeline, Network* network, T
   shards_.keys = redis::ShardKeys("rl", options_.shards);
   for (const std::string& key : shards_.keys) {
     shards_.slots.push_back(redis::KeySlot(key));
-    shards_.places.push_back(key);
-    shards_.places.back().insert(key.find('{'), "places:");
+    const auto of_family = [&key](const char* family) {
+      return std::string(key).insert(key.find('{'), family);
+    };
+    shards_.places.push_back(of_family("places:"));
+    shards_.strict.push_back(of_family("strict:"));
   }
   for (uint32_t i = 0; i < options_.shards; ++i) {
     config_.slot_owner.push_back(static_cast<int>(i) * options_.primaries /
@@ -45,10 +48,10 @@ Cluster::Cluster(ClusterOptions options, Timeline* timeline, Network* network, T
                           .shards = &shards_,
                           .password = options_.password,
                           .on_write = [this](int n, const std::string& key) { Replicate(n, key); },
-                          .on_places =
-                              [this](int n, uint32_t shard, const auto& argv, const auto& reply) {
-                                if (!on_places_) return;
-                                on_places_(config_.slot_owner[shard] == n, shard, argv, reply);
+                          .on_loan =
+                              [this](int n, const Loan& loan) {
+                                if (!on_loan_) return;
+                                on_loan_(config_.slot_owner[loan.shard] == n, loan);
                               },
                           .on_violation = std::move(on_violation)};
   for (size_t i = 0; i < config_.primary_of.size(); ++i) {

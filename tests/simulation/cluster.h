@@ -30,10 +30,9 @@ class Cluster final : public Servers {
   Cluster(ClusterOptions options, Timeline* timeline, Network* network, Trace* trace, Random random,
           std::function<void(const std::string&)> on_violation);
 
-  // A call for places was run, `owns`: by the node that all agree upon.
-  using OnPlaces = std::function<void(
-      bool owns, uint32_t shard, const std::vector<std::string>& argv, const redis::Reply& reply)>;
-  void set_on_places(OnPlaces on_places) { on_places_ = std::move(on_places); }
+  // A script that lends was run, `owns`: by the node that all agree upon.
+  using OnLoan = std::function<void(bool owns, const Loan& loan)>;
+  void set_on_loan(OnLoan on_loan) { on_loan_ = std::move(on_loan); }
 
   int size() const { return static_cast<int>(nodes_.size()); }
   Node& node(int i) { return *nodes_[static_cast<size_t>(i)]; }
@@ -111,7 +110,7 @@ class Cluster final : public Servers {
   };
   std::vector<Migration> migrations_;  // by shard
   uint64_t failovers_ = 0;
-  OnPlaces on_places_;
+  OnLoan on_loan_;
 };
 
 }  // namespace sluice::simulation

@@ -276,7 +276,7 @@ std::vector<config::RuleConfig> FaultPlan::OtherRules(const Host& host) {
   std::vector<config::RuleConfig> rules = host.first_rules();
   for (config::RuleConfig& rule : rules) {
     // Hosts that know of different limits may let more in than the lowest.
-    if (rule.kind == shm::Kind::kInFlight) continue;
+    if (rule.kind == shm::Kind::kInFlight || rule.strict) continue;
     const uint64_t tenths = random_.Between(1, 30);
     rule.limit->limit = std::max<uint64_t>(rule.limit->limit * tenths / 10, 1);
     rule.limit->burst = std::max<uint64_t>(rule.limit->burst * random_.Between(1, 30) / 10, 3);

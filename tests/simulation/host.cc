@@ -12,13 +12,15 @@ namespace sluice::simulation {
 namespace {
 
 constexpr uint64_t kCapacity = 256;
-// The first eight, and both that changes bring: one that is gone stands until its use is told.
-constexpr size_t kRulesMost = 10;
+// The first nine, and both that changes bring: one that is gone stands until its use is told.
+constexpr size_t kRulesMost = 11;
 constexpr uint64_t kRetryRulesNs = 200 * kMs;
-constexpr size_t kTurnsMost = 5000;           // between two looks at the bounds
-constexpr uint64_t kTurnLateNs = 100 * kMs;   // a daemon that runs comes around so often
-constexpr uint64_t kPlaceCopyNs = 250 * kMs;  // between two copies of a call, after the first few
-constexpr uint64_t kWakeMostNs = 60 * kUs;    // of a thread that something is ready for
+constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
+constexpr uint64_t kTurnLateNs = 100 * kMs;  // a daemon that runs comes around so often
+// Copies of a call of a script that lends: the first few, and the time between two of the others.
+constexpr size_t kFirstCopies = 6;
+constexpr uint64_t kCopyNs = 250 * kMs;
+constexpr uint64_t kWakeMostNs = 60 * kUs;  // of a thread that something is ready for
 
 void CheckOk(const shm::SegmentStatus& status) {
   if (status.ok()) return;
@@ -262,11 +264,11 @@ std::vector<std::string> Host::BeyondBounds(size_t nodes) {
   const uint64_t age_ns = timeline_->now_ns() - lives_.back().begin_ns;
   hold("redirects", counters.moved + counters.asked,
        (redis::kMaxRedirects + 1) * counters.calls + nodes * (age_ns / reconcile::kProbeNs + 1));
-  // For each shard a batch and the copies of a call for places, a probe for each primary, and one
+  // For each shard a batch and the copies of two calls that lend, a probe for each primary, and one
   // question after the map.
-  const size_t copies = 3 + options_.config.redis->request_timeout_ns / kPlaceCopyNs;
+  const size_t copies = kFirstCopies + options_.config.redis->request_timeout_ns / kCopyNs;
   hold("calls without an answer", client.outstanding(),
-       (1 + copies) * ledger.shard_count() + nodes + 1);
+       (1 + 2 * copies) * ledger.shard_count() + nodes + 1);
   hold("connections", ring_->channel_count(), nodes + 1);
   hold("buckets in the books", ledger.size(), buckets);
   for (uint32_t i = 0; i < ledger.shard_count(); ++i) {

@@ -31,9 +31,12 @@ struct HostOptions {
   int clients = 3;
   uint64_t check_gap_ns = 20 * kMs;  // between two checks of a client, in the mean
   int keys = 12;                     // of each rule
+  double favoured = 0;               // so many of the checks are of the last rule, beside its part
   double corrected = 0;  // of the checks that are allowed: so many cost another number later
-  // Hear of who has entered a bucket, and of what is wrong.
-  std::function<void(const std::string&text)> on_enter, on_wrong;
+  // Hear of who has entered a bucket, of tokens of a loan that were spent, and of what is wrong.
+  std::function<void(const std::string& text)> on_enter;
+  std::function<void(const std::string& text, uint32_t tokens)> on_spent;
+  std::function<void(const std::string& what)> on_wrong;
 };
 
 // What a daemon was told, and when: for the books of what a failover may lose.
@@ -103,6 +106,8 @@ class Host {
   // Harvested by daemons that were killed before Redis had answered, at most; refunds apart.
   const Tokens& lost_by_kills() const { return lost_by_kills_; }
   const Tokens& refunds_lost_by_kills() const { return refunds_lost_by_kills_; }
+  // Left in slots that were given to another key before a daemon came by: no counter has them.
+  const Tokens& refunds_abandoned() const { return refunds_abandoned_; }
   // Spent by clients that were killed before they had counted it.
   uint64_t killed_clients() const { return killed_clients_; }
   uint64_t checks() const { return checks_; }
@@ -149,6 +154,7 @@ class Host {
   void Check();
   void Correct(const Spent& spent);
   void GiveBack(const Spent& spent, uint32_t tokens);
+  void LookAfterRefund(const Spent& spent, uint32_t tokens, uint64_t at_ns);
   void ChargeMore(const Spent& spent, uint32_t tokens);
   void Enter(const config::CompiledRule& rule, const std::string& value, uint64_t hash,
              uint32_t count, bool is_killed);
@@ -187,7 +193,7 @@ class Host {
   bool checking_ = true;
   double kill_chance_ = 0;
   Tokens admitted_, given_back_, denied_;
-  Tokens lost_by_kills_, refunds_lost_by_kills_;
+  Tokens lost_by_kills_, refunds_lost_by_kills_, refunds_abandoned_;
   std::map<std::string, uint32_t> in_flight_;
   uint64_t nonce_ = 0;  // of the last place
   uint64_t entered_ = 0;

@@ -6,6 +6,7 @@
 #include "shm/bucket.h"
 #include "shm/bucket_name.h"
 #include "shm/key_text.h"
+#include "shm/lease_slot.h"
 #include "shm/log_slot.h"
 #include "shm/take.h"
 #include "shm/window_slot.h"
@@ -15,6 +16,7 @@ namespace sluice::simulation {
 namespace {
 
 constexpr uint64_t kCorrectMostNs = 2 * kSecond;
+constexpr uint64_t kRefundLookNs = kSecond;
 
 struct Clock {
   static inline uint64_t now_ns = 0;
@@ -35,7 +37,10 @@ void Host::CheckLater(int client) {
 // As a client makes it, but for the modes of an emergency; it may be killed on the way.
 void Host::Check() {
   ++checks_;
-  const config::CompiledRule& rule = rules_->rules()[random_.Below(rules_->rules().size())];
+  const std::vector<config::CompiledRule>& rules = rules_->rules();
+  const config::CompiledRule& rule = options_.favoured > 0 && random_.Chance(options_.favoured)
+                                         ? rules.back()
+                                         : rules[random_.Below(rules.size())];
   // Half of the checks meet at one key.
   const uint64_t key =
       random_.Chance(0.5) ? 0 : random_.Below(static_cast<uint64_t>(options_.keys));
@@ -53,6 +58,7 @@ void Host::Check() {
   }
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
+  const bool is_lent = rule.kind == shm::Kind::kLease;
   const bool is_log = rule.kind == shm::Kind::kSlidingLog;
   if (is_log) {
     table = table.OfLogs(b.slots(), kLogs, b.counters(), b.log_entries(),
@@ -81,8 +87,10 @@ void Host::Check() {
     shm::Seen seen;
     const uint64_t fp = shm::FingerprintOf(hash);
     const shm::Outcome outcome =
-        is_log ? shm::logs::CheckLog(table, slot, hash, &b.second()[slot], charge,
-                                     /*brief=*/true, time, &seen)
+        is_lent
+            ? shm::credits::CheckLease(b.slots()[slot], b.second()[slot], fp, charge, time, &seen)
+        : is_log ? shm::logs::CheckLog(table, slot, hash, &b.second()[slot], charge,
+                                       /*brief=*/true, time, &seen)
         : shm::IsWindow(rule.kind)
             ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot], fp, charge, time, table,
                                        &seen)
@@ -90,19 +98,25 @@ void Host::Check() {
     if (outcome == shm::Outcome::kLost) continue;
     std::string text = absl::StrCat(rule.label, ":", value);
     if (outcome != shm::Outcome::kAllowed) {
+      if (is_lent) {
+        shm::AddWanted(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, tokens);
+        return;
+      }
       ++denied_[text];
       shm::AddDenied(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, 1);
       return;
     }
+    if (is_lent) options_.on_spent(text, tokens);
     if (death == Death::kBeforeUse) return;
-    admitted_[text] += tokens;
+    // What is lent is not counted by the books of the others.
+    if (!is_lent) admitted_[text] += tokens;
     if (death == Death::kBeforeMark) {
       shm::CountUse(b.slots()[slot], tokens);
       return;
     }
     const uint64_t aux = shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
     if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, rule.label, value);
-    if (random_.Chance(options_.corrected)) {
+    if (!is_lent && random_.Chance(options_.corrected)) {
       timeline_->After(
           random_.Below(kCorrectMostNs),
           [this, spent = Spent{rule.kind, rule.limit, slot, tokens, seen.gen, seen.verdict.new_ns,
@@ -179,7 +193,19 @@ void Host::GiveBack(const Spent& spent, uint32_t tokens) {
   }
   if (shm::TakeBackUse(slot, b.dirty(), spent.slot, spent.gen, tokens)) {
     given_back_[spent.text] += tokens;
+    LookAfterRefund(spent, tokens, timeline_->now_ns());
   }
+}
+
+// Until a daemon has come by, or the slot is another's.
+void Host::LookAfterRefund(const Spent& spent, uint32_t tokens, uint64_t at_ns) {
+  timeline_->After(kRefundLookNs, [this, spent, tokens, at_ns] {
+    if (shm::key::Gen(buckets_.buckets().slots()[spent.slot].key.load()) != spent.gen) {
+      refunds_abandoned_[spent.text] += tokens;
+    } else if (!is_running() || is_paused() || turned_ns_ < at_ns + kRefundLookNs / 2) {
+      LookAfterRefund(spent, tokens, at_ns);
+    }
+  });
 }
 
 void Host::StoreName(uint32_t slot, const std::string& label, const std::string& value) {

@@ -32,7 +32,7 @@ struct Sum {
   uint64_t running = 0;  // the seed
   uint64_t runs = 0, failed = 0;
   uint64_t checks = 0, batches = 0, failovers = 0, forgotten = 0, killed_clients = 0, events = 0;
-  uint64_t rule_changes = 0, bans_seen = 0, entered = 0, seats_judged = 0;
+  uint64_t rule_changes = 0, bans_seen = 0, entered = 0, seats_judged = 0, strict_judged = 0;
   int64_t admitted = 0, given_back = 0, counted = 0, lost_by_kills = 0, lost_by_redis = 0;
   uint64_t settled_most_ns = 0, settled_ns = 0, hash = 0;
 };
@@ -57,6 +57,7 @@ void Add(Sum* all, const Sum& one) {
   all->bans_seen += one.bans_seen;
   all->entered += one.entered;
   all->seats_judged += one.seats_judged;
+  all->strict_judged += one.strict_judged;
   all->admitted += one.admitted;
   all->given_back += one.given_back;
   all->counted += one.counted;
@@ -88,6 +89,7 @@ void RunOne(uint64_t seed, bool trace, Sum* sum) {
             .bans_seen = report.bans_seen,
             .entered = report.entered,
             .seats_judged = report.seats_judged,
+            .strict_judged = report.strict_judged,
             .admitted = report.totals.admitted,
             .given_back = report.totals.given_back,
             .counted = report.totals.counted,
@@ -141,8 +143,9 @@ int RunAll(const Options& options) {
          " events\n",
          all.checks, all.batches, all.failovers, all.killed_clients, all.rule_changes,
          all.bans_seen, all.events);
-  printf("%" PRIu64 " places entered, %" PRIu64 " times one where the limit had to hold\n",
-         all.entered, all.seats_judged);
+  printf("%" PRIu64 " places entered, %" PRIu64
+         " times one where the limit had to hold, and %" PRIu64 " strict tokens\n",
+         all.entered, all.seats_judged, all.strict_judged);
   printf("%" PRId64 " tokens admitted, %" PRId64 " given back, %" PRId64
          " counted, at most %" PRId64 " lost with killed daemons and %" PRId64 " in %" PRIu64
          " batches that Redis acknowledged and forgot\n",

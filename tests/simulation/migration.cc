@@ -43,6 +43,7 @@ void Cluster::Migrate(uint32_t shard, int to, uint64_t pause_ns) {
     timeline_->After(1 + random_.Below(pause_ns), [this, shard, from, to, pause_ns, goes_on] {
       if (!goes_on()) return;
       MoveKey(shards_.places[shard], from, to);
+      MoveKey(shards_.strict[shard], from, to);
       // SETSLOT NODE on the target first; the source goes on to answer ASK.
       node(to).config.slot_owner[shard] = to;
       node(to).importing.erase(shard);

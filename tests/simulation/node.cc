@@ -49,7 +49,8 @@ std::string_view TextOf(const std::string& sha) {
   static const std::map<std::string, std::string_view> texts = {
       {redis::Sha1Hex(lua::kFold), lua::kFold},
       {redis::Sha1Hex(lua::kProbe), lua::kProbe},
-      {redis::Sha1Hex(lua::kPlaces), lua::kPlaces}};
+      {redis::Sha1Hex(lua::kPlaces), lua::kPlaces},
+      {redis::Sha1Hex(lua::kLease), lua::kLease}};
   const auto text = texts.find(sha);
   return text != texts.end() ? text->second : std::string_view();
 }
@@ -270,12 +271,13 @@ std::string Node::Redirect(const Session& session, uint32_t shard, const std::st
 // EVALSHA sha 1 key args..., or EVAL with the text.
 std::string Node::Script(Session& session, const Words& words, bool by_text) {
   const std::string key = words.size() > 3 ? words[3] : "";
-  const auto& keys = parts_.shards->keys;
-  const auto& places = parts_.shards->places;
-  size_t at = std::find(keys.begin(), keys.end(), key) - keys.begin();
-  if (at == keys.size()) at = std::find(places.begin(), places.end(), key) - places.begin();
-  if (at == keys.size()) return Error("ERR a key that no daemon should know");
-  const auto shard = static_cast<uint32_t>(at);
+  uint32_t shard = 0;
+  const auto count = static_cast<uint32_t>(parts_.shards->keys.size());
+  for (; shard < count; ++shard) {
+    const Words all = parts_.shards->AllOf(shard);
+    if (std::find(all.begin(), all.end(), key) != all.end()) break;
+  }
+  if (shard == count) return Error("ERR a key that no daemon should know");
   if (std::string elsewhere = Redirect(session, shard, key); !elsewhere.empty()) return elsewhere;
   if (!says_no.empty()) return Error(says_no);
   const Words argv(words.begin() + 4, words.end());
@@ -292,7 +294,7 @@ std::string Node::Script(Session& session, const Words& words, bool by_text) {
 std::string Node::Run(const std::string& text, uint32_t shard, const std::string& key,
                       const Words& argv) {
   ++calls;
-  const bool is_places = key == parts_.shards->places[shard];
+  const bool lends = key != parts_.shards->keys[shard];
   test::LuaRedis& lua = *parts_.lua;
   lua.data.clear();
   lua.expires_us.clear();
@@ -314,9 +316,9 @@ std::string Node::Run(const std::string& text, uint32_t shard, const std::string
       const auto expires = lua.expires_us.find(key);
       copy.expires_us = expires != lua.expires_us.end() ? expires->second : 0;
       copy.head = head;  // of an expired hash too: its use was counted
-      if (is_places) {
+      if (lends) {
         if (reply.is_error()) parts_.on_violation("the script failed: " + reply.text);
-        parts_.on_places(index_, shard, argv, reply);
+        parts_.on_loan(index_, {shard, key == parts_.shards->strict[shard], argv, reply});
       } else {
         Record(shard, argv, reply, copy);
       }

@@ -31,10 +31,21 @@ struct Config {
 // What is the same for all nodes of a run.
 struct Shards {
   std::vector<std::string> keys;
-  std::vector<std::string> places;  // of requests in flight; in the same slots
+  // What is lent, in the same slots: places of requests in flight, and tokens of strict rules.
+  std::vector<std::string> places, strict;
   std::vector<uint32_t> slots;
 
-  std::vector<std::string> AllOf(uint32_t shard) const { return {keys[shard], places[shard]}; }
+  std::vector<std::string> AllOf(uint32_t shard) const {
+    return {keys[shard], places[shard], strict[shard]};
+  }
+};
+
+// A call of lua/places.lua, or of lua/lease.lua (`is_strict`).
+struct Loan {
+  uint32_t shard;
+  bool is_strict;
+  const std::vector<std::string>& argv;
+  const redis::Reply& reply;
 };
 
 struct Copy {
@@ -56,10 +67,8 @@ class Node {
     std::string password;
     // A key changed: to be replicated. Null: it is gone.
     std::function<void(int node, const std::string& key)> on_write;
-    // lua/places.lua has run.
-    std::function<void(int node, uint32_t shard, const std::vector<std::string>& argv,
-                       const redis::Reply& reply)>
-        on_places;
+    // A script that lends was run.
+    std::function<void(int node, const Loan& loan)> on_loan;
     std::function<void(const std::string& what)> on_violation;
   };
   Node(int index, const Parts& parts, Random random, Config config);

@@ -16,8 +16,8 @@ constexpr size_t kReplyHead = 3, kReplyPerBucket = 3;
 
 }  // namespace
 
-void Seats::OnCall(bool owns, uint32_t index, const std::vector<std::string>& argv,
-                   const redis::Reply& reply) {
+void Seats::OnCall(bool owns, const Loan& loan) {
+  const auto& [index, is_strict, argv, reply] = loan;
   if (reply.is_error() || reply.elements[0].integer != 1) return;
   Shard& shard = shards_[index];
   shard.is_in_doubt = shard.is_in_doubt || !owns;

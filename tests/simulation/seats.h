@@ -16,8 +16,8 @@
 #include <string>
 #include <vector>
 
-#include "daemon/redis/reply.h"
 #include "tests/simulation/host.h"
+#include "tests/simulation/node.h"
 #include "tests/simulation/timeline.h"
 
 namespace sluice::simulation {
@@ -31,9 +31,8 @@ class Seats {
         std::function<void(const std::string&)> on_violation)
       : timeline_(timeline), hosts_(hosts), limit_(limit), on_violation_(std::move(on_violation)) {}
 
-  // lua/places.lua was run with `argv`; `owns`: by the node that all agree upon.
-  void OnCall(bool owns, uint32_t shard, const std::vector<std::string>& argv,
-              const redis::Reply& reply);
+  // lua/places.lua was run; `owns`: by the node that all agree upon.
+  void OnCall(bool owns, const Loan& loan);
   // Somebody has entered the bucket `text` on a host.
   void OnEnter(const std::string& text);
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "tests/simulation/faults.h"
 #include "tests/simulation/seats.h"
+#include "tests/simulation/strict_books.h"
 
 namespace sluice::simulation {
 namespace {
@@ -41,6 +42,15 @@ config::RuleConfig InFlight(const std::string& name, uint32_t places) {
   return rule;
 }
 
+constexpr uint64_t kStrict = 10;  // a second, and burst
+
+config::RuleConfig Strict(const std::string& name) {
+  config::RuleConfig rule = Rule(name, kStrict, kSecond, kStrict);
+  rule.strict = true;
+  rule.degraded.mode = shm::DegradedMode::kClosed;
+  return rule;
+}
+
 constexpr uint64_t kBanAfter = 10;
 constexpr uint64_t kBanNs = 3 * kSecond;
 
@@ -62,10 +72,12 @@ class Simulation {
         cluster_(cluster_options_, &timeline_, &network_, &trace_, random_.Fork(),
                  [this](const std::string& what) { Violation(what); }),
         books_(&cluster_, &hosts_),
-        seats_(&timeline_, &hosts_, kSeats, [this](const std::string& what) { Violation(what); }) {
+        seats_(&timeline_, &hosts_, kSeats, [this](const std::string& what) { Violation(what); }),
+        strict_(&timeline_, shm::MakeLimit(kStrict, kSecond, kStrict),
+                [this](const std::string& what) { Violation(what); }) {
     report_.seed = seed;
-    cluster_.set_on_places([this](bool owns, uint32_t shard, const auto& argv, const auto& reply) {
-      seats_.OnCall(owns, shard, argv, reply);
+    cluster_.set_on_loan([this](bool owns, const Loan& loan) {
+      loan.is_strict ? strict_.OnCall(owns, loan) : seats_.OnCall(owns, loan);
     });
     network_.set_servers(&cluster_);
     MakeHosts();
@@ -95,6 +107,7 @@ class Simulation {
       report_.entered += host->entered();
     }
     report_.seats_judged = seats_.judged();
+    report_.strict_judged = strict_.judged();
     return std::move(report_);
   }
 
@@ -129,10 +142,12 @@ class Simulation {
                     Window("fixed", shm::Kind::kFixedWindow, 500, 2 * kSecond),
                     Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond),
                     Window("log", shm::Kind::kSlidingLog, 600, 4 * kSecond),
-                    InFlight("seats", kSeats)};
+                    InFlight("seats", kSeats),
+                    Strict("strict")};
     // Two machines made from one image: nothing may depend on the name.
     const bool same_names = random_.Chance(0.3);
     const bool is_corrected = random_.Chance(0.6);
+    const double favoured = random_.Chance(0.3) ? random_.Unit() : 0;
     for (int i = 0; i < host_count_; ++i) {
       redis.host_name = absl::StrCat("host-", same_names ? 0 : i);
       HostOptions options;
@@ -141,8 +156,12 @@ class Simulation {
       options.base_ns = random_.Between(100, 100'000) * kSecond;
       options.clients = static_cast<int>(random_.Between(1, 4));
       options.check_gap_ns = random_.Between(5, 60) * kMs;
+      options.favoured = favoured;
       if (is_corrected) options.corrected = random_.Unit() / 2;
       options.on_enter = [this](const std::string& text) { seats_.OnEnter(text); };
+      options.on_spent = [this](const std::string& text, uint32_t tokens) {
+        strict_.OnSpent(text, tokens);
+      };
       options.on_wrong = [this](const std::string& what) { Violation(what); };
       hosts_.push_back(std::make_unique<Host>(std::move(options), &timeline_, &network_, &trace_,
                                               random_.Fork()));
@@ -233,6 +252,7 @@ class Simulation {
   Books::Hosts hosts_;
   Books books_;
   Seats seats_;
+  StrictBooks strict_;
 };
 
 }  // namespace

@@ -31,9 +31,10 @@ struct Report {
   uint64_t checks = 0;
   uint64_t killed_clients = 0;
   uint64_t rule_changes = 0;
-  uint64_t bans_seen = 0;     // buckets that hosts held to be banned, in all looks
-  uint64_t entered = 0;       // places of requests in flight
-  uint64_t seats_judged = 0;  // so often somebody entered while the limit had to hold
+  uint64_t bans_seen = 0;      // buckets that hosts held to be banned, in all looks
+  uint64_t entered = 0;        // places of requests in flight
+  uint64_t strict_judged = 0;  // tokens spent while a strict limit had to hold
+  uint64_t seats_judged = 0;   // so often somebody entered while the limit had to hold
   uint64_t events = 0;
   uint64_t settled_ns = 0;  // from the end of the last fault until all was well
 };

@@ -22,6 +22,7 @@ CALLS = "daemon/redis/client_calls.cc"
 STRICT = "daemon/reconcile/strict.cc"
 PENALTIES = "daemon/reconcile/penalties.cc"
 PLACES = "daemon/lease/place_keeper.cc"
+LEASE = "daemon/lease/lease.cc"
 
 # name: (what must be seen, file, the code as it stands, the bug, the sources to compile)
 MUTANTS = {
@@ -80,6 +81,11 @@ MUTANTS = {
     "places_of_a_silent_host_used_for_ever": (
         "in flight: ", PLACES, "s.first_sent_ns + kPlacesGoodNs);",
         "s.first_sent_ns + 10 * kPlacesGoodNs);", [PLACES]),
+    "strict_tokens_returned_and_kept": (
+        "strict: ", LEASE, "  credits_ -= back;  // L3\n", "", [LEASE]),
+    "strict_tokens_spent_for_longer_than_they_are_lent": (
+        "strict: ", LEASE, "= first_sent_ns + kLifetimeNs;", "= first_sent_ns + 30 * kLifetimeNs;",
+        [LEASE]),
     "breaker_never_closes": (
         "not settled", "daemon/reconcile/breaker.h",
         "      state_ = State::kClosed;\n      backoff_ns_ = 0;",

@@ -30,6 +30,7 @@ def test_the_books_close_and_all_recover_over_200_seeds():
     assert int(re.search(r"(\d+) clients killed", run.stdout)[1]) >= 500, run.stdout
     assert int(re.search(r"(\d+) looks at bans", run.stdout)[1]) >= 100, run.stdout
     assert int(re.search(r"(\d+) times one where the limit", run.stdout)[1]) >= 5000, run.stdout
+    assert int(re.search(r"(\d+) strict tokens", run.stdout)[1]) >= 20_000, run.stdout
 
 
 def test_a_seed_is_the_same_run_each_time():
