@@ -6,106 +6,48 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/expect_clean.h"
-#include "tests/model/explorer.h"
+#include "tests/model/row_world.h"
 
 namespace sluice::model {
 namespace {
 
-using shm::Kind;
 namespace logs = shm::logs;
 
-constexpr uint64_t kSecond = 1'000'000'000;
-constexpr uint32_t kCapacity = 8;
-constexpr uint32_t kRow = 3;    // entries of a row
-constexpr uint32_t kLower = 2;  // slots that are free to be claimed
-constexpr uint32_t kHigher = 6;
-constexpr uint16_t kGen = 3;
-constexpr uint64_t kKeyA = 0xaaaa'0000'0000'0000;
-constexpr uint64_t kKeyB = 0xbbbb'0000'0000'0000;
-constexpr uint64_t kNow = shm::payload::kStepNs * 100'000;
 // Long after a short period, but not so late that a time of then is wild for who reads kNow again:
 // the clock of each stands still.
 constexpr uint64_t kShort = kSecond / 10;
 constexpr uint64_t kLate = kNow + 9 * kShort;
 
-// A table of two groups, in which two slots are to be had.
-class World {
+class World : public RowWorld {
  public:
   explicit World(uint32_t limit, uint64_t period_ns = kSecond)
-      : limit_(logs::MakeLimit(limit, period_ns)) {
-    for (shm::BasicSlot<Cell>& s : slots_) {
-      for (Cell* cell : {&s.word, &s.key, &s.used, &s.aux}) memory.push_back(cell);
-    }
-    for (Cell& e : entries_) memory.push_back(&e);
-  }
+      : limit_(logs::MakeLimit(limit, period_ns)) {}
 
-  // The two slots empty since long, all others taken for long. Entries as if of long ago.
+  // Entries as if of long ago.
   void Clear() {
-    for (uint32_t i = 0; i < kCapacity; ++i) {
-      const bool is_open = i == kLower || i == kHigher;
-      slots_[i].word.value = is_open ? kNow - 100 * kSecond : kNow + 1000 * kSecond;
-      slots_[i].key.value = is_open ? shm::key::Make(0, Kind::kTokenBucket, kGen - 1)
-                                    : shm::key::Make(1000 + i, Kind::kTokenBucket, 0);
-      slots_[i].used.value = shm::used::Make(is_open ? kGen - 1 : 0, 0);
-      slots_[i].aux.value = 0;
-      for (Cell* cell : {&slots_[i].word, &slots_[i].key, &slots_[i].used, &slots_[i].aux}) {
-        cell->quiet = !is_open;
-      }
-      slots_[i].used.quiet = slots_[i].aux.quiet = true;
-      for (uint32_t e = 0; e < kRow; ++e) {
-        Entry(i, e).value = 0;
-        Entry(i, e).quiet = !is_open;
-      }
-    }
-    for (Cell& cell : counters_) cell.quiet = true;
+    ClearTable(kRow);
     for (uint32_t& n : admitted_) n = 0;
   }
 
   // A tenancy of A, whose first `taken` entries were taken so long before `now_ns`.
   void Put(uint32_t slot, uint32_t taken, uint64_t ago_ns, uint64_t word_ns) {
-    slots_[slot].key.value = shm::key::Make(shm::FingerprintOf(kKeyA), Kind::kSlidingLog, kGen);
-    slots_[slot].used.value = shm::used::Make(kGen, 0);
-    slots_[slot].word.value = shm::payload::Make(word_ns, 0);
+    PutTenancy(slot, Kind::kSlidingLog, shm::payload::Make(word_ns, 0));
     for (uint32_t e = 0; e < taken; ++e) {
       Entry(slot, e).value = logs::Make(kGen, logs::StampUs(kNow - ago_ns));
-    }
-  }
-  // As step 5 leaves whoever has a key in two slots.
-  void CloseOthers(uint32_t slot) {
-    for (uint32_t i = 0; i < kCapacity; ++i) {
-      if (i == slot) continue;
-      slots_[i].key.value = shm::key::Make(1000 + i, Kind::kTokenBucket, 0);
-      slots_[i].word.value = kNow + 1000 * kSecond;
-      for (Cell* cell : {&slots_[i].word, &slots_[i].key}) cell->quiet = true;
-      for (uint32_t e = 0; e < kRow; ++e) Entry(i, e).quiet = true;
     }
   }
 
   // One check in the slot `index`.
   shm::Outcome Check(uint32_t index, uint32_t tokens, uint64_t hash, bool brief, shm::Seen* found) {
     shm::RequestTime<ClockOfEach> time(false, 0);
-    const shm::Charge charge{.cost_ns = 0,
-                             .tau_ns = limit_.tau_ns,
-                             .debt_max_ns = limit_.debt_max_ns,
-                             .tokens = tokens,
-                             .dearer_q16 = 0,
-                             .admit_always = false,
-                             .commit = true,
-                             .kind = Kind::kSlidingLog,
-                             .limit = &limit_};
+    const shm::Charge charge = ChargeOf(limit_, Kind::kSlidingLog, tokens);
     return logs::CheckLog<Cell>(table(), index, hash, nullptr, charge, brief, time, found);
   }
 
   // As a client does: finds or claims, resolves, checks. Returns the slot where it was admitted.
   uint32_t Spend(int who, uint32_t tokens, uint64_t hash = kKeyA, bool brief = true) {
     for (int round = 0; round < 4; ++round) {
-      const shm::SlotTable<Cell>::Env env = EnvNow();
-      uint32_t index = table().Find(hash);
-      if (index != shm::kNoSlot && !table().IsAlone(hash, index)) {
-        table().ResolveDuplicates(hash, env);
-      }
-      bool claimed = false;
-      index = table().FindOrClaim(hash, Kind::kSlidingLog, 0, env, &claimed);
+      const uint32_t index = FindAlone(table(), hash, Kind::kSlidingLog, EnvNow());
       if (index == shm::kNoSlot) return shm::kNoSlot;
       const shm::Outcome outcome = Check(index, tokens, hash, brief, &seen[who]);
       if (outcome == shm::Outcome::kLost) continue;
@@ -130,33 +72,20 @@ class World {
     return shm::SlotTable<Cell>::OfLogs(slots_, {kCapacity, kRow}, counters_, entries_,
                                         logs::TermsOf(limit_));
   }
-  shm::BasicSlot<Cell>& slot(uint32_t i) { return slots_[i]; }
-  Cell& Entry(uint32_t slot, uint32_t e) { return entries_[slot * kRow + e]; }
   uint32_t Admitted() const { return admitted_[0] + admitted_[1]; }
   uint32_t Admitted(int who) const { return admitted_[who]; }
   // Entries of the key's slots that count at `now_ns`.
   uint32_t Live(uint64_t hash, uint64_t now_ns) {
-    uint32_t live = 0;
-    for (uint32_t i = 0; i < kCapacity; ++i) {
-      const uint64_t k = slots_[i].key.value;
-      if (shm::key::Fp(k) != shm::FingerprintOf(hash)) continue;
-      for (uint32_t e = 0; e < kRow; ++e) {
-        live += logs::IsFree(logs::TermsOf(limit_), Entry(i, e).value, shm::key::Gen(k), now_ns)
-                    ? 0
-                    : 1;
-      }
-    }
-    return live;
+    const logs::Terms terms = logs::TermsOf(limit_);
+    return CountTaken(hash, [&](uint64_t entry, uint16_t gen) {
+      return logs::IsFree(terms, entry, gen, now_ns);
+    });
   }
 
-  std::vector<Cell*> memory;
   shm::Seen seen[3];
 
  private:
   shm::Limit limit_;
-  shm::BasicSlot<Cell> slots_[kCapacity];
-  Cell entries_[kCapacity * kRow];
-  Cell counters_[shm::kCounters];
   uint32_t admitted_[3] = {};
 };
 

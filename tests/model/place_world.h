@@ -6,51 +6,20 @@
 #include <vector>
 
 #include "shm/place_slot.h"
-#include "tests/model/explorer.h"
+#include "tests/model/row_world.h"
 
 namespace sluice::model {
 
-using shm::Kind;
 namespace places = shm::places;
 
-inline constexpr uint64_t kSecond = 1'000'000'000;
-inline constexpr uint32_t kCapacity = 8;
-inline constexpr uint32_t kRow = 3;    // entries of a row
-inline constexpr uint32_t kLower = 2;  // slots that are free to be claimed
-inline constexpr uint32_t kHigher = 6;
-inline constexpr uint16_t kGen = 3;
-inline constexpr uint64_t kKeyA = 0xaaaa'0000'0000'0000;
-inline constexpr uint64_t kKeyB = 0xbbbb'0000'0000'0000;
-inline constexpr uint64_t kNow = shm::payload::kStepNs * 100'000;
-
-// A table of two groups, in which two slots are to be had.
-class World {
+class World : public RowWorld {
  public:
   explicit World(uint32_t limit) : limit_(places::MakeLimit(limit)) {
-    for (shm::BasicSlot<Cell>& s : slots_) {
-      for (Cell* cell : {&s.word, &s.key, &s.used, &s.aux}) memory.push_back(cell);
-    }
-    for (Cell& e : entries_) memory.push_back(&e);
     for (Cell& c : caps_) memory.push_back(&c);
   }
 
-  // The two slots empty since long, all others taken for long.
   void Clear() {
-    for (uint32_t i = 0; i < kCapacity; ++i) {
-      const bool is_open = i == kLower || i == kHigher;
-      slots_[i].word.value = is_open ? kNow - 100 * kSecond : kNow + 1000 * kSecond;
-      slots_[i].key.value = is_open ? shm::key::Make(0, Kind::kTokenBucket, kGen - 1)
-                                    : shm::key::Make(1000 + i, Kind::kTokenBucket, 0);
-      slots_[i].used.value = shm::used::Make(is_open ? kGen - 1 : 0, 0);
-      slots_[i].aux.value = 0;
-      for (Cell* cell : {&slots_[i].word, &slots_[i].key}) cell->quiet = !is_open;
-      slots_[i].used.quiet = slots_[i].aux.quiet = true;
-      for (uint32_t e = 0; e < kRow; ++e) {
-        Entry(i, e).value = 0;
-        Entry(i, e).quiet = !is_open || e >= limit_.limit;
-      }
-    }
-    for (Cell& cell : counters_) cell.quiet = true;
+    ClearTable(static_cast<uint32_t>(limit_.limit));
     for (Cell& cell : caps_) {
       cell.value = 0;
       cell.quiet = !is_lent;
@@ -60,11 +29,9 @@ class World {
 
   // A tenancy of A in which `who` holds the first `held` places.
   void Put(uint32_t slot, uint32_t held, int who = 2) {
-    slots_[slot].key.value = shm::key::Make(shm::FingerprintOf(kKeyA), Kind::kInFlight, kGen);
-    slots_[slot].used.value = shm::used::Make(kGen, 0);
-    slots_[slot].word.value = held == 0
-                                  ? shm::payload::Make(kNow - kSecond, 0)
-                                  : places::Pinned(0, kNow, static_cast<uint32_t>(limit_.limit));
+    PutTenancy(slot, Kind::kInFlight,
+               held == 0 ? shm::payload::Make(kNow - kSecond, 0)
+                         : places::Pinned(0, kNow, static_cast<uint32_t>(limit_.limit)));
     for (uint32_t e = 0; e < held; ++e) {
       const uint64_t entry = places::Make(kGen, NameOf(who, e));
       Entry(slot, e).value = entry;
@@ -76,27 +43,9 @@ class World {
     Entry(slot, e).value = places::Make(kGen, NameOf(2, e));
     in_[2].push_back({slot, Entry(slot, e).value, e});
   }
-  void CloseOthers(uint32_t slot) {
-    for (uint32_t i = 0; i < kCapacity; ++i) {
-      if (i == slot) continue;
-      slots_[i].key.value = shm::key::Make(1000 + i, Kind::kTokenBucket, 0);
-      slots_[i].word.value = kNow + 1000 * kSecond;
-      for (Cell* cell : {&slots_[i].word, &slots_[i].key}) cell->quiet = true;
-      for (uint32_t e = 0; e < kRow; ++e) Entry(i, e).quiet = true;
-    }
-  }
-
   shm::Outcome Try(int who, uint32_t index, uint32_t cost, uint64_t hash) {
     shm::RequestTime<ClockOfEach> time(false, 0);
-    const shm::Charge charge{.cost_ns = 0,
-                             .tau_ns = limit_.tau_ns,
-                             .debt_max_ns = limit_.debt_max_ns,
-                             .tokens = cost,
-                             .dearer_q16 = 0,
-                             .admit_always = false,
-                             .commit = true,
-                             .kind = Kind::kInFlight,
-                             .limit = &limit_};
+    const shm::Charge charge = ChargeOf(limit_, Kind::kInFlight, cost);
     shm::Seen seen;
     const shm::Outcome outcome =
         places::Enter<Cell>(table(), index, hash, charge,
@@ -112,13 +61,7 @@ class World {
   // As a client does: finds or claims, resolves, enters.
   bool Enter(int who, uint32_t cost = 1, uint64_t hash = kKeyA) {
     for (int round = 0; round < 4; ++round) {
-      const shm::SlotTable<Cell>::Env env = EnvNow();
-      uint32_t index = table().Find(hash);
-      if (index != shm::kNoSlot && !table().IsAlone(hash, index)) {
-        table().ResolveDuplicates(hash, env);
-      }
-      bool claimed = false;
-      index = table().FindOrClaim(hash, Kind::kInFlight, 0, env, &claimed);
+      const uint32_t index = FindAlone(table(), hash, Kind::kInFlight, EnvNow());
       if (index == shm::kNoSlot) return false;
       const shm::Outcome outcome = Try(who, index, cost, hash);
       if (outcome != shm::Outcome::kLost) return outcome == shm::Outcome::kAllowed;
@@ -160,8 +103,6 @@ class World {
     return shm::SlotTable<Cell>::OfPlaces(slots_, {kCapacity, kRow}, counters_, entries_,
                                           limit_.limit);
   }
-  shm::BasicSlot<Cell>& slot(uint32_t i) { return slots_[i]; }
-  Cell& Entry(uint32_t slot, uint32_t e) { return entries_[slot * kRow + e]; }
   uint32_t In() const {
     return static_cast<uint32_t>(in_[0].size() + in_[1].size() + in_[2].size());
   }
@@ -188,19 +129,8 @@ class World {
     return "";
   }
   // Entries in the key's slots that are held, of whomever.
-  uint32_t Held(uint64_t hash = kKeyA) {
-    uint32_t held = 0;
-    for (uint32_t i = 0; i < kCapacity; ++i) {
-      const uint64_t k = slots_[i].key.value;
-      if (shm::key::Fp(k) != shm::FingerprintOf(hash)) continue;
-      for (uint32_t e = 0; e < kRow; ++e) {
-        held += places::IsFree(Entry(i, e).value, shm::key::Gen(k)) ? 0 : 1;
-      }
-    }
-    return held;
-  }
+  uint32_t Held(uint64_t hash = kKeyA) { return CountTaken(hash, places::IsFree); }
 
-  std::vector<Cell*> memory;
   bool is_lent = false;  // places are, slot by slot
 
  private:
@@ -222,9 +152,6 @@ class World {
   }
 
   shm::Limit limit_;
-  shm::BasicSlot<Cell> slots_[kCapacity];
-  Cell entries_[kCapacity * kRow];
-  Cell counters_[shm::kCounters];
   Cell caps_[kCapacity];
   std::vector<Place> in_[3];
 };
