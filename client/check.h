@@ -68,8 +68,8 @@ struct Context {
   // Not null: the check only looks. What it looks for and does not find is one of these.
   Absent* absent;
   uint64_t patience_ns = 0;  // how long the caller would wait for its turn
-  // Not 0: the request enters, and takes places under this name (see places.h). Others only look
-  // whether there is one.
+  // Not 0: the request enters, and takes places under this name (see places.h), or looks whether it
+  // could. Others only look whether there is one.
   uint64_t place_name = 0;
   // Of a denied request, its items that denied it, a bit each; else not written.
   uint32_t denied_by;
@@ -270,6 +270,9 @@ inline void ApplyPatience(const Rule& rule, uint64_t patience_ns, shm::Charge* c
   charge->tau_ns = rule.limit.tau_ns + waits_ns;
   charge->debt_max_ns = rule.limit.debt_max_ns - waits_ns;
 }
+
+// Makes the request one that enters. False: the client has no number (yet) to hold places by.
+bool NameEntry(Context& ctx);
 
 // Run() for a rule of requests in flight.
 void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, bool commit,

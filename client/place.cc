@@ -52,10 +52,7 @@ shm::places::Lent<std::atomic<uint64_t>> LentNow(Context& ctx, const Rule& rule,
 int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint64_t cost,
           sluice_place_t* place) {
   Context ctx(client, &a, plan.coarse_serves);
-  // After the step that the context takes: a forked child may have its own number by now.
-  const uint32_t holder = client->attacher.holder(a.generation);
-  if (holder == 0) return AnswerDefault(client, 0, &place->decision);
-  ctx.place_name = shm::places::NameOf(holder, client->attacher.NextNonce());
+  if (!NameEntry(ctx)) return AnswerDefault(client, 0, &place->decision);
   const int answer = CheckPlan(ctx, plan, cost, &place->decision);
   if (answer > 0) place->name = ctx.place_name;
   return answer;
@@ -63,15 +60,26 @@ int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint64_t cost
 
 }  // namespace
 
+// After the step that the context takes: a forked child may have its own number by now.
+bool NameEntry(Context& ctx) {
+  Attacher& attacher = ctx.client->attacher;
+  const uint32_t holder = attacher.holder(ctx.attachment->generation);
+  if (holder == 0) return false;
+  // Who only looks uses no name up.
+  ctx.place_name = shm::places::NameOf(holder, ctx.is_looking() ? 0 : attacher.NextNonce());
+  return true;
+}
+
 // A key for which no row is free is denied: nobody could say who holds its places.
 void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, bool commit,
                Attempt* attempt) {
   const Rule& rule = *item.rule;
-  const bool enters = ctx.place_name != 0 && !ctx.is_looking();
+  const bool enters = ctx.place_name != 0;
   attempt->emergency = false;
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     // Who does not enter asks for one: its cost is of other rules.
-    attempt->charge = ChargeOf(rule, enters ? cost : 1, /*cost_ns=*/0, commit && enters);
+    attempt->charge =
+        ChargeOf(rule, enters ? cost : 1, /*cost_ns=*/0, commit && enters && !ctx.is_looking());
     if (attempt->overflow) {
       const uint64_t limit = rule.limit.limit;
       const bool fits = attempt->absent && attempt->charge.tokens <= limit;

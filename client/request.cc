@@ -119,12 +119,17 @@ class RequestCheck {
 
   void CountDenial(size_t i) { ++(items_[i].rule->shadow ? shadow_ : denied_); }
 
+  // Of a denied item. Nobody knows when a place is left: who waits goes by what others know.
+  uint64_t RetryKnownNs(size_t i) const {
+    const uint64_t retry_ns = RetryNs(items_[i], attempts_[i], ctx_.time.now_ns());
+    const bool is_guess = items_[i].rule->kind == shm::Kind::kInFlight && retry_ns != shm::kNever;
+    return is_guess && ctx_.patience_ns != 0 ? 0 : retry_ns;
+  }
+
   // Whether `a` is stricter than `b`: of the denied the longer retry, else the fewer tokens left.
   bool IsStricter(size_t a, size_t b) const {
     const uint64_t now_ns = ctx_.time.now_ns();
-    if (denied_ != 0) {
-      return RetryNs(items_[a], attempts_[a], now_ns) > RetryNs(items_[b], attempts_[b], now_ns);
-    }
+    if (denied_ != 0) return RetryKnownNs(a) > RetryKnownNs(b);
     using Wide = unsigned __int128;
     return Wide{HeadroomNs(items_[a], attempts_[a], now_ns)} * items_[b].rule->limit.interval_ns <
            Wide{HeadroomNs(items_[b], attempts_[b], now_ns)} * items_[a].rule->limit.interval_ns;

@@ -1,9 +1,10 @@
-// Checks by callers that may wait: for their turn under the limit, or only for what a strict bucket
-// is lent within milliseconds.
+// Checks by callers that may wait: for their turn under the limit, for a place of a request in
+// flight, or only for what a strict bucket is lent within milliseconds.
 #include <poll.h>
 #include <time.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "client/candidate.h"
 #include "client/check.h"
@@ -11,13 +12,19 @@
 namespace sluice::client {
 namespace {
 
-// Between two looks at the words of a strict bucket: the longer it takes, the rarer. What is lent
-// may be taken by another caller first.
-constexpr uint64_t kLookNs = 500'000;
-constexpr uint64_t kLongestLookNs = 10'000'000;
-// Who waits for what is lent asks again so often: what was asked for earlier may have been served
-// to others, and forgotten.
-constexpr uint64_t kAskAgainNs = 100'000'000;
+// How a caller looks for what it waits for: a look is counted nowhere, and what it sees may be
+// taken by another caller first.
+struct Pace {
+  uint64_t part;  // of the time that it has waited, between two looks: the longer, the rarer
+  uint64_t shortest_ns;
+  uint64_t longest_ns;
+  // It asks again so often, seen or not: what was asked for earlier may have been served to others,
+  // and forgotten.
+  uint64_t ask_again_ns;
+};
+constexpr Pace kLentPace = {16, 500'000, 10'000'000, 100'000'000};
+// The daemon remembers for 1.5 s who was denied a place.
+constexpr Pace kPlacePace = {4, 1'000'000, 50'000'000, 500'000'000};
 // What is tried again is tried after so long at least.
 constexpr uint64_t kShortestPauseNs = 100'000;
 
@@ -39,16 +46,22 @@ bool SleepUntil(uint64_t until_ns, int cancel_fd) {
   return true;
 }
 
-// Whether the request was denied for nothing but that too little is lent to this host.
-bool IsForWantOfLent(const sluice_decision_t& d) {
-  if (d.allowed != 0 || d.source != SLUICE_SOURCE_RULES || d.retry_after_ns == SLUICE_NEVER) {
-    return false;
-  }
+// Whether a rule of that kind denied the request, but may not for ever.
+bool IsDeniedBy(const sluice_decision_t& d, shm::Kind kind) {
+  if (d.allowed != 0 || d.retry_after_ns == SLUICE_NEVER) return false;
   for (size_t i = 0; i < std::min<size_t>(d.spend_count, kMaxItems); ++i) {
-    if (d.spends[i].rule == d.rule) return KindOfFlags(d.spends[i].flags) == shm::Kind::kLease;
+    if (d.spends[i].rule == d.rule) return KindOfFlags(d.spends[i].flags) == kind;
   }
   return false;
 }
+
+// Whether the request was denied for nothing but that too little is lent to this host.
+bool IsForWantOfLent(const sluice_decision_t& d) {
+  return d.source == SLUICE_SOURCE_RULES && IsDeniedBy(d, shm::Kind::kLease);
+}
+
+// The same of a free place; nobody knows when one is left.
+bool IsForWantOfPlace(const sluice_decision_t& d) { return IsDeniedBy(d, shm::Kind::kInFlight); }
 
 // Whether each of its strict buckets holds what it takes, as far as a look can tell.
 // The load is for a hint and orders nothing.
@@ -75,58 +88,103 @@ uint64_t BoundOf(const Attachment* a, const sluice_decision_t& d, uint64_t max_w
   return max_wait_ns >= SLUICE_WAIT_BY_RULE ? 0 : max_wait_ns;
 }
 
-// Whether more is expected in time. kRetryNs is what is said where nothing is known.
-bool IsInTime(const sluice_decision_t& d, uint64_t left_ns) {
-  return d.retry_after_ns <= std::max(left_ns, shm::credits::kRetryNs);
+// Until when what was denied may be expected in time. kRetryNs is what is said where nothing is
+// known.
+uint64_t InTimeUntilNs(const sluice_decision_t& d, uint64_t deadline_ns) {
+  if (d.retry_after_ns <= shm::credits::kRetryNs) return deadline_ns;
+  return deadline_ns - std::min(deadline_ns, d.retry_after_ns);
 }
 
-enum class Lent : uint8_t {
-  kEnough,    // or it is time to ask again
-  kTooLate,   // the time is over, or nothing is expected in time
+enum class Seen : uint8_t {
+  kLikely,    // what is waited for is there, or it is time to ask again
+  kTooLate,   // the time is over
   kCancelled  // see SleepUntil
 };
 
-// Sleeps until what the denied decision asked for seems to be lent.
-Lent AwaitLent(sluice_t* client, const sluice_decision_t& d, uint64_t deadline_ns, int cancel_fd) {
-  const uint64_t begin_ns = Clock::PreciseNs();
-  for (uint64_t now_ns = begin_ns;; now_ns = Clock::PreciseNs()) {
-    if (now_ns >= deadline_ns || !IsInTime(d, deadline_ns - now_ns)) return Lent::kTooLate;
+// A part of `most_ns` by chance, lest those who began together come back together.
+uint64_t AnyUpTo(uint64_t most_ns) {
+  uint64_t seed = Clock::PreciseNs() ^ reinterpret_cast<uintptr_t>(&most_ns);
+  return most_ns == 0 ? 0 : shm::SplitMix64(seed) % most_ns;
+}
+
+// Sleeps until `is_there` says so, which looks; at most until `until_ns`. `begin_ns`: since when
+// the caller waits.
+template <class Look>
+Seen AwaitSight(sluice_t* client, const Pace& pace, uint64_t begin_ns, uint64_t until_ns,
+                int cancel_fd, Look is_there) {
+  const uint64_t asked_ns = Clock::PreciseNs();
+  for (uint64_t now_ns = asked_ns;; now_ns = Clock::PreciseNs()) {
+    if (now_ns >= until_ns) return Seen::kTooLate;
     if (IsTallying()) FlushTally(*client);  // else the daemon waits
-    const uint64_t look_ns = std::clamp((now_ns - begin_ns) / 16, kLookNs, kLongestLookNs);
-    if (!SleepUntil(std::min(now_ns + look_ns, deadline_ns), cancel_fd)) return Lent::kCancelled;
-    const Attachment* const a = AttachmentOf(client);
+    const uint64_t waited_ns = now_ns - std::min(now_ns, begin_ns);
+    uint64_t look_ns = std::clamp(waited_ns / pace.part, pace.shortest_ns, pace.longest_ns);
+    look_ns -= AnyUpTo(look_ns / 4);
+    if (!SleepUntil(std::min(now_ns + look_ns, until_ns), cancel_fd)) return Seen::kCancelled;
     const uint64_t woken_ns = Clock::PreciseNs();
-    if (a == nullptr || woken_ns - begin_ns >= kAskAgainNs || IsLentEnough(*a, d, woken_ns)) {
-      return Lent::kEnough;
-    }
+    if (woken_ns - asked_ns >= pace.ask_again_ns || is_there(woken_ns)) return Seen::kLikely;
   }
 }
 
-// One request by a caller that waits until `deadline_ns`. `*beyond_ns`: what a denied request came
-// too early by beyond all patience; it is tried again then.
-int CheckWithPatience(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
-                      uint64_t cost, uint64_t deadline_ns, sluice_decision_t* d,
-                      uint64_t* beyond_ns) {
+// Sleeps until what the denied decision asked for seems to be lent.
+Seen AwaitLent(sluice_t* client, const sluice_decision_t& d, uint64_t deadline_ns, int cancel_fd) {
+  return AwaitSight(client, kLentPace, /*begin_ns=*/Clock::PreciseNs(),
+                    InTimeUntilNs(d, deadline_ns), cancel_fd, [client, &d](uint64_t now_ns) {
+                      const Attachment* const a = AttachmentOf(client);
+                      return a == nullptr || IsLentEnough(*a, d, now_ns);
+                    });
+}
+
+// A request whose caller waits.
+struct Waiting {
+  sluice_t* client;
+  const sluice_descriptor_t* descriptors;
+  size_t count;
+  uint64_t cost;
+  uint64_t deadline_ns;
+  int cancel_fd;
+  bool enters;
+};
+
+// Asks once. `*beyond_ns`: what a denied request came too early by beyond all patience; it is tried
+// again then. `*name`: what it entered by, where it did. `looking`: null, or it only looks.
+int Ask(const Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyond_ns,
+        uint64_t* name) {
+  sluice_t* const client = w.client;
+  *name = 0;
   const Attachment* const a = AttachmentOf(client);
   if (a == nullptr) return AnswerDefault(client, 0, d);
   Plan plan;
   const int built =
-      BuildPlan(*a, client->coarse_step_ns, descriptors, count, &client->shapes, &plan);
+      BuildPlan(*a, client->coarse_step_ns, w.descriptors, w.count, &client->shapes, &plan);
   if (built != 0) return AnswerDefault(client, built, d);
   if (plan.count == 0) return AnswerNoMatch(d);
-  Context ctx(client, a, /*coarse_serves=*/false);
+  Context ctx(client, a, /*coarse_serves=*/false, looking);
+  if (w.enters && !NameEntry(ctx)) return AnswerDefault(client, 0, d);
   const uint64_t now_ns = ctx.time.now_ns();
-  ctx.patience_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
-  const int answer = CheckPlan(ctx, plan, cost, d);
+  ctx.patience_ns = w.deadline_ns > now_ns ? w.deadline_ns - now_ns : 0;
+  const int answer = CheckPlan(ctx, plan, w.cost, d);
+  if (answer > 0) *name = ctx.place_name;
   *beyond_ns = d->retry_after_ns;
   if (d->source == SLUICE_SOURCE_EMERGENCY) return answer;  // no turn is to be had
   for (size_t i = 0; i < plan.count; ++i) {
     const Rule& rule = *plan.items[i].rule;
     if (rule.id != d->rule) continue;
-    const uint64_t waits_ns = PatienceOf(rule, CostNs(rule, cost), ctx.patience_ns);
+    const uint64_t waits_ns = PatienceOf(rule, CostNs(rule, w.cost), ctx.patience_ns);
     *beyond_ns -= std::min(*beyond_ns, waits_ns);
   }
   return answer;
+}
+
+// Sleeps until a place seems to be free, and the other rules seem to admit the request, or one of
+// them is why it is denied now.
+Seen AwaitPlace(const Waiting& w, uint64_t begin_ns) {
+  return AwaitSight(w.client, kPlacePace, begin_ns, w.deadline_ns, w.cancel_fd, [&w](uint64_t) {
+    Absent absent;
+    sluice_decision_t d;
+    uint64_t beyond_ns = 0;
+    uint64_t name = 0;
+    return Ask(w, &absent, &d, &beyond_ns, &name) != 0 || !IsForWantOfPlace(d);
+  });
 }
 
 // When to try again what was denied with `beyond_ns` to go. Those whose turns lie beyond what may
@@ -135,9 +193,7 @@ int CheckWithPatience(sluice_t* client, const sluice_descriptor_t* descriptors, 
 uint64_t AgainNs(const sluice_decision_t& d, uint64_t beyond_ns, uint64_t deadline_ns) {
   uint64_t spare_ns = (deadline_ns - d.now_ns - d.retry_after_ns) / 2;
   spare_ns = std::min(spare_ns, (d.retry_after_ns - beyond_ns) / 2);
-  uint64_t seed = Clock::PreciseNs() ^ reinterpret_cast<uintptr_t>(&spare_ns);
-  const uint64_t later_ns = spare_ns == 0 ? 0 : shm::SplitMix64(seed) % spare_ns;
-  return d.now_ns + std::max(beyond_ns, kShortestPauseNs) + later_ns;
+  return d.now_ns + std::max(beyond_ns, kShortestPauseNs) + AnyUpTo(spare_ns);
 }
 
 int Cancelled(sluice_t* client, sluice_decision_t* d) {
@@ -149,28 +205,34 @@ int Cancelled(sluice_t* client, sluice_decision_t* d) {
   return SLUICE_E_CANCELLED;
 }
 
-int Acquire(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count, uint64_t cost,
-            uint64_t deadline_ns, int cancel_fd, sluice_decision_t* d) {
+// The answer, when it is final. `*name` as of Ask: what the caller holds then.
+int AnswerInTime(const Waiting& w, sluice_decision_t* d, uint64_t* name) {
+  uint64_t begin_ns = 0;
   for (;;) {
     uint64_t beyond_ns = 0;
-    const int answer =
-        CheckWithPatience(client, descriptors, count, cost, deadline_ns, d, &beyond_ns);
+    const int answer = Ask(w, /*looking=*/nullptr, d, &beyond_ns, name);
     if (answer < 0 || d->source == SLUICE_SOURCE_DEFAULT) return answer;
     if (answer > 0) {
       if (d->delay_ns == 0) return answer;
-      if (IsTallying()) FlushTally(*client);  // not after a long sleep
-      return SleepUntil(d->now_ns + d->delay_ns, cancel_fd) ? answer : Cancelled(client, d);
+      if (IsTallying()) FlushTally(*w.client);  // not after a long sleep
+      if (SleepUntil(d->now_ns + d->delay_ns, w.cancel_fd)) return answer;
+      *name = 0;
+      return Cancelled(w.client, d);
     }
     if (d->retry_after_ns == SLUICE_NEVER) return answer;
-    if (IsForWantOfLent(*d)) {
-      const Lent lent = AwaitLent(client, *d, deadline_ns, cancel_fd);
-      if (lent == Lent::kTooLate) return answer;
-      if (lent == Lent::kCancelled) return Cancelled(client, d);
+    if (begin_ns == 0) begin_ns = d->now_ns;
+    if (IsForWantOfLent(*d) || IsForWantOfPlace(*d)) {
+      const Seen seen = IsForWantOfPlace(*d) ? AwaitPlace(w, begin_ns)
+                                             : AwaitLent(w.client, *d, w.deadline_ns, w.cancel_fd);
+      if (seen == Seen::kTooLate) return answer;
+      if (seen == Seen::kCancelled) return Cancelled(w.client, d);
       continue;
     }
-    if (deadline_ns <= d->now_ns || d->retry_after_ns > deadline_ns - d->now_ns) return answer;
-    if (IsTallying()) FlushTally(*client);
-    if (!SleepUntil(AgainNs(*d, beyond_ns, deadline_ns), cancel_fd)) return Cancelled(client, d);
+    if (w.deadline_ns <= d->now_ns || d->retry_after_ns > w.deadline_ns - d->now_ns) return answer;
+    if (IsTallying()) FlushTally(*w.client);
+    if (!SleepUntil(AgainNs(*d, beyond_ns, w.deadline_ns), w.cancel_fd)) {
+      return Cancelled(w.client, d);
+    }
   }
 }
 
@@ -182,10 +244,23 @@ int IsCancelled(int cancel_fd) {
   return (cancel.revents & POLLNVAL) != 0 ? SLUICE_E_ARGUMENT : SLUICE_E_CANCELLED;
 }
 
+// The whole of a call: what is wrong with it, whether it is cancelled already, and the answer.
+int Serve(const Waiting& w, sluice_decision_t* d, uint64_t* name) {
+  *name = 0;
+  if (w.cost - 1 >= SLUICE_MAX_COST || (w.descriptors == nullptr && w.count != 0)) {
+    return AnswerDefault(w.client, SLUICE_E_ARGUMENT, d);
+  }
+  if (const int cancelled = IsCancelled(w.cancel_fd); cancelled != 0) {
+    AnswerDefault(w.client, cancelled, d);
+    if (cancelled == SLUICE_E_CANCELLED) d->allowed = 0;
+    return cancelled;
+  }
+  return AnswerInTime(w, d, name);
+}
+
 }  // namespace
 }  // namespace sluice::client
 
-using sluice::client::AnswerDefault;
 using sluice::client::Clock;
 
 extern "C" {
@@ -201,7 +276,7 @@ int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* descriptors, 
   const uint64_t deadline_ns = Clock::PreciseNs() + bound_ns;
   while (answer == 0 && sluice::client::IsForWantOfLent(*d) &&
          sluice::client::AwaitLent(client, *d, deadline_ns, /*cancel_fd=*/-1) ==
-             sluice::client::Lent::kEnough) {
+             sluice::client::Seen::kLikely) {
     answer = sluice_check(client, descriptors, count, cost, d);
   }
   return answer;
@@ -212,16 +287,19 @@ int sluice_acquire(sluice_t* client, const sluice_descriptor_t* descriptors, siz
                    sluice_decision_t* decision) {
   if (client == nullptr) return SLUICE_E_ARGUMENT;
   sluice_decision_t own;
-  sluice_decision_t* const d = decision != nullptr ? decision : &own;
-  if (cost - 1 >= SLUICE_MAX_COST || (descriptors == nullptr && count != 0)) {
-    return AnswerDefault(client, SLUICE_E_ARGUMENT, d);
-  }
-  if (const int cancelled = sluice::client::IsCancelled(cancel_fd); cancelled != 0) {
-    AnswerDefault(client, cancelled, d);
-    if (cancelled == SLUICE_E_CANCELLED) d->allowed = 0;
-    return cancelled;
-  }
-  return sluice::client::Acquire(client, descriptors, count, cost, deadline_ns, cancel_fd, d);
+  uint64_t name = 0;
+  return sluice::client::Serve(
+      {client, descriptors, count, cost, deadline_ns, cancel_fd, /*enters=*/false},
+      decision != nullptr ? decision : &own, &name);
+}
+
+int sluice_enter_until(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
+                       uint64_t cost, uint64_t deadline_ns, int cancel_fd, sluice_place_t* place) {
+  if (client == nullptr || place == nullptr) return SLUICE_E_ARGUMENT;
+  std::memset(place, 0, offsetof(sluice_place_t, decision) + offsetof(sluice_decision_t, spends));
+  return sluice::client::Serve(
+      {client, descriptors, count, cost, deadline_ns, cancel_fd, /*enters=*/true}, &place->decision,
+      &place->name);
 }
 
 }  // extern "C"

@@ -30,7 +30,7 @@ struct CheckOptions {
   std::optional<uint64_t> cost;  // 1 where nothing is said, 0 for a look
   uint32_t count = 1;
   bool is_peek = false;
-  std::string acquire;           // for how long it may wait for its turn; empty: not at all
+  std::string acquire;           // for how long it may wait; empty: not at all
   std::optional<double> hold_s;  // enters, and leaves after so long
 };
 
@@ -160,12 +160,24 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
   }
 }
 
-// Ctrl-C gives back a turn that is waited for.
-void LetSignalsEndTheWait() {
+volatile sig_atomic_t ended = 0;
+
+void Handle(void (*handler)(int)) {
   struct sigaction action = {};
-  action.sa_handler = [](int) {};
+  action.sa_handler = handler;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+}
+
+// Ctrl-C gives back a turn that is waited for.
+void LetSignalsEndTheWait() {
+  Handle([](int) { ended = 1; });
+}
+
+// Of the place; a signal ends it, and the process.
+void Hold(absl::Duration duration) {
+  Handle(SIG_DFL);
+  if (ended == 0) absl::SleepFor(duration);
 }
 
 uint64_t DeadlineNs(absl::Duration from_now) {
@@ -175,8 +187,28 @@ uint64_t DeadlineNs(absl::Duration from_now) {
       absl::ToInt64Nanoseconds(absl::DurationFromTimespec(now) + from_now));
 }
 
+using Descriptors = std::vector<sluice_descriptor_t>;
+
+// What the request is told, with a place where it holds one. `patience`: null where it does not
+// wait.
+int Ask(sluice_t* client, const Descriptors& descriptors, uint64_t cost,
+        const CheckOptions& options, const absl::Duration* patience, sluice_place_t* place) {
+  const sluice_descriptor_t* const list = descriptors.data();
+  const size_t count = descriptors.size();
+  constexpr int kNoFile = -1;
+  if (patience != nullptr) {
+    const uint64_t deadline_ns = DeadlineNs(*patience);
+    return options.hold_s
+               ? sluice_enter_until(client, list, count, cost, deadline_ns, kNoFile, place)
+               : sluice_acquire(client, list, count, cost, deadline_ns, kNoFile, &place->decision);
+  }
+  if (options.hold_s) return sluice_enter(client, list, count, cost, place);
+  const auto ask = options.is_peek ? sluice_peek : sluice_check;
+  return ask(client, list, count, cost, &place->decision);
+}
+
 absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* exit_code) {
-  std::vector<sluice_descriptor_t> descriptors;
+  Descriptors descriptors;
   for (const std::string& text : options.descriptors) {
     const size_t equals = text.find('=');
     if (equals == 0 || equals == std::string::npos) {
@@ -198,23 +230,15 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   absl::StatusOr<Client> client = Client::Attach(globals, "sluicectl check");
   if (!client.ok()) return client.status();
 
-  sluice_decision_t decision{};
+  sluice_place_t place{};
+  const sluice_decision_t& decision = place.decision;
   int result = 0;
   uint64_t allowed_count = 0;
   // A look without a cost shows what is left, not what a check would leave.
   const uint64_t cost = options.cost.value_or(options.is_peek ? 0 : 1);
-  sluice_place_t place{};
   for (uint32_t i = 0; i < options.count; ++i) {
-    if (options.hold_s) {
-      result = sluice_enter(client->get(), descriptors.data(), descriptors.size(), cost, &place);
-      decision = place.decision;
-    } else if (options.acquire.empty()) {
-      const auto ask = options.is_peek ? sluice_peek : sluice_check;
-      result = ask(client->get(), descriptors.data(), descriptors.size(), cost, &decision);
-    } else {
-      result = sluice_acquire(client->get(), descriptors.data(), descriptors.size(), cost,
-                              DeadlineNs(patience), /*cancel_fd=*/-1, &decision);
-    }
+    result = Ask(client->get(), descriptors, cost, options,
+                 options.acquire.empty() ? nullptr : &patience, &place);
     if (result < 0) break;
     allowed_count += decision.allowed != 0 ? 1 : 0;
   }
@@ -228,7 +252,7 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   if (result < 0) return absl::InvalidArgumentError(sluice_strerror(result));
   if (place.name != 0) {
     std::cout << std::flush;
-    absl::SleepFor(absl::Seconds(*options.hold_s));
+    Hold(absl::Seconds(*options.hold_s));
     sluice_leave(client->get(), &place);
   }
   *exit_code = decision.allowed != 0 ? kExitOk : kExitDenied;
@@ -249,6 +273,7 @@ void AddCheck(CLI::App* root, Globals* globals) {
       "  sluicectl check api=partner --acquire 30s  waits for its turn, so long at most\n"
       "  sluicectl check tenant=acme --hold 60      hold a place of requests in flight for a "
       "minute\n"
+      "  sluicectl check tenant=acme --hold 60 --acquire 5s  wait for the place, so long at most\n"
       "  sluicectl check tenant=acme --json | jq .retry_after_ns\n\n"
       "Exit code: 0 allowed, 1 denied (of several: the last), 2 wrong arguments, 3 no daemon.");
   auto options = std::make_shared<CheckOptions>();
@@ -261,13 +286,12 @@ void AddCheck(CLI::App* root, Globals* globals) {
           ->capture_default_str();
   CLI::Option* const peek =
       verb->add_flag("--peek", options->is_peek, "spend nothing (a cost of 0)");
-  CLI::Option* const acquire = verb->add_option("--acquire", options->acquire,
-                                                "wait for its turn so long at most, as in 30s")
-                                   ->excludes(peek);
+  verb->add_option("--acquire", options->acquire,
+                   "wait for its turn, or with --hold for a place, so long at most, as in 30s")
+      ->excludes(peek);
   verb->add_option("--hold", options->hold_s, "enter, and leave after so many seconds")
       ->check(CLI::Range(0.0, kMaxHoldS))
       ->excludes(peek)
-      ->excludes(acquire)
       ->excludes(count);
   verb->callback([globals, options] {
     const absl::Status status = RunCheck(*globals, *options, &globals->exit_code);

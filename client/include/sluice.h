@@ -106,7 +106,7 @@ typedef struct sluice_decision {
   uint64_t retry_after_ns; /* 0 when allowed; until this very cost fits; SLUICE_NEVER: it cannot */
   uint64_t reset_after_ns; /* until the deciding rule's bucket is full again */
   uint64_t delay_ns;       /* allowed, but to go on so long after now_ns (leaky buckets, and
-                              sluice_acquire, which has waited for it); else 0 */
+                              calls that have waited for it, as sluice_acquire); else 0 */
   uint64_t now_ns;         /* of the decision, CLOCK_MONOTONIC */
   /* what follows serves the functions below */
   uint64_t policy;
@@ -220,8 +220,8 @@ SLUICE_API int sluice_rule_check_many(sluice_rule_t* rule, const sluice_key_t* k
                                       uint64_t cost, int* results, sluice_decision_t* decisions);
 
 /* Sleeps until an allowed decision's delay is over, if it has any (leaky buckets). With
- * sluice_wait, sluice_check_wait and sluice_acquire the only call that may block: for the rule's
- * max_delay at most.
+ * sluice_wait, sluice_check_wait, sluice_acquire and sluice_enter_until the only call that may
+ * block: for the rule's max_delay at most.
  * Returns 1 when the time has come, 0 when a signal came first (call it again to go on waiting, or
  * refund the decision), or SLUICE_E_ARGUMENT. Not needed by callers that wait by a timer of their
  * own. */
@@ -274,6 +274,17 @@ typedef struct sluice_place {
  * and `retry_after_ns` a guess of a second, for nobody knows. */
 SLUICE_API int sluice_enter(sluice_t* client, const sluice_descriptor_t* descriptors, size_t count,
                             uint64_t cost, sluice_place_t* place);
+/* The same for a caller that waits for a place, as sluice_acquire does for its turn, with the same
+ * `deadline_ns`, `cancel_fd`, signals and SLUICE_E_CANCELLED: makes no system call where one is
+ * free at once (without a `cancel_fd`), else sleeps and looks, 1 ms after it came and 50 ms apart
+ * at last, without an order among those who wait. While no place is free nothing is spent under
+ * other rules, and none is taken while those deny; a turn that token and leaky buckets tell for
+ * later is slept for with the place held. It is counted as a denied check when it begins to wait
+ * and twice a second from then on. Denied at once where the deadline cannot be kept by what is
+ * known: the cost is above the limit, or another rule admits the request only later. */
+SLUICE_API int sluice_enter_until(sluice_t* client, const sluice_descriptor_t* descriptors,
+                                  size_t count, uint64_t cost, uint64_t deadline_ns, int cancel_fd,
+                                  sluice_place_t* place);
 /* Gives the places back: once, however often it is called and with whatever copies. Never blocks.
  * Returns 1 when this call did, 0 when nothing was held (any more) or it is not this client's to
  * give back, or SLUICE_E_STALE / SLUICE_E_ARGUMENT. */

@@ -2,6 +2,7 @@
 // of a check; nothing allocates. See sluice.h for what each call promises.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <initializer_list>
@@ -179,6 +180,26 @@ class Place {
   int error_ = 0;
 };
 
+// Until when a caller waits: a time, or so long from now.
+class Deadline {
+ public:
+  using Clock = std::chrono::steady_clock;
+  template <class Duration>
+  Deadline(std::chrono::time_point<Clock, Duration> at) : at_(at) {}
+  template <class Rep, class Period>
+  Deadline(std::chrono::duration<Rep, Period> from_now) : at_(Clock::now()) {
+    at_ += std::min<Clock::duration>(from_now, Clock::time_point::max() - at_);
+  }
+  // On CLOCK_MONOTONIC.
+  uint64_t ns() const {
+    const auto since = std::chrono::nanoseconds(at_.time_since_epoch()).count();
+    return since > 0 ? static_cast<uint64_t>(since) : 0;
+  }
+
+ private:
+  Clock::time_point at_;
+};
+
 struct Options {
   bool default_allowed = true;        // the answer while no daemon was ever there
   const char* runtime_dir = nullptr;  // $SLUICE_RUNTIME_DIR, else /run/sluice
@@ -229,31 +250,17 @@ class Client {
 
   // Sleeps until its turn under the limit has come, at most until `deadline`; see sluice_acquire.
   // `cancel_fd`: ends the wait when it can be read; error() is SLUICE_E_CANCELLED then.
-  Decision acquire(std::span<const Descriptor> descriptors,
-                   std::chrono::steady_clock::time_point deadline, uint64_t cost = 1,
+  Decision acquire(std::span<const Descriptor> descriptors, Deadline deadline, uint64_t cost = 1,
                    int cancel_fd = -1) {
     Decision d;
     d.raw().allowed = 0;
-    const auto since = std::chrono::nanoseconds(deadline.time_since_epoch()).count();
     d.Take(sluice_acquire(client_.get(), descriptors.data(), descriptors.size(), cost,
-                          since > 0 ? static_cast<uint64_t>(since) : 0, cancel_fd, &d.raw()));
+                          deadline.ns(), cancel_fd, &d.raw()));
     return d;
   }
-  Decision acquire(std::initializer_list<Descriptor> descriptors,
-                   std::chrono::steady_clock::time_point deadline, uint64_t cost = 1,
-                   int cancel_fd = -1) {
+  Decision acquire(std::initializer_list<Descriptor> descriptors, Deadline deadline,
+                   uint64_t cost = 1, int cancel_fd = -1) {
     return acquire(std::span(descriptors.begin(), descriptors.size()), deadline, cost, cancel_fd);
-  }
-  // The same for at most so long from now.
-  Decision acquire(std::span<const Descriptor> descriptors, std::chrono::nanoseconds max_wait,
-                   uint64_t cost = 1, int cancel_fd = -1) {
-    const auto now = std::chrono::steady_clock::now();
-    const auto left = std::chrono::steady_clock::time_point::max() - now;
-    return acquire(descriptors, now + (max_wait < left ? max_wait : left), cost, cancel_fd);
-  }
-  Decision acquire(std::initializer_list<Descriptor> descriptors, std::chrono::nanoseconds max_wait,
-                   uint64_t cost = 1, int cancel_fd = -1) {
-    return acquire(std::span(descriptors.begin(), descriptors.size()), max_wait, cost, cancel_fd);
   }
 
   // The yes or no alone, without the numbers of a decision: the shortest path for a list.
@@ -320,6 +327,20 @@ class Client {
   }
   Place enter(std::initializer_list<Descriptor> descriptors, uint64_t cost = 1) {
     return enter(std::span(descriptors.begin(), descriptors.size()), cost);
+  }
+  // Sleeps until there is one, at most until `deadline`; see sluice_enter_until. `cancel_fd` as in
+  // acquire().
+  Place enter(std::span<const Descriptor> descriptors, Deadline deadline, uint64_t cost = 1,
+              int cancel_fd = -1) {
+    Place p(client_.get());
+    const int result = sluice_enter_until(client_.get(), descriptors.data(), descriptors.size(),
+                                          cost, deadline.ns(), cancel_fd, &p.raw_);
+    p.error_ = result < 0 ? result : 0;
+    return p;
+  }
+  Place enter(std::initializer_list<Descriptor> descriptors, Deadline deadline, uint64_t cost = 1,
+              int cancel_fd = -1) {
+    return enter(std::span(descriptors.begin(), descriptors.size()), deadline, cost, cancel_fd);
   }
 
   // How many rules got something back; negative: enum sluice_error.
