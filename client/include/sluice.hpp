@@ -180,24 +180,18 @@ class Place {
   int error_ = 0;
 };
 
-// Until when a caller waits: a time, or so long from now.
-class Deadline {
- public:
-  using Clock = std::chrono::steady_clock;
-  template <class Duration>
-  Deadline(std::chrono::time_point<Clock, Duration> at) : at_(at) {}
-  template <class Rep, class Period>
-  Deadline(std::chrono::duration<Rep, Period> from_now) : at_(Clock::now()) {
-    at_ += std::min<Clock::duration>(from_now, Clock::time_point::max() - at_);
-  }
-  // On CLOCK_MONOTONIC.
-  uint64_t ns() const {
-    const auto since = std::chrono::nanoseconds(at_.time_since_epoch()).count();
-    return since > 0 ? static_cast<uint64_t>(since) : 0;
-  }
-
- private:
-  Clock::time_point at_;
+// Until when a caller waits: a time, or so long from now. On CLOCK_MONOTONIC.
+inline uint64_t DeadlineNs(std::chrono::steady_clock::time_point at) {
+  const auto since = std::chrono::nanoseconds(at.time_since_epoch()).count();
+  return since > 0 ? static_cast<uint64_t>(since) : 0;
+}
+inline uint64_t DeadlineNs(std::chrono::nanoseconds from_now) {
+  const auto now = std::chrono::steady_clock::now();
+  return DeadlineNs(now + std::min(from_now, std::chrono::steady_clock::time_point::max() - now));
+}
+template <class T>
+concept Deadline = requires(T deadline) {
+  DeadlineNs(deadline);
 };
 
 struct Options {
@@ -250,15 +244,15 @@ class Client {
 
   // Sleeps until its turn under the limit has come, at most until `deadline`; see sluice_acquire.
   // `cancel_fd`: ends the wait when it can be read; error() is SLUICE_E_CANCELLED then.
-  Decision acquire(std::span<const Descriptor> descriptors, Deadline deadline, uint64_t cost = 1,
-                   int cancel_fd = -1) {
+  Decision acquire(std::span<const Descriptor> descriptors, Deadline auto deadline,
+                   uint64_t cost = 1, int cancel_fd = -1) {
     Decision d;
     d.raw().allowed = 0;
     d.Take(sluice_acquire(client_.get(), descriptors.data(), descriptors.size(), cost,
-                          deadline.ns(), cancel_fd, &d.raw()));
+                          DeadlineNs(deadline), cancel_fd, &d.raw()));
     return d;
   }
-  Decision acquire(std::initializer_list<Descriptor> descriptors, Deadline deadline,
+  Decision acquire(std::initializer_list<Descriptor> descriptors, Deadline auto deadline,
                    uint64_t cost = 1, int cancel_fd = -1) {
     return acquire(std::span(descriptors.begin(), descriptors.size()), deadline, cost, cancel_fd);
   }
@@ -330,16 +324,16 @@ class Client {
   }
   // Sleeps until there is one, at most until `deadline`; see sluice_enter_until. `cancel_fd` as in
   // acquire().
-  Place enter(std::span<const Descriptor> descriptors, Deadline deadline, uint64_t cost = 1,
+  Place enter(std::span<const Descriptor> descriptors, Deadline auto deadline, uint64_t cost = 1,
               int cancel_fd = -1) {
     Place p(client_.get());
     const int result = sluice_enter_until(client_.get(), descriptors.data(), descriptors.size(),
-                                          cost, deadline.ns(), cancel_fd, &p.raw_);
+                                          cost, DeadlineNs(deadline), cancel_fd, &p.raw_);
     p.error_ = result < 0 ? result : 0;
     return p;
   }
-  Place enter(std::initializer_list<Descriptor> descriptors, Deadline deadline, uint64_t cost = 1,
-              int cancel_fd = -1) {
+  Place enter(std::initializer_list<Descriptor> descriptors, Deadline auto deadline,
+              uint64_t cost = 1, int cancel_fd = -1) {
     return enter(std::span(descriptors.begin(), descriptors.size()), deadline, cost, cancel_fd);
   }
 

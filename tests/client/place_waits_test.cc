@@ -48,7 +48,7 @@ class WaitingForPlaces : public ServedClient {
       : ServedClient(rules, options) {}
   ~WaitingForPlaces() override { close(cancel_); }
 
-  Place Enter(std::string_view route, Deadline deadline, uint64_t cost = 1) {
+  Place Enter(std::string_view route, Deadline auto deadline, uint64_t cost = 1) {
     return client_.enter({{"route", route}, {"user", "u"}}, deadline, cost, cancel_);
   }
   void Cancel() const {
@@ -122,14 +122,15 @@ TEST_F(WaitingForPlaces, ACallerThatAcquiresSeesThatOneIsFreeAndTakesNone) {
 TEST_F(WaitingForPlaces, ADeadlineThatIsPastIsAnEnter) {
   const Place first = Enter("/one", std::chrono::steady_clock::now() - 1h);
   EXPECT_TRUE(first);
-  for (const Deadline past :
-       {Deadline(std::chrono::steady_clock::now() - 1h), Deadline(0s), Deadline(-1s),
-        Deadline(std::chrono::steady_clock::time_point::min())}) {
+  const auto now = std::chrono::steady_clock::now();
+  for (const auto past : {now - 1h, now, std::chrono::steady_clock::time_point::min()}) {
     const Place denied = Enter("/one", past);
     EXPECT_FALSE(denied);
     EXPECT_EQ(denied.error(), 0);
     EXPECT_EQ(denied.decision().retry_after(), 1s) << "a guess";
   }
+  EXPECT_FALSE(Enter("/one", 0s));
+  EXPECT_FALSE(Enter("/one", -1s));
   EXPECT_EQ(Held(), 1u);
 }
 
@@ -330,8 +331,10 @@ TEST_F(WaitingForPlaces, WhereTheDefaultAnswersNobodyWaits) {
   EXPECT_TRUE(client_.enter({{"route", "/other"}}, 24h)) << "no rule matches";
   const pid_t child = fork();
   if (child == 0) {
-    Place parents = client_.enter({{"route", "/one"}, {"user", "u"}}, 24h);
-    if (!parents || !parents.decision().is_default()) _exit(1);
+    // By the default, unless it has a connection of its own already.
+    Place first = client_.enter({{"route", "/one"}, {"user", "u"}}, 24h);
+    if (!first) _exit(1);
+    first.leave();
     if (!client_.wait(20s)) _exit(2);
     const Place own = client_.enter({{"route", "/one"}, {"user", "u"}}, 24h);
     _exit(own && !own.decision().is_default() ? 0 : 3);

@@ -1,9 +1,11 @@
 """Steady demand from real client processes, and what they were admitted."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
+import subprocess
 import time
 
 from harness.processes import Process, wait_until
@@ -88,6 +90,38 @@ class Load:
         lines = self.lines()
         assert "p99_ns" in lines[-1], lines[-1:]
         return lines[:-1], lines[-1]
+
+
+class Waiter:
+    """One queue_up process, ready: it waits for turns, or with HOLD_MS for places."""
+
+    numbers = itertools.count()
+
+    def __init__(self, daemon, descriptor, max_wait_ms, count=1, **env):
+        self.path = os.path.join(daemon.directory, f"queue-{next(self.numbers)}")
+        self.process = Process(
+            [os.path.join(build_dir(), "tests", "integration", "queue_up"), daemon.runtime_dir,
+             max_wait_ms, count, descriptor], self.path, env=env, stdin=subprocess.PIPE)
+
+    def __enter__(self):
+        self.process.wait_for(lambda: '"ready"' in self.process.log(), 30, "ready")
+        return self
+
+    def __exit__(self, *_):
+        self.process.close()
+
+    def go(self):
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def answers(self):
+        with open(self.path, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file if line.startswith("{")]
+        return [line for line in lines if "result" in line]
+
+    def finished(self, deadline_s=90):
+        assert self.process.wait(deadline_s) == 0, self.process.log()
+        return self.answers()
 
 
 def admitted(reports, begin_ns=0, end_ns=1 << 63):

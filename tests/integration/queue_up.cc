@@ -2,8 +2,11 @@
 // descriptors, one after the other, each for at most MAX_WAIT_MS. Where GO is in the environment,
 // each begins when a line is read from standard input. One in CANCEL_ONE_IN (of the environment) is
 // cancelled after some milliseconds by a timer that can be read. Prints one JSON line for each:
-//   {"result": n, "now_ns": monotonic, "turn_ns": monotonic, "woken_ns": monotonic}
-// SIGTERM and SIGINT end the acquire under way, and with it the program.
+//   {"result": n, "asked_ns": monotonic, "now_ns": monotonic, "turn_ns": monotonic,
+//    "woken_ns": monotonic, "left_ns": monotonic}
+// Where HOLD_MS is in the environment it enters in place of it, and leaves so many milliseconds
+// later: left_ns is just before it does. SIGTERM and SIGINT end the acquire under way, and with it
+// the program.
 //
 //   queue_up RUNTIME_DIR MAX_WAIT_MS COUNT NAME=VALUE...
 #include <signal.h>
@@ -13,7 +16,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <random>
+#include <vector>
 
 #include "client/include/sluice.hpp"
 #include "tests/integration/descriptors.h"
@@ -33,6 +38,35 @@ void HandleSignals() {
 uint64_t NowNs() {
   return static_cast<uint64_t>(
       std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
+}
+
+const char* const hold_ms = getenv("HOLD_MS");
+
+// One request, from the question to when the place is left.
+void Ask(sluice::Client& client, const std::vector<sluice::Descriptor>& descriptors,
+         std::chrono::milliseconds max_wait, int cancel_fd) {
+  const uint64_t asked_ns = NowNs();
+  std::optional<sluice::Place> place;
+  sluice::Decision d;
+  int error = 0;
+  if (hold_ms == nullptr) {
+    d = client.acquire(descriptors, max_wait, 1, cancel_fd);
+    error = d.error();
+  } else {
+    place.emplace(client.enter(descriptors, max_wait, 1, cancel_fd));
+    d = place->decision();
+    error = place->error();
+  }
+  const uint64_t woken_ns = NowNs();
+  if (d && place) usleep(static_cast<useconds_t>(1000 * strtoul(hold_ms, nullptr, 10)));
+  const uint64_t left_ns = NowNs();
+  place.reset();
+  printf(
+      "{\"result\": %d, \"asked_ns\": %lu, \"now_ns\": %lu, \"turn_ns\": %lu, "
+      "\"woken_ns\": %lu, \"left_ns\": %lu}\n",
+      error != 0 ? error : static_cast<int>(d.allowed()), asked_ns, d.raw().now_ns,
+      d.raw().now_ns + d.raw().delay_ns, woken_ns, left_ns);
+  fflush(stdout);
 }
 
 bool ReadLine() {
@@ -71,11 +105,7 @@ int main(int argc, char** argv) {
     const itimerspec soon = {.it_interval = {},
                              .it_value = {0, 1'000 + static_cast<long>(random() % 100'000'000)}};
     timerfd_settime(timer, 0, cancels ? &soon : &off, nullptr);
-    const sluice::Decision d = client.acquire(*descriptors, max_wait, 1, timer);
-    const int result = d.error() != 0 ? d.error() : static_cast<int>(d.allowed());
-    printf("{\"result\": %d, \"now_ns\": %lu, \"turn_ns\": %lu, \"woken_ns\": %lu}\n", result,
-           d.raw().now_ns, d.raw().now_ns + d.raw().delay_ns, NowNs());
-    fflush(stdout);
+    Ask(client, *descriptors, max_wait, timer);
   }
   return 0;
 }

@@ -1,16 +1,14 @@
 """Waiting for a turn, with a real daemon and processes: their order, the rate, and how it ends."""
 
 import contextlib
-import itertools
 import json
-import os
 import signal
-import subprocess
 
 import pytest
 
-from harness.processes import KILL_WAIT_S, Process, wait_until
-from harness.sluice import Daemon, build_dir, ctl, ctl_json
+from harness.load import Waiter
+from harness.processes import KILL_WAIT_S, wait_until
+from harness.sluice import Daemon, ctl, ctl_json
 
 SECOND_NS = 1_000_000_000
 PROCESSES = 8
@@ -25,40 +23,8 @@ rules:
 """
 
 
-class Waiter:
-    """One queue_up process, ready."""
-
-    numbers = itertools.count()
-
-    def __init__(self, daemon, api, max_wait_ms, count=1, **env):
-        self.path = os.path.join(daemon.directory, f"queue-{next(self.numbers)}")
-        self.process = Process(
-            [os.path.join(build_dir(), "tests", "integration", "queue_up"), daemon.runtime_dir,
-             max_wait_ms, count, f"api={api}"], self.path, env=env, stdin=subprocess.PIPE)
-
-    def __enter__(self):
-        self.process.wait_for(lambda: '"ready"' in self.process.log(), 30, "ready")
-        return self
-
-    def __exit__(self, *_):
-        self.process.close()
-
-    def go(self):
-        self.process.stdin.write(b"\n")
-        self.process.stdin.flush()
-
-    def answers(self):
-        with open(self.path, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file if line.startswith("{")]
-        return [line for line in lines if "result" in line]
-
-    def finished(self, deadline_s=90):
-        assert self.process.wait(deadline_s) == 0, self.process.log()
-        return self.answers()
-
-
-def waiters(daemon, stack, **arguments):
-    return [stack.enter_context(Waiter(daemon, **arguments)) for _ in range(PROCESSES)]
+def waiters(daemon, stack, api, **arguments):
+    return [stack.enter_context(Waiter(daemon, f"api={api}", **arguments)) for _ in range(PROCESSES)]
 
 
 def ahead_ns(daemon, api):
@@ -129,7 +95,7 @@ def test_the_rate_is_held_exactly_whoever_gives_up_and_nearly_all_of_it_is_used(
 def test_a_signal_ends_the_wait_and_gives_the_turn_back(daemon, signum):
     ctl("check", "api=slow", "--cost", "20", daemon=daemon, check=False)
     begin_ns = ahead_ns(daemon, "slow")
-    with Waiter(daemon, "slow", 19 * 60_000) as waiter:
+    with Waiter(daemon, "api=slow", 19 * 60_000) as waiter:
         await_ahead(daemon, "slow", begin_ns + 30 * SECOND_NS)
         waiter.process.send(signum)
         assert waiter.finished(KILL_WAIT_S)[0]["result"] == E_CANCELLED
@@ -140,7 +106,7 @@ def test_a_signal_ends_the_wait_and_gives_the_turn_back(daemon, signum):
 def test_who_is_killed_has_spent_its_turn(daemon):
     ctl("check", "api=slow", "--cost", "20", daemon=daemon, check=False)
     begin_ns = ahead_ns(daemon, "slow")
-    with Waiter(daemon, "slow", 19 * 60_000) as waiter:
+    with Waiter(daemon, "api=slow", 19 * 60_000) as waiter:
         await_ahead(daemon, "slow", begin_ns + 30 * SECOND_NS)
         waiter.process.kill()
         assert ahead_ns(daemon, "slow") >= begin_ns + 30 * SECOND_NS

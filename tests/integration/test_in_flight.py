@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -12,8 +13,8 @@ import time
 
 import pytest
 
-from harness.load import connected_hosts, kill_workers_while, redis_words
-from harness.processes import Process, run, wait_until
+from harness.load import Waiter, connected_hosts, kill_workers_while, redis_words
+from harness.processes import KILL_WAIT_S, Process, run, wait_until
 from harness.redis_cluster import RedisCluster, RedisServer
 from harness.sluice import START_DEADLINE_S, Daemon, binary, build_dir, ctl, ctl_json
 
@@ -182,3 +183,96 @@ def test_over_all_hosts_no_more_than_the_limit_are_in_whoever_is_killed(tmp_path
         assert 0 < end["most_held"] <= FLEET_LIMIT
         assert end["entered"] > KILLS
         wait_until(lambda: sum(held(host) for host in hosts) == 0, DEADLINE_S, "all is back")
+
+
+E_CANCELLED = -9
+WAITERS = 8
+WAITED_LIMIT = 4
+ROUNDS = 8
+HOLD_MS = 20
+
+
+def denials(daemon):
+    return daemon.metrics().sum("sluice_checks_total", rule="exports", result="denied")
+
+
+def most_at_once(answers):
+    """How many held a place at one instant, from when they were told to before they left."""
+    steps = sorted([(a["woken_ns"], 1) for a in answers] + [(a["left_ns"], -1) for a in answers])
+    return max(itertools.accumulate(step for _, step in steps))
+
+
+def all_get_in(hosts, lost=0):
+    """Processes that wait for fewer places all get in; `lost` more are killed while they wait."""
+    with contextlib.ExitStack() as stack:
+        waiters = [stack.enter_context(Waiter(
+            hosts[n % len(hosts)], "tenant=acme", 1000 * 90, ROUNDS, HOLD_MS=str(HOLD_MS), GO="1"))
+                   for n in range(WAITERS)]
+        doomed = [stack.enter_context(Waiter(
+            hosts[n % len(hosts)], "tenant=acme", 1000 * 90, 10_000, HOLD_MS="0"))
+                  for n in range(lost)]
+        for _ in range(ROUNDS):
+            for waiter in waiters:
+                waiter.go()
+        rng = random.Random(SEED)
+        for waiter in doomed:
+            time.sleep(rng.random() * 0.1)
+            waiter.process.kill()
+        answers = [answer for waiter in waiters for answer in waiter.finished(100)]
+    assert [a["result"] for a in answers] == [1] * (WAITERS * ROUNDS)
+    waits = sorted((a["woken_ns"] - a["asked_ns"]) / 1e6 for a in answers)
+    most = most_at_once(answers)
+    print(f"{len(waits)} waits, {waits[len(waits) // 2]:.1f} ms in the median, {waits[-1]:.1f} ms at "
+          f"most; {most} in at once")
+    assert most <= WAITED_LIMIT
+    wait_until(lambda: sum(held(host) for host in hosts) == 0, DEADLINE_S, "all is back")
+
+
+@pytest.mark.timeout_s(180)
+def test_all_who_wait_get_in_and_who_is_killed_while_waiting_loses_nothing():
+    with Daemon(RULES.replace(str(LIMIT), str(WAITED_LIMIT))) as daemon:
+        all_get_in([daemon])
+        all_get_in([daemon], lost=8)
+
+
+@pytest.mark.timeout_s(240)
+def test_over_two_hosts_the_first_waits_to_be_lent_a_place_and_all_who_wait_get_in():
+    with RedisCluster() as redis, fleet_of(redis, limit=WAITED_LIMIT) as hosts:
+        for host in hosts:  # nothing is lent for some seconds after Redis was new
+            wait_until(lambda host=host: may_enter(host), DEADLINE_S, "lent")
+        for n, host in enumerate(hosts * 3):
+            with Waiter(host, f"tenant=idle-{n}", int(1000 * DEADLINE_S), HOLD_MS="0") as waiter:
+                answer = waiter.finished()[0]
+            print(f"the first of an idle key waited "
+                  f"{(answer['woken_ns'] - answer['asked_ns']) / 1e6:.1f} ms")
+            assert answer["result"] == 1
+            assert denials(host) > 0, "it was not there before"
+        all_get_in(hosts, lost=4)
+
+
+@pytest.mark.timeout_s(120)
+def test_a_wait_for_a_place_ends_by_a_signal_or_too_late_and_sluicectl_waits_too(tmp_path):
+    with Daemon(RULES.replace(str(LIMIT), "1")) as daemon:
+        with holder(daemon, tmp_path, "stays"):
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                told = denials(daemon)
+                with Waiter(daemon, "tenant=acme", 3_600_000, HOLD_MS="0") as waiter:
+                    wait_until(lambda told=told: denials(daemon) > told, DEADLINE_S, "it waits")
+                    waiter.process.send(signum)
+                    assert waiter.finished(KILL_WAIT_S)[0]["result"] == E_CANCELLED
+            with Waiter(daemon, "tenant=acme", 50, HOLD_MS="0") as waiter:
+                assert waiter.finished()[0]["result"] == 0
+            late = ctl("check", "tenant=acme", "--hold", "60", "--acquire", "50ms", daemon=daemon,
+                       check=False)
+            assert late.returncode == 1 and late.stdout.startswith("denied"), late.stdout
+            assert held(daemon) == 1
+            told = denials(daemon)
+            env = {**os.environ, "SLUICE_RUNTIME_DIR": daemon.runtime_dir}
+            waits = Process([binary("sluicectl"), "check", "tenant=acme", "--hold", "3600",
+                             "--acquire", "1h"], tmp_path / "waits", env=env)
+            wait_until(lambda: denials(daemon) > told, DEADLINE_S, "sluicectl waits")
+        with waits:
+            wait_until(lambda: held(daemon) == 1 and "allowed" in waits.log(), DEADLINE_S, "it is in")
+            waits.send(signal.SIGINT)  # ends the hold at once
+            assert waits.wait(KILL_WAIT_S) != 0
+        wait_until(lambda: held(daemon) == 0, DEADLINE_S, "its place is back")
