@@ -22,6 +22,9 @@ inline constexpr uint64_t kLongNameTag = 0x6c6f6e676e616d65;  // sets folded nam
 inline constexpr uint8_t kLongMark = 0xff;                    // parts: a folded value follows
 inline constexpr size_t kFoldedHexBytes = 32;
 
+// The rule's label in a bucket's text.
+inline std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
+
 // Bytes that `parts` needs for a label and values of these lengths.
 inline size_t PartsBytes(size_t label_bytes, const std::string_view* values, size_t count) {
   size_t bytes = 1 + label_bytes + 1;

@@ -15,6 +15,7 @@
 #include "daemon/config/parse.h"
 #include "daemon/redis/slot.h"
 #include "daemon/redis/tls_session.h"
+#include "shm/bucket_name.h"
 #include "shm/gcra.h"
 #include "shm/window.h"
 
@@ -143,7 +144,7 @@ class Lister {
       out_->truncated = true;
       return;
     }
-    const std::string label(name.substr(0, name.find(':')));
+    const std::string label(shm::LabelOf(name));
     ordered_json bucket = {{"name", std::string(name)}, {"rule", label}, {"shard", shard}};
     if (!redis_.region.empty()) bucket["region"] = redis_.region;
     if (is_lent) {

@@ -15,6 +15,7 @@
 #include "daemon/admin/metrics.h"
 #include "daemon/admin/status_json.h"
 #include "daemon/config/promote.h"
+#include "shm/bucket_name.h"
 #include "shm/hash.h"
 
 namespace sluice::admin {
@@ -81,9 +82,8 @@ void Reload(StatusSource& source, httplib::Response& response) {
 
 void Unban(StatusSource& source, const httplib::Request& request, httplib::Response& response) {
   const std::string bucket = request.get_param_value("bucket");
-  const std::string label = bucket.substr(0, bucket.find(':'));
   const RulesInForce in_force = source.Rules();
-  const config::CompiledRule* const rule = in_force.rules->Find(label);
+  const config::CompiledRule* const rule = in_force.rules->Find(shm::LabelOf(bucket));
   if (rule == nullptr || rule->penalty.after == 0) {
     return SendError(response, 404,
                      "bucket: write a name as `sluicectl buckets` shows it, of a rule with a "

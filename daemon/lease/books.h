@@ -4,15 +4,11 @@
 #include <cstdint>
 #include <deque>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 
 namespace sluice::lease {
-
-// The rule's label in a bucket's text.
-inline std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
 
 // `Book` has a `text`, which is empty where it is nobody's. Books stay where they are. Not
 // thread-safe.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "shm/bucket_name.h"
 #include "shm/take.h"
 
 namespace sluice::lease {
@@ -102,7 +103,7 @@ void Keeper::OnUse(uint32_t bucket, uint64_t denied, uint64_t need, uint64_t alo
 void Keeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) {
   for (Book& b : books_) {
     if (b.text.empty()) continue;
-    const config::CompiledRule* const rule = rules.Find(LabelOf(b.text));
+    const config::CompiledRule* const rule = rules.Find(shm::LabelOf(b.text));
     if (rule != nullptr && rule->kind == shm::Kind::kLease && IsSame(TermsOf(*rule), b.terms) &&
         HomeOf(*rule) == b.home) {
       b.rule = rule;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "shm/bucket.h"
+#include "shm/bucket_name.h"
 
 namespace sluice::lease {
 namespace {
@@ -102,7 +103,7 @@ void PlaceKeeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) 
                            [](const auto& rule) { return IsLent(&rule); });
   for (Book& b : books_) {
     if (b.text.empty()) continue;
-    const config::CompiledRule* const rule = rules.Find(LabelOf(b.text));
+    const config::CompiledRule* const rule = rules.Find(shm::LabelOf(b.text));
     const uint32_t limit = IsLent(rule) ? static_cast<uint32_t>(rule->limit.limit) : 0;
     if (limit < b.limit) {
       Put(b, 0, now_ns);

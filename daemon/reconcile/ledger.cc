@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/string_view.h"
+#include "shm/bucket_name.h"
 
 namespace sluice::reconcile {
 namespace {
@@ -12,8 +13,6 @@ namespace {
 // kept that a stream of new keys outruns it.
 constexpr uint64_t kForgetTurnNs = 120'000'000'000;
 constexpr size_t kForgetPerNew = 2;
-
-std::string_view LabelOf(std::string_view text) { return text.substr(0, text.find(':')); }
 
 // No name has a NUL.
 std::string MirrorKey(const std::string& text, uint32_t shard) {
@@ -65,7 +64,7 @@ BucketId Ledger::Intern(const harvest::Place& place, harvest::Named&& named, uin
   Bucket& b = buckets_[id];
   b.shard = named.shard;
   b.rule = named.rule;
-  b.limit = named.rule->LimitOf(LabelOf(b.text));
+  b.limit = named.rule->LimitOf(shm::LabelOf(b.text));
   b.kind = named.rule->kind;
   b.calendar = named.rule->calendar;
   b.wire = WireOf(named.wire);
@@ -210,9 +209,9 @@ void Ledger::Rebind(const config::CompiledRules& rules) {
   for (BucketId id = 0; id < buckets_.size(); ++id) {
     Bucket& b = buckets_[id];
     if (b.text.empty()) continue;
-    b.rule = rules.Find(LabelOf(b.text));
+    b.rule = rules.Find(shm::LabelOf(b.text));
     if (b.rule == nullptr) continue;
-    b.limit = b.rule->LimitOf(LabelOf(b.text));
+    b.limit = b.rule->LimitOf(shm::LabelOf(b.text));
     b.kind = b.rule->kind;
     const std::shared_ptr<const config::CalendarTable> former = std::move(b.calendar);
     b.calendar = b.rule->calendar;

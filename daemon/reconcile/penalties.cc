@@ -11,6 +11,7 @@
 
 #include "daemon/config/private_keys.h"
 #include "daemon/reconcile/reconciler.h"
+#include "shm/bucket_name.h"
 #include "shm/take.h"
 
 namespace sluice::reconcile {
@@ -241,7 +242,7 @@ harvest::Place Reconciler::PlaceOf(const config::CompiledRule& rule, const NameO
 bool Reconciler::Unban(const std::string& text, uint64_t now_ns) {
   now_ns_ = now_ns;
   const config::CompiledRule* const rule =
-      rules_ == nullptr ? nullptr : rules_->Find(text.substr(0, text.find(':')));
+      rules_ == nullptr ? nullptr : rules_->Find(shm::LabelOf(text));
   if (rule == nullptr || !rule->penalty.is_any()) return false;
   BucketId id = 0;
   if (!ledger_.Find(text, &id)) {
