@@ -241,12 +241,14 @@ def test_over_two_hosts_the_first_waits_to_be_lent_a_place_and_all_who_wait_get_
         for host in hosts:  # nothing is lent for some seconds after Redis was new
             wait_until(lambda host=host: may_enter(host), DEADLINE_S, "lent")
         for n, host in enumerate(hosts * 3):
+            told = denials(host)
             with Waiter(host, f"tenant=idle-{n}", int(1000 * DEADLINE_S), HOLD_MS="0") as waiter:
                 answer = waiter.finished()[0]
             print(f"the first of an idle key waited "
                   f"{(answer['woken_ns'] - answer['asked_ns']) / 1e6:.1f} ms")
             assert answer["result"] == 1
-            assert denials(host) > 0, "it was not there before"
+            wait_until(lambda host=host, told=told: denials(host) > told, DEADLINE_S,
+                       "it was not there before")
         all_get_in(hosts, lost=4)
 
 
