@@ -78,9 +78,9 @@ MUTANTS = {
         "    Put(b, std::min(b.lent, want), now_ns);\n    // M1",
         "    b.stock.cap = std::min(b.lent, want) / 2;\n    b.stock.beyond = 0;\n    // M1",
         [PLACES]),
-    "places_of_a_silent_host_used_for_ever": (
-        "in flight: ", PLACES, "s.first_sent_ns + kPlacesGoodNs);",
-        "s.first_sent_ns + 10 * kPlacesGoodNs);", [PLACES]),
+    "free_places_kept_that_were_told_to_be_given_back": (
+        "in flight: ", PLACES, "    b.kept = b.lent = b.stock.counted();",
+        "    b.kept = b.stock.held;", [PLACES]),
     "strict_tokens_returned_and_kept": (
         "strict: ", LEASE, "  credits_ -= back;  // L3\n", "", [LEASE]),
     "strict_tokens_spent_for_longer_than_they_are_lent": (
