@@ -312,6 +312,7 @@ bool Attacher::Attach(int control_fd, int buckets_fd, uint32_t daemon_uid, uint6
   a->dirty = a->buckets.dirty();
   a->counters = a->buckets.counters();
   a->overflow = a->buckets.overflow();
+  a->class_denied = a->buckets.class_denied();
   a->texts = a->buckets.texts();
   a->log_entries = a->buckets.log_entries();
   a->logs = info.logs;

@@ -47,6 +47,7 @@ struct Attachment {
   std::atomic<uint64_t>* dirty = nullptr;               // [capacity / 64] words
   std::atomic<uint64_t>* counters = nullptr;            // [kCounters]; set from buckets.counters()
   shm::Slot* overflow = nullptr;                        // [kMaxRules]
+  std::atomic<uint64_t>* class_denied = nullptr;        // [kClassCells]
   shm::KeyText* texts = nullptr;                        // [capacity]
   std::atomic<uint64_t>* log_entries = nullptr;         // [logs.rows * logs.entries]
   shm::LogShape logs;

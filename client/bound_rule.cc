@@ -117,6 +117,9 @@ RuleBlock* BlockOf(sluice_rule& r, const Attachment& a, RuleBlock* own) {
                               uint16_t gen, uint64_t now_ns, uint64_t hash) {
   if (block.rule.penal) {
     NoteAtOnce(*block.attachment, slot, gen);
+  } else if (block.rule.classed) {
+    NoteDeniedOfClass(*block.attachment, *r.client, slot, gen, block.rule, block.key.policy,
+                      now_ns);
   } else {
     BeginTally(*block.attachment, *r.client, slot, gen, now_ns);
     RememberDenial(*block.attachment, slot, shm::FingerprintOf(hash), hash, block.rule, now_ns,

@@ -249,7 +249,8 @@ void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt&
   if (item.rule->penal) {
     NoteAtOnce(a, *attempt.slot, attempt.seen.gen);
   } else if (!IsLent(*item.rule) || (tokens == 1 && (aux & shm::aux::kDirty) != 0)) {
-    NoteDenied(a, *ctx.client, *attempt.slot, attempt.seen.gen, ctx.time.now_ns());
+    NoteDenied(a, *ctx.client, *attempt.slot, attempt.seen.gen, *item.rule, policy,
+               ctx.time.now_ns());
   } else if (tokens <= item.rule->limit.burst) {
     shm::AddWanted(*attempt.slot, a.denied[attempt.index], a.dirty, attempt.index, attempt.seen.gen,
                    tokens);
@@ -297,7 +298,8 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
                                                          : SLUICE_SOURCE_RULES;
   decision->limit = rule.limit.limit;
   decision->period_ns = rule.limit.period_ns;
-  decision->burst = rule.limit.burst;
+  // Of what is counted in tokens, a class's is a part of it.
+  decision->burst = shm::IsCountedInWindows(rule.kind) ? rule.limit.limit : rule.limit.burst;
   decision->rule = rule.id;
   if (rule.kind == shm::Kind::kInFlight) decision->period_ns = 0;
   if (rule.kind != shm::Kind::kTokenBucket) {

@@ -5,6 +5,9 @@
 // A tally also remembers what was denied: a word names its tenure (I1), so while it stands as it
 // was seen, the same key under the same rule is denied until its time comes, without computing it.
 // What changes beside the word (the host's share) is heeded within kTallyNs.
+//
+// Denials under a rule with classes are also counted by class, so that a tally of theirs is of one
+// class: it is marked, and what looks for a tally of the slot alone does not find it.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +21,19 @@ namespace sluice::client {
 inline constexpr uint32_t kTallyMax = 64;
 inline constexpr uint64_t kTallyNs = 1'000'000;
 
+// In the low bits of a slot's address, which are 0.
+inline constexpr uintptr_t kOfClass = 1;
+static_assert(alignof(shm::Slot) > kOfClass);
+
 struct Tally {
-  const shm::Slot* slot;  // null: nothing is tallied
+  uintptr_t
+      of;  // a slot's address, with kOfClass where its rule has classes; 0: nothing is tallied
   uint32_t n;
   uint16_t gen;
+  // Of such a rule: the class and where its policy has it.
+  uint16_t floor_q16;
+  uint16_t group;
+  uint64_t policy;
   // What is remembered: cost 1 of `rule` was denied by this word, and would be before until_ns
   // (0: nothing). `hash` names the key where a rule has many, at this index.
   const Rule* rule;
@@ -40,6 +52,8 @@ struct Tally {
 // Initial-exec and constinit: a fixed offset from the thread pointer, no call.
 extern constinit thread_local Tally tally __attribute__((tls_model("initial-exec")));
 
+inline uintptr_t AddressOf(const shm::Slot& slot) { return reinterpret_cast<uintptr_t>(&slot); }
+
 void FlushTally(const sluice_t& client);
 void BeginTally(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
                 uint16_t gen, uint64_t now_ns);
@@ -49,7 +63,7 @@ void BeginTally(const Attachment& attachment, const sluice_t& client, const shm:
 // Acquire as in LookSlot: pairs with step 4's CAS; an equal word means the same tenant (I1).
 inline bool TallyDeniedAgain(const shm::Slot& slot, const Rule& rule, uint64_t now_ns) {
   Tally& t = tally;
-  if (t.slot != &slot || t.rule != &rule || now_ns >= t.until_ns || t.n >= kTallyMax ||
+  if (t.of != AddressOf(slot) || t.rule != &rule || now_ns >= t.until_ns || t.n >= kTallyMax ||
       slot.word.load(std::memory_order_acquire) != t.word_ns) {
     return false;
   }
@@ -73,17 +87,28 @@ void RememberDenial(const Attachment& attachment, const shm::Slot& slot, uint64_
 // True when the denial is tallied; else BeginTally is to be called.
 inline bool TallyDenied(const shm::Slot& slot, uint16_t gen, uint64_t now_ns) {
   Tally& t = tally;
-  if (t.slot != &slot || t.gen != gen || t.n >= kTallyMax || now_ns - t.since_ns >= kTallyNs)
-      [[unlikely]] {
+  if (t.of != AddressOf(slot) || t.gen != gen || t.n >= kTallyMax ||
+      now_ns - t.since_ns >= kTallyNs) [[unlikely]] {
     return false;
   }
   ++t.n;
   return true;
 }
 
+// Counts a denial under a rule with classes, of the policy `policy`.
+void NoteDeniedOfClass(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
+                       uint16_t gen, const Rule& rule, uint64_t policy, uint64_t now_ns);
+// Adds n denials to those of the class with that floor, of the first where several have it.
+void CountClass(const Attachment& attachment, uint64_t policy, uint16_t group, uint16_t floor_q16,
+                uint64_t n);
+
 inline void NoteDenied(const Attachment& attachment, const sluice_t& client, const shm::Slot& slot,
-                       uint16_t gen, uint64_t now_ns) {
-  if (!TallyDenied(slot, gen, now_ns)) BeginTally(attachment, client, slot, gen, now_ns);
+                       uint16_t gen, const Rule& rule, uint64_t policy, uint64_t now_ns) {
+  if (rule.classed) {
+    NoteDeniedOfClass(attachment, client, slot, gen, rule, policy, now_ns);
+  } else if (!TallyDenied(slot, gen, now_ns)) {
+    BeginTally(attachment, client, slot, gen, now_ns);
+  }
 }
 
 // Counts one denial without a tally, where each leads towards a ban.
@@ -91,8 +116,8 @@ void NoteAtOnce(const Attachment& attachment, shm::Slot& slot, uint16_t gen);
 
 // On an allowed check: true when FlushTally is to be called, since it is of another key.
 inline bool IsTallyOfOther(const shm::Slot& slot) {
-  const shm::Slot* const tallied = tally.slot;
-  return tallied != nullptr && tallied != &slot;
+  const uintptr_t tallied = tally.of;
+  return tallied != 0 && (tallied & ~kOfClass) != AddressOf(slot);
 }
 
 }  // namespace sluice::client

@@ -201,6 +201,9 @@ HandleBlock* RebuildHandle(sluice_handle& h, const Attachment& a) {
                                  uint64_t now_ns) {
   if (block.rules[0].penal) {
     NoteAtOnce(*block.attachment, slot, gen);
+  } else if (block.rules[0].classed) {
+    NoteDeniedOfClass(*block.attachment, *block.handle->client, slot, gen, block.rules[0],
+                      block.policy, now_ns);
   } else {
     BeginTally(*block.attachment, *block.handle->client, slot, gen, now_ns);
     RememberDenial(*block.attachment, slot, block.fp, /*hash=*/0, block.rules[0], now_ns,

@@ -55,6 +55,10 @@ std::string PriorityText(const json& priority) {
   std::string text = absl::StrCat("priority by ", SafeText(priority.at("by").get<std::string>()));
   for (const auto& [name, part] : priority.at("classes").items()) {
     absl::StrAppend(&text, " ", SafeText(name), "=", part.get<double>());
+    const json& denied = priority.at("denied");
+    if (denied.contains(name)) {
+      absl::StrAppend(&text, " (", denied.at(name).get<uint64_t>(), " denied)");
+    }
   }
   return absl::StrCat(text, " ");
 }

@@ -53,6 +53,13 @@ struct RuleCounts {
   uint64_t bans = 0;        // that this host's denials have begun
 };
 
+// Requests of one class of a rule with priority, counted likewise.
+struct ClassCounts {
+  std::string rule;   // the name: of all its tiers
+  std::string value;  // of the class
+  uint64_t denied = 0;
+};
+
 // Tokens on loan for strict rules, since start.
 struct LeaseCounts {
   uint64_t buckets = 0;      // that are known
@@ -83,6 +90,7 @@ struct EngineSnapshot {
   uint64_t chaos_calls = 0;  // calls and replies that chaos failed or held back
   std::vector<PrimaryStatus> primaries;
   std::vector<RuleCounts> rules;
+  std::vector<ClassCounts> classes;  // of rules in force, in their order
   std::vector<Alarm> alarms;
 };
 

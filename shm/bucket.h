@@ -272,6 +272,19 @@ inline void CountDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t
   if ((slot.aux.load(std::memory_order_seq_cst) & aux::kDirty) == 0) MarkDirty(slot, dirty, index);
 }
 
+// Adds n denials of a class of that tag; those of another, which nobody has taken, are gone. Pairs
+// with TakeDenied() in seq_cst; the first load orders nothing, the CAS looks again.
+template <class Cell>
+inline void AddClassDenied(Cell& cell, uint16_t tag, uint64_t n) {
+  uint64_t d = cell.load(std::memory_order_relaxed);
+  for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
+    const uint64_t count = denied::Gen(d) == tag ? denied::Count(d) : 0;
+    if (cell.compare_exchange_weak(d, denied::Make(tag, count + n), std::memory_order_seq_cst)) {
+      return;
+    }
+  }
+}
+
 // Adds n denials.
 template <class Cell>
 inline void AddDenied(BasicSlot<Cell>& slot, Cell& cell, Cell* dirty, uint32_t index, uint16_t gen,

@@ -75,16 +75,25 @@ inline Limit Given(const Limit& of, uint64_t limit, uint64_t cost) {
                    std::clamp(burst, least, kMaxTokens));
 }
 
+// What a class may use of so many tokens, whole ones, that leaves `floor_q16` of them with 16
+// fraction bits.
+inline uint64_t PartAbove(uint64_t tokens, uint16_t floor_q16) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(tokens) * (0x10000 - floor_q16) >>
+                               16);
+}
+
 // The limit for requests of a class: the bucket is the same, but its lowest part, `floor_q16` of
 // the whole with 16 fraction bits, is not for them. In terms of GCRA their tolerance ends earlier:
 // a smaller tau, and nothing else. What healing takes for wild stays where it was, since other
-// classes' words reach further.
-inline Limit Floored(const Limit& limit, uint16_t floor_q16) {
+// classes' words reach further. Of a kind that counts tokens, its burst is so many: no request of
+// the class may find more used, its own cost included.
+inline Limit Floored(const Limit& limit, uint16_t floor_q16, Kind kind = Kind::kTokenBucket) {
   Limit floored = limit;
   const auto kept_ns =
       static_cast<uint64_t>(static_cast<unsigned __int128>(limit.tau_ns) * floor_q16 >> 16);
   floored.tau_ns -= kept_ns;
   floored.debt_max_ns += kept_ns;
+  if (kind != Kind::kTokenBucket) floored.burst = PartAbove(limit.burst, floor_q16);
   return floored;
 }
 

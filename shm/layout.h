@@ -14,6 +14,9 @@
 //   | zeros                 64 KiB   |             +--------------------------------+
 //   overflow_offset
 //   +--------------------------------+             | overflow     kMaxRules * 32 B  |
+//                                                  +--------------------------------+
+//                                                  classes_offset | of classes  kClassCells *  8 B
+//                                                  |
 //                                                  +--------------------------------+ text_offset
 //                                                  | key texts    capacity * 128 B  |
 //                                                  +--------------------------------+ logs_offset
@@ -52,7 +55,8 @@ inline constexpr uint32_t kForcedShard = kMaxShards - 1;
 inline constexpr uint32_t kMaxRules = 4096;    // compiled rules (a tier counts as one)
 inline constexpr uint32_t kPolicyBuffers = 8;  // so a superseded one can rest
 inline constexpr uint32_t kPolicyBufferBytes = 256 * 1024;
-inline constexpr uint32_t kMinLogRows = 8;  // two groups of the table
+inline constexpr uint32_t kClassCells = 1024 * 16;  // of a priority's classes
+inline constexpr uint32_t kMinLogRows = 8;          // two groups of the table
 inline constexpr uint32_t kMaxLogRows = 1u << 20;
 inline constexpr uint32_t kMinLogEntries = 8;  // a cache line
 inline constexpr uint32_t kMaxLogEntries = 4096;
@@ -143,7 +147,8 @@ inline constexpr int64_t Count(uint64_t u) {
 }
 }  // namespace used
 
-// Denied cells carry the gen too, so that a tenant is never shown its predecessor's denials.
+// Denied cells carry the gen too, so that a tenant is never shown its predecessor's denials; those
+// of classes carry the class's tag in its place.
 namespace denied {
 inline constexpr uint64_t kCountMask = (1ull << 48) - 1;
 inline constexpr uint64_t Make(uint16_t gen, uint64_t count) {
@@ -222,6 +227,7 @@ struct BucketGeometry {
   uint64_t dirty_offset = 0;
   uint64_t counters_offset = 0;
   uint64_t overflow_offset = 0;
+  uint64_t classes_offset = 0;
   uint64_t text_offset = 0;
   uint64_t logs_offset = 0;
   uint64_t bytes = 0;  // whole segment, a multiple of 2 MiB
@@ -237,7 +243,8 @@ inline constexpr BucketGeometry GeometryFor(uint64_t capacity, LogShape logs = {
   g.dirty_offset = g.second_offset + capacity * 8;
   g.counters_offset = g.dirty_offset + (capacity / 8 + 63) / 64 * 64;
   g.overflow_offset = g.counters_offset + uint64_t{kCounters} * 8;
-  g.text_offset = g.overflow_offset + uint64_t{kMaxRules} * sizeof(Slot);
+  g.classes_offset = g.overflow_offset + uint64_t{kMaxRules} * sizeof(Slot);
+  g.text_offset = g.classes_offset + uint64_t{kClassCells} * 8;
   g.logs_offset = g.text_offset + capacity * sizeof(KeyText);
   g.bytes = (g.logs_offset + logs.bytes() + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   return g;
@@ -366,7 +373,7 @@ inline constexpr uint64_t LayoutHash() {
                             kPolicyBuffers,  kPolicyBufferBytes,
                             kPolicyOffset,   kControlBytes,
                             aux::kDirty,     used::kBias,
-                            kKeyTextBytes,   16 /* policy and header, words */};
+                            kKeyTextBytes,   17 /* policy and header, words */};
   uint64_t h = 0xcbf29ce484222325;
   for (const uint64_t part : parts) {
     for (int i = 0; i < 8; ++i) {

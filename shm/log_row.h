@@ -78,6 +78,17 @@ inline Tally Look(const Row<Cell>& row, const Terms& t, uint16_t gen, uint64_t n
   return tally;
 }
 
+// How many entries count. Its loads pair with the CASes of Take(), in seq_cst: of two who take and
+// then count, one sees what the other took.
+template <class Cell>
+inline uint32_t CountLive(const Row<Cell>& row, const Terms& t, uint16_t gen, uint64_t now_ns) {
+  uint32_t live = 0;
+  for (uint32_t i = 0; i < t.limit; ++i) {
+    live += IsFree(t, row.entries[i].load(std::memory_order_seq_cst), gen, now_ns) ? 0 : 1;
+  }
+  return live;
+}
+
 // The age of the entry that is the `nth` (1: the first) to be free of those that count; all that
 // count where they are fewer. Kept apart: it needs a large frame. Its loads order nothing.
 template <class Cell>

@@ -10,6 +10,9 @@
 //    by a look in which he holds nothing. Of several who hinder each other the last to give back
 //    finds the room of all; who looked earlier may have been told no by what another took and gave
 //    back.
+// L6 Who may not use all of the limit, for the class of his request, counts again when he has
+//    taken, and gives back where that is more than he may. Of those who take at once the last sees
+//    what all the others took.
 //
 // Memory orders: acquire loads and acq_rel CAS of the word, as in bucket.h; see log_row.h for the
 // entries.
@@ -30,8 +33,10 @@ namespace sluice::shm::logs {
 // The hint is stored when it has moved by so many entries: a cache line.
 inline constexpr uint32_t kHintStep = 8;
 
-// What a host may use of a limit: its share, and what other hosts left.
+// What a request may use of a limit: its class's part, of that its host's share, and what other
+// hosts left.
 struct Room {
+  uint32_t most;     // of the class; all of the limit where it is the whole
   uint32_t quota;    // of a share, and in an emergency of a part of that
   uint32_t left;     // by the others
   uint64_t gone_ns;  // how long until nothing of theirs counts
@@ -43,12 +48,13 @@ struct Room {
 template <class Cell>
 inline Room RoomOf(const Terms& t, const Cell* second, const Charge& charge, const Seen& seen,
                    uint64_t now_ns) {
-  const uint32_t quota = QuotaOf(t.limit, Dearer(aux::InvShare(seen.aux), charge.dearer_q16));
-  if (second == nullptr) return {quota, t.limit, 0};
+  const auto most = static_cast<uint32_t>(std::min<uint64_t>(t.limit, charge.limit->burst));
+  const uint32_t quota = QuotaOf(most, Dearer(aux::InvShare(seen.aux), charge.dearer_q16));
+  if (second == nullptr) return {most, quota, most, 0};
   const others::Weight w =
       others::Weigh(second->load(std::memory_order_relaxed), seen.gen, charge.limit->period_ns,
                     now_ns);  // a hint: orders nothing
-  return {quota, t.limit - std::min(w.tokens, t.limit), w.gone_ns};
+  return {most, quota, most - std::min(w.tokens, most), w.gone_ns};
 }
 
 // What a look says of a request.
@@ -63,6 +69,15 @@ inline Measured Judge(const Terms& t, const Tally& tally, const Room& room, uint
   return {fits, live};
 }
 
+// Whether more counts than the room of a class, after its request has taken `tokens` (L6).
+template <class Cell>
+inline bool IsOver(const Row<Cell>& row, const Terms& t, const Room& room, uint16_t gen,
+                   uint64_t now_ns, uint64_t tokens) {
+  if (room.most == t.limit) return false;
+  const uint32_t live = CountLive(row, t, gen, now_ns);
+  return live > room.least() && live > tokens;
+}
+
 // What is told of a log in which `live` tokens counted before this request took its own.
 template <class Cell>
 inline void Tell(const Row<Cell>& row, const Terms& t, const Tally& tally, const Measured& m,
@@ -73,7 +88,7 @@ inline void Tell(const Row<Cell>& row, const Terms& t, const Tally& tally, const
     seen->remaining = std::max<uint64_t>(seen->remaining, 1);
   }
   seen->retry_after_ns = 0;
-  if (tokens > t.limit) {
+  if (tokens > room.most) {
     seen->retry_after_ns = kNever;
   } else if (!m.allowed && (m.live == 0 || tokens > room.left)) {
     seen->retry_after_ns = room.gone_ns;
@@ -135,16 +150,18 @@ inline Outcome CheckLog(const SlotTable<Cell>& table, uint32_t index, uint64_t h
       continue;
     }
     const Room room = RoomOf(t, second, charge, *seen, now_ns);
-    const bool is_quick = brief && room.least() == t.limit && charge.tokens <= t.limit;
+    const bool is_quick = brief && room.least() == room.most && charge.tokens <= room.most;
     const uint32_t start = HintOf(w, t);
+    // So many must be free, those that are not for the class among them.
+    const uint64_t enough = t.limit - room.most + charge.tokens;
     Tally tally = Look(row, t, seen->gen, now_ns, start,
-                       is_quick ? static_cast<uint32_t>(charge.tokens) : kMaxLogEntries);
+                       is_quick ? static_cast<uint32_t>(enough) : kMaxLogEntries);
     if (tally.is_any_ahead && Heal<Clock>(row, t, now_ns) != 0) {
       table.Count(Counter::kHeals);
       continue;
     }
     const Measured m =
-        is_quick ? Measured{tally.free >= charge.tokens, 0} : Judge(t, tally, room, charge.tokens);
+        is_quick ? Measured{tally.free >= enough, 0} : Judge(t, tally, room, charge.tokens);
     const uint64_t stamp_us = StampUs(now_ns);
     seen->verdict.allowed = m.allowed || charge.admit_always;
     seen->verdict.new_ns = stamp_us * 1000;
@@ -159,7 +176,8 @@ inline Outcome CheckLog(const SlotTable<Cell>& table, uint32_t index, uint64_t h
       const auto tokens = static_cast<uint32_t>(
           m.allowed ? charge.tokens : std::min<uint64_t>(charge.tokens, tally.free));
       const Taken taken = Take(row, t, seen->gen, now_ns, start, tokens);
-      const bool is_short = taken.count < tokens && m.allowed;
+      const bool is_short =
+          m.allowed && (taken.count < tokens || IsOver(row, t, room, seen->gen, now_ns, tokens));
       const bool is_alone = table.IsAlone(hash, index);
       if (is_short || !is_alone) {
         GiveBack(row, t.limit, seen->gen, stamp_us, start, taken.count);
@@ -227,14 +245,15 @@ inline Outcome CheckWithoutLog(BasicSlot<Cell>& slot, const Charge& charge,
     const uint64_t until_ns = payload::TimeNs(w);
     const bool is_wild = until_ns > now_ns + 2 * limit.period_ns + limit.debt_max_ns;
     const uint64_t live = word::IsDead(w) || until_ns <= now_ns || is_wild ? 0 : payload::Value(w);
-    const uint32_t quota = QuotaOf(
-        static_cast<uint32_t>(std::min<uint64_t>(limit.limit, kMaxLogEntries)), charge.dearer_q16);
-    const bool fits = live + charge.tokens <= quota || (live == 0 && charge.tokens <= limit.limit);
+    // All of the limit, or what the request's class may use of it.
+    const uint64_t most = std::min({limit.limit, limit.burst, uint64_t{kMaxLogEntries}});
+    const uint32_t quota = QuotaOf(static_cast<uint32_t>(most), charge.dearer_q16);
+    const bool fits = live + charge.tokens <= quota || (live == 0 && charge.tokens <= most);
     *seen = {};
     seen->verdict = {fits || charge.admit_always, now_ns, now_ns};
     const uint64_t after = live + (fits ? charge.tokens : 0);
     seen->remaining = quota - std::min<uint64_t>(quota, after);
-    seen->retry_after_ns = charge.tokens > limit.limit ? kNever : fits ? 0 : until_ns - now_ns;
+    seen->retry_after_ns = charge.tokens > most ? kNever : fits ? 0 : until_ns - now_ns;
     const uint64_t next = payload::Make(payload::Ceil(now_ns + limit.period_ns), after);
     seen->reset_after_ns = fits ? payload::TimeNs(next) - now_ns : until_ns - now_ns;
     if (!seen->verdict.allowed) return Outcome::kDenied;

@@ -100,10 +100,17 @@ static_assert(sizeof(KeyPartView) == 4);
 struct ClassView {
   StringRef value;     // of the descriptor
   uint16_t floor_q16;  // of the whole bucket, with 16 fraction bits: the class leaves so much in it
+  uint16_t tag;        // tells its denials from those of another policy's class, see CountClass()
   uint8_t name;        // id of the descriptor, the same in all classes of a group
-  uint8_t reserved[5];
+  uint8_t reserved[3];
 };
 static_assert(sizeof(ClassView) == 16);
+static_assert(kMaxGroups * kMaxClasses == kClassCells);
+// Where denials of a group's class are counted in the bucket segment. The classes are those after
+// the first.
+inline uint32_t ClassCellOf(uint32_t group, uint32_t c) {
+  return group % kMaxGroups * kMaxClasses + c % kMaxClasses;
+}
 
 // What a request costs in the end, by how it ended: the first row that holds its status counts.
 struct OutcomeView {
@@ -167,6 +174,7 @@ struct RuleNumbers {
   uint8_t shadow : 1;    // count, never deny
   uint8_t penal : 1;     // denials are counted towards a ban, which limit.debt_max_ns has room for
   uint8_t given : 1;     // the limit came with the request, see Given(); in a policy 0
+  uint8_t classed : 1;   // denials are counted by class
   uint8_t near_percent;  // of what may be used, from which on an answer says `near`, 1..100
   uint8_t soft_percent;  // likewise, `soft`; 0: the rule has no such level
   Kind kind;
@@ -185,7 +193,7 @@ static_assert(sizeof(RuleNumbers) == 96);
 inline RuleNumbers Floored(const RuleNumbers& rule, uint16_t floor_q16) {
   RuleNumbers floored = rule;
   floored.floor_q16 = floor_q16;
-  floored.limit = Floored(rule.limit, floor_q16);
+  floored.limit = Floored(rule.limit, floor_q16, rule.kind);
   floored.max_delay_ns -=
       std::min<uint64_t>(rule.max_delay_ns, rule.limit.tau_ns - floored.limit.tau_ns);
   return floored;

@@ -122,6 +122,10 @@ class MappedBuckets {
     return At<std::atomic<uint64_t>>(geometry_.counters_offset);
   }
   Slot* overflow() const { return At<Slot>(geometry_.overflow_offset); }
+  // Denials by class, [kClassCells].
+  std::atomic<uint64_t>* class_denied() const {
+    return At<std::atomic<uint64_t>>(geometry_.classes_offset);
+  }
   KeyText* texts() const { return At<KeyText>(geometry_.text_offset); }
   std::atomic<uint64_t>* log_entries() const {  // [logs.rows * logs.entries]
     return At<std::atomic<uint64_t>>(geometry_.logs_offset);

@@ -94,6 +94,8 @@ struct Terms {
   uint64_t length_ns;                           // of a sliding window: whole steps
   uint64_t limit_fine;                          // in parts of a unit
   uint64_t limit;                               // tokens
+  uint64_t most_fine;                           // what a request may find used with its own cost:
+  uint64_t most;                                // all, or a class's part of it, parts and tokens
   int token_shift;                              // a token is 2^token_shift parts
   int part_bits;                                // a unit is 2^part_bits parts
   const std::atomic<uint64_t>* ends = nullptr;  // kCalendarEnds of the calendar; null: it has none
@@ -118,15 +120,24 @@ inline constexpr uint64_t LengthNs(uint64_t period_ns) {
 }
 
 // A sliding window's limit is in whole units, as the closed window's weight is: the last part of a
-// unit of the largest limits is never used, but all of one still fits.
-inline constexpr Terms TermsOf(Kind kind, uint64_t limit, uint64_t period_ns) {
+// unit of the largest limits is never used, but all of one still fits. `most`: of the limit what a
+// class of requests may use.
+inline constexpr Terms TermsOf(Kind kind, uint64_t limit, uint64_t period_ns,
+                               uint64_t most = kNever) {
   const bool slides = kind == Kind::kSlidingWindow;
   const int scale = ScaleOf(limit);
   const int bits = slides ? kSlidingBits : kFixedBits;
+  const auto fine = [&](uint64_t tokens) {
+    return slides ? UnitsOfTokens(tokens, scale) << bits : Shifted(tokens, scale + bits);
+  };
+  most = std::min(most, limit);
   return {.period_ns = period_ns,
           .length_ns = LengthNs(period_ns),
-          .limit_fine = slides ? UnitsOfTokens(limit, scale) << bits : Shifted(limit, scale + bits),
+          .limit_fine = fine(limit),
           .limit = limit,
+          // A class has a unit at least: only what is torn says less.
+          .most_fine = slides ? std::max(fine(most), uint64_t{1} << bits) : fine(most),
+          .most = most,
           .token_shift = scale + bits,
           .part_bits = bits};
 }
@@ -137,13 +148,13 @@ inline constexpr uint64_t EndNs(const Terms& t, uint64_t w, bool slides) {
 }
 
 // What `tokens` cost, in parts of a unit, where a token costs `dearer_q16` (16 fraction bits; 0:
-// one). A cost that fits the whole window still fits a share of it: a share never rejects all.
-// Precondition: tokens <= limit.
+// one). A cost that fits all that its class may use still fits a share of it: a share never rejects
+// all. Precondition: tokens <= limit.
 inline constexpr uint64_t CostFine(const Terms& t, uint64_t tokens, uint32_t dearer_q16) {
   const uint64_t own = Shifted(tokens, t.token_shift);
-  if (dearer_q16 <= aux::kShareOne) return std::min(own, t.limit_fine);
+  if (dearer_q16 <= aux::kShareOne) return std::min(own, t.most_fine);
   const unsigned __int128 dear = (static_cast<unsigned __int128>(own) * dearer_q16 + 0xffff) >> 16;
-  return static_cast<uint64_t>(std::min<unsigned __int128>(dear, t.limit_fine));
+  return static_cast<uint64_t>(std::min<unsigned __int128>(dear, t.most_fine));
 }
 
 // Tokens that were used, in parts of a unit, each as dear as `inv_share` says. Saturates.
@@ -278,21 +289,21 @@ inline uint64_t Remaining(const Terms& t, uint64_t fine, bool is_empty, uint32_t
   const uint64_t one = std::max<uint64_t>(CostFine(t, 1, dearer_q16), 1);
   if (fine < one) return 0;
   if (dearer_q16 <= aux::kShareOne) {
-    if (is_empty) return t.limit;
+    if (is_empty) return t.most;
     const uint64_t tokens = t.token_shift >= 0 ? fine >> t.token_shift : fine << -t.token_shift;
-    return std::min(t.limit, tokens);
+    return std::min(t.most, tokens);
   }
   // In units of 2^-10 parts, which the smallest token is.
   const unsigned __int128 per_token = static_cast<unsigned __int128>(dearer_q16)
                                       << (t.token_shift + kSmallestBits);
   const unsigned __int128 tokens =
       (static_cast<unsigned __int128>(fine) << (16 + kSmallestBits)) / per_token;
-  return std::max<uint64_t>(1, static_cast<uint64_t>(std::min<unsigned __int128>(tokens, t.limit)));
+  return std::max<uint64_t>(1, static_cast<uint64_t>(std::min<unsigned __int128>(tokens, t.most)));
 }
 
 // How long until a sliding window admits what costs `units` in the open window and `whole` in the
 // next, if nothing else is admitted meanwhile. Exact: never earlier than true, and not a nanosecond
-// later. Precondition: whole <= capacity.
+// later. Precondition: whole fits the class's part.
 inline uint64_t RetrySlidingNs(const Terms& t, const Open& o, uint64_t now_ns, uint64_t units,
                                uint64_t whole) {
   // The first instant at which weighs * (end - then) / length <= room.
@@ -301,10 +312,10 @@ inline uint64_t RetrySlidingNs(const Terms& t, const Open& o, uint64_t now_ns, u
         static_cast<unsigned __int128>(room) * t.length_ns / std::max<uint64_t>(weighs, 1);
     return end_ns - static_cast<uint64_t>(std::min<unsigned __int128>(early_ns, t.length_ns));
   };
-  const uint64_t capacity = t.capacity();
-  const uint64_t at_ns = o.count + units <= capacity
-                             ? fits_at(o.end_ns, o.closed, capacity - units - o.count)
-                             : fits_at(o.end_ns + t.length_ns, o.count, capacity - whole);
+  const uint64_t most = t.units(t.most_fine);
+  const uint64_t at_ns = o.count + units <= most
+                             ? fits_at(o.end_ns, o.closed, most - units - o.count)
+                             : fits_at(o.end_ns + t.length_ns, o.count, most - whole);
   return at_ns > now_ns ? at_ns - now_ns : 0;
 }
 
@@ -340,14 +351,14 @@ inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool 
   }
   if (!has_second) o.closed = o.purse = 0;
   if (o.count == 0) o.purse = 0;  // torn: nothing was paid into it
-  const bool ever = tokens <= t.limit;
-  const uint64_t fine = CostFine(t, std::min(tokens, t.limit), dearer_q16);
+  const bool ever = tokens <= t.most;
+  const uint64_t fine = CostFine(t, std::min(tokens, t.most), dearer_q16);
   const bool has_purse = has_second && t.has_purse();
   if (!has_purse) o.purse = 0;
   const Price price = PriceOf(t, fine, o.purse);
   const uint64_t used = Weight(t, o, now_ns) + o.count;
   const uint64_t used_fine = (used << t.part_bits) - std::min(used << t.part_bits, o.purse);
-  m.allowed = ever && used_fine + fine <= t.limit_fine;
+  m.allowed = ever && used_fine + fine <= t.most_fine;
   const uint64_t count = std::min(o.count + price.units, t.ceiling());
   m.new_word = Make(Ceil(o.end_ns + tail_ns), count);
 
@@ -367,7 +378,7 @@ inline Measured Measure(Kind kind, const Terms& t, uint64_t w, uint64_t s, bool 
 
   const uint64_t after_fine = m.allowed ? used_fine + fine : used_fine;
   m.remaining =
-      Remaining(t, t.limit_fine - std::min(t.limit_fine, after_fine), after_fine == 0, dearer_q16);
+      Remaining(t, t.most_fine - std::min(t.most_fine, after_fine), after_fine == 0, dearer_q16);
   if (!ever) {
     m.retry_after_ns = kNever;
   } else if (!m.allowed) {

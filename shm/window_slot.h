@@ -113,7 +113,8 @@ inline void StandBack(int attempt, uint64_t now_ns) {
 template <class Cell, class Clock>
 inline Outcome CheckWindow(BasicSlot<Cell>& slot, Cell* second, uint64_t fp, const Charge& charge,
                            RequestTime<Clock>& time, const SlotTable<Cell>& table, Seen* seen) {
-  Terms terms = TermsOf(charge.kind, charge.limit->limit, charge.limit->period_ns);
+  const Limit& limit = *charge.limit;
+  Terms terms = TermsOf(charge.kind, limit.limit, limit.period_ns, limit.burst);
   terms.ends = charge.ends;
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
     if (attempt != 0) {

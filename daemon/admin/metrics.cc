@@ -28,6 +28,11 @@ constexpr MetricSpec kMetrics[] = {
     {"sluice_checks_total", kCounter,
      "Tokens that checks asked for, per rule: allowed or denied. A check of cost 1 is one token.",
      "rule,result"},
+    {"sluice_class_denied_total", kCounter,
+     "Denied requests of each class of a rule with `priority`, over all its tiers. Classes that "
+     "may "
+     "use equal parts count as the first of them.",
+     "rule,class"},
     {"sluice_degraded_checks_total", kCounter,
      "Tokens decided by a rule's when_degraded while its shard was in emergency.", "rule"},
     {"sluice_near_limit_total", kCounter,
@@ -197,6 +202,10 @@ void AddRules(const EngineSnapshot& engine, Page* page) {
   for (const RuleCounts& rule : engine.rules) {
     page->Add({rule.label, "allowed"}, static_cast<double>(rule.allowed));
     page->Add({rule.label, "denied"}, static_cast<double>(rule.denied));
+  }
+  page->Of("sluice_class_denied_total");
+  for (const ClassCounts& c : engine.classes) {
+    page->Add({c.rule, c.value}, static_cast<double>(c.denied));
   }
   page->Of("sluice_degraded_checks_total");
   for (const RuleCounts& rule : engine.rules) {

@@ -175,13 +175,18 @@ std::string KeyPart(const config::KeyConfig& key) {
   return absl::StrFormat("%s/%d (IPv6: /%d)", key.descriptor, key.v4_bits, key.v6_bits);
 }
 
-ordered_json PriorityJson(const config::RuleConfig& rule) {
+ordered_json PriorityJson(const config::RuleConfig& rule, const EngineSnapshot& engine) {
   if (!rule.priority) return nullptr;
   ordered_json classes = ordered_json::object();
+  ordered_json denied = ordered_json::object();
   for (const config::PriorityConfig::Class& c : rule.priority->classes) classes[c.value] = c.part;
+  for (const ClassCounts& c : engine.classes) {
+    if (c.rule == rule.name) denied[c.value] = c.denied;
+  }
   return {{"by", rule.priority->descriptor},
           {"classes", classes},
-          {"otherwise", rule.priority->otherwise}};
+          {"otherwise", rule.priority->otherwise},
+          {"denied", denied}};
 }
 
 ordered_json PenaltyJson(const config::PenaltyConfig& penalty) {
@@ -219,7 +224,8 @@ ordered_json OverrideJson(const config::RuleConfig& rule) {
 }
 
 ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig& from,
-                      const RuleCounts& counts) {
+                      const EngineSnapshot& engine) {
+  const RuleCounts counts = CountsOf(engine, rule.label);
   ordered_json match = ordered_json::array();
   for (const config::MatchConfig& m : from.match) {
     match.push_back({{"descriptor", m.descriptor}, {"op", OpName(m.op)}, {"values", m.values}});
@@ -249,7 +255,7 @@ ordered_json RuleJson(const config::CompiledRule& rule, const config::RuleConfig
                           : rule.kind == shm::Kind::kLease ? "overdraft"
                                                            : "approximate"},
           {"wait_ns", rule.wait_ns},
-          {"priority", PriorityJson(from)},
+          {"priority", PriorityJson(from, engine)},
           {"override", OverrideJson(from)},
           {"shadow", rule.shadow},
           {"when_degraded", degraded},
@@ -323,8 +329,7 @@ ordered_json RulesJson(const RulesInForce& in_force, const EngineSnapshot& engin
   for (const config::CompiledRule& rule : in_force.rules->rules()) {
     if (rule.group >= in_force.config->rules.size()) continue;
     if (rule.is_candidate()) continue;  // stands with its rule
-    rules.push_back(
-        RuleJson(rule, in_force.config->rules[rule.group], CountsOf(engine, rule.label)));
+    rules.push_back(RuleJson(rule, in_force.config->rules[rule.group], engine));
     rules.back()["candidate"] = CandidateJson(in_force.rules->ById(rule.candidate), engine);
   }
   return {{"policy_seq", in_force.rules->seq()}, {"rules", rules}};

@@ -1,5 +1,6 @@
 #include "daemon/config/compile.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -40,7 +41,7 @@ class Builder {
   StringRef Text(const std::string& text);
   void AddConditions(const RuleConfig& rule, GroupView* group);
   void AddKey(const RuleConfig& rule, GroupView* group);
-  void AddPriority(const PriorityConfig& priority, GroupView* group);
+  void AddPriority(const RuleConfig& rule, GroupView* group);
   void AddRule(const RuleConfig& rule, const TierConfig* tier);
   RuleView MakeRule(const RuleConfig& rule, const TierConfig* tier, const LimitConfig& limit,
                     const std::string& label);
@@ -114,16 +115,25 @@ void Builder::AddKey(const RuleConfig& rule, GroupView* group) {
 // Rounded down, so that a class never has less than what is written.
 uint16_t FloorQ16(double part) { return static_cast<uint16_t>((1 - part) * 65536); }
 
-void Builder::AddPriority(const PriorityConfig& priority, GroupView* group) {
+// Tells a class of one rule from those of others, that of no class included.
+uint16_t ClassTag(const std::string& rule, const std::string& value) {
+  return static_cast<uint16_t>(shm::Fnv1a(Cat(rule, ":", value)));
+}
+
+void Builder::AddPriority(const RuleConfig& rule, GroupView* group) {
+  const PriorityConfig& priority = *rule.priority;
   const uint8_t name = NameId(priority.descriptor);
   group->classes_offset = static_cast<uint32_t>(classes_.size());
   group->class_count = static_cast<uint8_t>(priority.classes.size() + 1);
-  classes_.push_back(
-      {.value = Text(""), .floor_q16 = FloorQ16(priority.otherwise), .name = name, .reserved = {}});
-  for (const PriorityConfig::Class& c : priority.classes) {
-    classes_.push_back(
-        {.value = Text(c.value), .floor_q16 = FloorQ16(c.part), .name = name, .reserved = {}});
-  }
+  const auto add = [&](const std::string& value, double part) {
+    classes_.push_back({.value = Text(value),
+                        .floor_q16 = FloorQ16(part),
+                        .tag = ClassTag(rule.name, value),
+                        .name = name,
+                        .reserved = {}});
+  };
+  add("", priority.otherwise);
+  for (const PriorityConfig::Class& c : priority.classes) add(c.value, c.part);
 }
 
 // Its place among the rules is not known yet.
@@ -159,6 +169,7 @@ RuleView Builder::MakeRule(const RuleConfig& rule, const TierConfig* tier, const
   numbers.strict = rule.strict || lends_places ? 1 : 0;
   numbers.alert = degraded.alert ? 1 : 0;
   numbers.shadow = rule.shadow ? 1 : 0;
+  numbers.classed = rule.priority ? 1 : 0;
   if (rule.penalty.is_any()) {
     numbers.penal = 1;
     numbers.limit.debt_max_ns = std::max(numbers.limit.debt_max_ns, rule.penalty.for_ns);
@@ -189,11 +200,13 @@ void Builder::AddRule(const RuleConfig& rule, const TierConfig* tier) {
   candidates_.push_back(MakeRule(rule, tier, *tried, label + std::string(kCandidateMark)));
   RuleView& candidate = candidates_.back();
   candidate.beside = rules_.back().numbers.id;
-  // Others than its rule's: an alarm is of what is in force, and retries are told by it.
+  // Others than its rule's: an alarm is of what is in force, and retries are told by it. Classes
+  // are counted by it as well.
   candidate.numbers.shadow = 1;
   candidate.numbers.alert = 0;
   candidate.numbers.spread_s = 0;
   candidate.numbers.penal = 0;
+  candidate.numbers.classed = 0;
   candidate.numbers.limit.debt_max_ns =
       rule.penalty.is_any()
           ? shm::MakeLimit(tried->limit, tried->period_ns, tried->burst).debt_max_ns
@@ -213,7 +226,7 @@ absl::Status Builder::Add(const RuleConfig& rule) {
   group.base_rule = shm::kNoRule;
   AddConditions(rule, &group);
   AddKey(rule, &group);
-  if (rule.priority) AddPriority(*rule.priority, &group);
+  if (rule.priority) AddPriority(rule, &group);
   group.outcomes_offset = static_cast<uint32_t>(outcomes_.size());
   group.outcome_count = static_cast<uint8_t>(rule.outcomes.size());
   for (const OutcomeConfig& outcome : rule.outcomes) {
@@ -383,6 +396,26 @@ absl::StatusOr<std::string> Compile(const Config& config, const shm::HashKey& sa
   return builder.Finish(seq);
 }
 
+namespace {
+
+// The classes of a rule, whose first limit has that label.
+void AddClasses(const shm::PolicyView& view, uint32_t group_id, const std::string& label,
+                std::vector<CompiledClass>* classes) {
+  const GroupView& group = view.group(group_id);
+  std::vector<uint16_t> floors;
+  for (uint32_t i = 1; i < group.class_count; ++i) {
+    const ClassView& c = view.class_of(group, i);
+    if (std::find(floors.begin(), floors.end(), c.floor_q16) != floors.end()) continue;
+    floors.push_back(c.floor_q16);
+    classes->push_back({.cell = shm::ClassCellOf(group_id, i),
+                        .tag = c.tag,
+                        .rule = RuleName(label),
+                        .value = std::string(view.text(c.value))});
+  }
+}
+
+}  // namespace
+
 absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes) {
   const absl::Status verified = VerifyPolicy(policy_bytes);
   if (!verified.ok()) return verified;
@@ -425,6 +458,9 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
     compiled.by_label_.emplace(made.label, static_cast<uint16_t>(id));
     compiled.max_debt_ns_ =
         std::max(compiled.max_debt_ns_, made.most.tau_ns + made.most.debt_max_ns);
+    const GroupView& group = view.group(n.group);
+    const bool is_first = id == (group.tier_count != 0 ? group.first_rule : group.base_rule);
+    if (is_first) AddClasses(view, n.group, made.label, &compiled.classes_);
   }
   return compiled;
 }

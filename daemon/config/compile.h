@@ -93,6 +93,15 @@ struct CompiledRule {
   }
 };
 
+// A class of a rule with priority, and where its denials are counted. Of classes with equal parts
+// the first alone: they are told apart by nothing else.
+struct CompiledClass {
+  uint32_t cell = 0;  // in the bucket segment
+  uint16_t tag = 0;   // of its counts there
+  std::string rule;   // the name, without a tier
+  std::string value;  // of the descriptor
+};
+
 // The largest of all limits that a rule's buckets can have, by parts.
 shm::Limit MostOf(const shm::Limit& limit, uint32_t cost, uint64_t given_max);
 
@@ -119,12 +128,14 @@ class CompiledRules {
   const CompiledRule* ById(uint16_t id) const { return id < rules_.size() ? &rules_[id] : nullptr; }
 
   const std::vector<CompiledRule>& rules() const { return rules_; }  // by id
+  const std::vector<CompiledClass>& classes() const { return classes_; }
   uint64_t seq() const { return seq_; }
   uint64_t version_hash() const { return version_hash_; }  // equal where the limits are equal
   uint64_t max_debt_ns() const { return max_debt_ns_; }    // largest tau + debt_max; 0: no rules
 
  private:
   std::vector<CompiledRule> rules_;
+  std::vector<CompiledClass> classes_;
   absl::flat_hash_map<std::string, uint16_t> by_label_;
   uint64_t seq_ = 0;
   uint64_t version_hash_ = 0;

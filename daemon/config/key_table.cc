@@ -355,7 +355,7 @@ constexpr KeySpec kRuleKeys[] = {
     {.path = "rules[].priority",
      .type = KeyType::kSection,
      .doc = "Keeps part of each bucket for requests that matter more: see [priority](priority.md). "
-            "For token and leaky buckets with `consistency: approximate`; tiers have it too."},
+            "For buckets, windows and logs with `consistency: approximate`; tiers have it too."},
     {.path = "rules[].priority.by",
      .type = KeyType::kText,
      .fallback = "class",
@@ -367,8 +367,8 @@ constexpr KeySpec kRuleKeys[] = {
      .type = KeyType::kParts,
      .required = true,
      .max = shm::kMaxClasses - 1,
-     .doc = "The part of the burst that requests of a class may use; what is below stays for those "
-            "of a larger part.",
+     .doc = "The part of the burst, of a window or a log the part of the limit, that requests of a "
+            "class may use; the rest stays for those of a larger part.",
      .example = "{critical: 1, normal: 0.8, sheddable: 0.5}"},
     {.path = "rules[].priority.otherwise",
      .type = KeyType::kText,

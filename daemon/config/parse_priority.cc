@@ -4,15 +4,16 @@
 #include "absl/strings/numbers.h"
 #include "daemon/config/parse_rules.h"
 #include "daemon/config/text.h"
+#include "shm/kinds.h"
 
 namespace sluice::config {
 namespace {
 
 constexpr double kLeastPart = 0.0001;
 
-// A part of the burst, or 0 and a problem.
+// A part of a bucket, or 0 and a problem.
 double ReadPart(const Entry& entry, const std::string& path, Findings* findings) {
-  const std::string mend = "write a number from 0.0001 to 1, the part of the burst it may use";
+  const std::string mend = "write a number from 0.0001 to 1, the part of a bucket it may use";
   if (!entry.value.IsScalar()) {
     findings->Problem(entry.mark, path, Cat("is ", KindOf(entry.value), ", not a number"), mend);
     return 0;
@@ -21,7 +22,7 @@ double ReadPart(const Entry& entry, const std::string& path, Findings* findings)
   double part = 0;
   const bool is_plain = text.find_first_not_of("0123456789.") == std::string::npos;
   if (!is_plain || !absl::SimpleAtod(text, &part) || !(part >= kLeastPart) || !(part <= 1)) {
-    findings->Problem(entry.mark, path, Cat(Shown(text), " is no part of a burst"), mend);
+    findings->Problem(entry.mark, path, Cat(Shown(text), " is no part of a bucket"), mend);
     return 0;
   }
   return part;
@@ -66,16 +67,17 @@ void ReadOtherwise(Section* section, PriorityConfig* priority) {
                    "write one of `classes`, or remove the line for the one that may use least");
 }
 
-// Whether a class may use less than a request takes.
+// Whether a class may use less than a request takes. `bucket`: what a whole one is called.
 void CheckLimit(Section* rule, std::string_view tier, const LimitConfig& limit,
-                const PriorityConfig& priority) {
+                std::string_view bucket, const PriorityConfig& priority) {
   for (const PriorityConfig::Class& c : priority.classes) {
     if (c.part * static_cast<double>(limit.burst) >= static_cast<double>(limit.cost)) continue;
     const std::string of_tier = tier.empty() ? "" : Cat(" of tier ", tier);
-    rule->Problem("priority",
-                  Cat("the part ", c.part, " of class ", Shown(c.value), " is less than a request",
-                      of_tier, " takes: the burst is ", limit.burst, ", the cost ", limit.cost),
-                  "write a larger part, or a larger burst");
+    rule->Problem(
+        "priority",
+        Cat("the part ", c.part, " of class ", Shown(c.value), " is less than a request", of_tier,
+            " takes: the ", bucket, " is ", limit.burst, ", the cost ", limit.cost),
+        Cat("write a larger part, or a larger ", bucket));
   }
 }
 
@@ -83,16 +85,16 @@ void CheckLimit(Section* rule, std::string_view tier, const LimitConfig& limit,
 
 void ParsePriority(Section* rule, RuleConfig* out, Findings* findings) {
   if (!rule->Has("priority")) return;
-  if (out->kind != shm::Kind::kTokenBucket || out->strict || out->overdraft) {
-    rule->Problem("priority",
-                  Cat("is for token and leaky buckets that hosts do not lend to each other, and "
-                      "this rule is ",
-                      out->strict                           ? "strict"
-                      : out->overdraft                      ? "an overdraft"
-                      : out->kind == shm::Kind::kSlidingLog ? "a log"
-                      : out->kind == shm::Kind::kInFlight   ? "of requests in flight"
-                                                            : "a window"),
-                  "write `algorithm: token_bucket` and `consistency: approximate`");
+  const bool is_in_flight = out->kind == shm::Kind::kInFlight;
+  if (is_in_flight || out->strict || out->overdraft) {
+    rule->Problem(
+        "priority",
+        Cat("is for limits per time that hosts do not lend to each other, and this rule is ",
+            is_in_flight  ? "of requests in flight"
+            : out->strict ? "strict"
+                          : "an overdraft"),
+        is_in_flight ? "remove the line, or write `limit: 100/s` in place of `in_flight`"
+                     : "write `consistency: approximate`");
     return;
   }
   Section section(rule->Value("priority"), rule->MarkOf("priority"), rule->PathOf("priority"),
@@ -105,8 +107,11 @@ void ParsePriority(Section* rule, RuleConfig* out, Findings* findings) {
   ReadClasses(&section, &priority, findings);
   ReadOtherwise(&section, &priority);
   if (findings->problem_count() != problems_before) return;
-  if (out->limit) CheckLimit(rule, "", *out->limit, priority);
-  for (const TierConfig& tier : out->tiers) CheckLimit(rule, tier.tier, tier.limit, priority);
+  const std::string_view bucket = shm::IsCountedInWindows(out->kind) ? "limit" : "burst";
+  if (out->limit) CheckLimit(rule, "", *out->limit, bucket, priority);
+  for (const TierConfig& tier : out->tiers) {
+    CheckLimit(rule, tier.tier, tier.limit, bucket, priority);
+  }
   out->priority = std::move(priority);
 }
 

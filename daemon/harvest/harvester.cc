@@ -78,6 +78,7 @@ size_t Harvester::Harvest(uint64_t now_ns, Sink& sink) {
     }
   }
   TakeSlots({slots, n}, now_ns, sink);
+  TakeClasses(now_ns, sink);
   return taken + n;
 }
 
@@ -250,6 +251,18 @@ bool Harvester::ResolveDuplicates(uint32_t slot, uint64_t key,
     table.ResolveDuplicates(hash, env);
   }
   return true;
+}
+
+// The look at a cell that is empty orders nothing: what it misses is taken next time.
+void Harvester::TakeClasses(uint64_t now_ns, Sink& sink) {
+  const uint64_t elapsed_ns = now_ns - std::min(std::exchange(classes_taken_ns_, now_ns), now_ns);
+  const uint64_t most = kMaxOpenTokensPerSecond * (std::min(elapsed_ns, kSweepNs) / kSecondNs + 1);
+  for (const config::CompiledClass& c : rules_->classes()) {
+    std::atomic<uint64_t>& cell = buckets_->class_denied()[c.cell];
+    if (shm::denied::Count(cell.load(std::memory_order_relaxed)) == 0) continue;
+    const uint64_t denied = shm::TakeDenied(cell, c.tag);
+    if (denied != 0) sink.OnClassDenied(c, std::min(denied, most));
+  }
 }
 
 void Harvester::SweepOverflow(Sink& sink) {

@@ -49,6 +49,8 @@ class Sink {
   virtual void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) = 0;
   // Tokens that fell into a rule's overflow bucket.
   virtual void OnOverflow(uint16_t rule, int64_t tokens) = 0;
+  // Denials of requests of a class.
+  virtual void OnClassDenied(const config::CompiledClass& c, uint64_t denied) = 0;
 };
 
 // A whole sweep takes the shorter time, over more than kSweepSlots in proportion up to the longer:
@@ -110,6 +112,7 @@ class Harvester {
   bool ResolveDuplicates(uint32_t slot, uint64_t key,
                          const shm::SlotTable<std::atomic<uint64_t>>::Env& env);
   void SweepOverflow(Sink& sink);
+  void TakeClasses(uint64_t now_ns, Sink& sink);
 
   const shm::MappedBuckets* buckets_;
   shm::HashKey hash_key_;
@@ -117,6 +120,7 @@ class Harvester {
   std::shared_ptr<const config::CompiledRules> rules_;
   std::vector<Known> known_;  // by slot
   uint64_t use_since_ns_;
+  uint64_t classes_taken_ns_ = 0;
   uint64_t sweep_ns_;        // a whole sweep takes, where there is use
   bool was_used_ = true;     // in the last whole sweep or since
   bool is_used_ = true;      // since the last whole sweep

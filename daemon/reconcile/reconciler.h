@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -177,9 +178,15 @@ class Reconciler : public harvest::Sink,
   }
   void OnUse(uint32_t bucket, int64_t tokens, uint64_t denied, uint64_t need) override;
   void OnOverflow(uint16_t rule, int64_t tokens) override;
+  void OnClassDenied(const config::CompiledClass& c, uint64_t denied) override;
 
   const ReconcilerStats& stats() const { return stats_; }
   const absl::node_hash_map<std::string, RuleTotals>& totals() const { return totals_; }
+  // Denied requests of that class of a rule.
+  uint64_t class_denied(const config::CompiledClass& c) const {
+    const auto at = class_totals_.find({c.rule, c.value});
+    return at == class_totals_.end() ? 0 : at->second;
+  }
   Breaker::State breaker(uint32_t primary) const;
   uint64_t live_buckets() const { return harvester_.live_buckets(); }
   uint32_t emergencies() const { return emergencies_; }  // shards in emergency
@@ -296,6 +303,7 @@ class Reconciler : public harvest::Sink,
   uint64_t last_strict_ns_ = 0;                 // of use under one of them
   std::vector<Primary> primaries_;
   absl::node_hash_map<std::string, RuleTotals> totals_;  // also of rules that are gone
+  std::map<std::pair<std::string, std::string>, uint64_t> class_totals_;  // likewise
   NearLimits near_;
   std::vector<RuleTotals*> totals_by_id_;  // into totals_, by id of the rules now
   ReconcilerStats stats_;

@@ -395,6 +395,11 @@ EngineSnapshot Worker::Snapshot() const {
   }
   std::sort(s.rules.begin(), s.rules.end(),
             [](const RuleCounts& a, const RuleCounts& b) { return a.label < b.label; });
+  if (rules_ != nullptr) {
+    for (const config::CompiledClass& c : rules_->classes()) {
+      s.classes.push_back({c.rule, c.value, reconciler_->class_denied(c)});
+    }
+  }
   for (const auto& [id, alarm] : alarms_) s.alarms.push_back(alarm);
   return s;
 }

@@ -40,7 +40,9 @@ class World : public RowWorld {
   // One check in the slot `index`.
   shm::Outcome Check(uint32_t index, uint32_t tokens, uint64_t hash, bool brief, shm::Seen* found) {
     shm::RequestTime<ClockOfEach> time(false, 0);
-    const shm::Charge charge = ChargeOf(limit_, Kind::kSlidingLog, tokens);
+    shm::Limit limit = limit_;
+    limit.burst = std::min(limit.burst, most);
+    const shm::Charge charge = ChargeOf(limit, Kind::kSlidingLog, tokens);
     return logs::CheckLog<Cell>(table(), index, hash, nullptr, charge, brief, time, found);
   }
 
@@ -83,6 +85,7 @@ class World : public RowWorld {
   }
 
   shm::Seen seen[3];
+  uint64_t most = shm::kNever;  // what the class of the requests may use
 
  private:
   shm::Limit limit_;
@@ -119,6 +122,32 @@ TEST(LogSlotModel, OfTwoWhoCannotBothHaveAllOneDoes) {
       return IsAnyKilled(killed) || w.Admitted() == 2 ? "" : "neither had what there is";
     };
     ExpectClean(std::move(s), "two who want two of three", /*bounded=*/true);
+  }
+}
+
+// L6: two of a class that may find two of four tokens used, of which one is: one of them has the
+// other, and a killed one leaves what it had taken at most.
+TEST(LogSlotModel, OfAClassNoMoreThanItsPartIsHadAtOnce) {
+  for (const bool brief : {true, false}) {
+    World w(4);
+    AllNow(kNow);
+    Scenario s;
+    s.memory = w.memory;
+    s.reset = [&w] {
+      w.Clear();
+      w.Put(kLower, 1, kSecond / 2, kNow + kSecond);
+      w.CloseOthers(kLower);
+    };
+    w.most = 2;
+    s.processes = {[&w, brief] { w.Spend(0, 1, kKeyA, brief); },
+                   [&w, brief] { w.Spend(1, 1, kKeyA, brief); }};
+    s.check = [&w](const std::vector<bool>& killed) -> std::string {
+      if (w.Admitted() > 1) return "the class had more than its part";
+      if (w.Live(kKeyA, kNow) < 1 + w.Admitted()) return "what was admitted was forgotten";
+      if (w.Live(kKeyA, kNow) > 1 + w.Admitted() + (IsAnyKilled(killed) ? 1 : 0)) return "kept";
+      return IsAnyKilled(killed) || w.Admitted() == 1 ? "" : "neither had what there is";
+    };
+    ExpectClean(std::move(s), "two of a class that want its last token", /*bounded=*/true);
   }
 }
 

@@ -181,7 +181,9 @@ MUTANTS = {
     "entry_of_a_later_gen_is_free": (
         "L4", LOG, "e == 0 || static_cast<int16_t>(Gen(e) - gen) < 0", "!IsOurs(e, gen)"),
     "a_part_taken_for_the_whole": (
-        "L5", LOG_SLOT, "taken.count < tokens && m.allowed;", "taken.count == 0 && m.allowed;"),
+        "L5", LOG_SLOT, "taken.count < tokens ||", "taken.count == 0 ||"),
+    "a_class_does_not_count_again": (
+        "L6", LOG_SLOT, "|| IsOver(row, t, room, seen->gen, now_ns, tokens));", "|| false);"),
     "what_was_too_little_is_kept": (
         "L5", LOG_SLOT,
         "        GiveBack(row, t.limit, seen->gen, stamp_us, start, taken.count);\n", ""),

@@ -132,7 +132,7 @@ class Host : public reconcile::Transport {
   bool Check(const std::string& label, const std::string& value, uint32_t tokens = 1,
              bool degraded = false, uint16_t floor_q16 = 0) {
     const config::CompiledRule& rule = *rules_->Find(label);
-    const shm::Limit limit = shm::Floored(rule.limit, floor_q16);
+    const shm::Limit limit = shm::Floored(rule.limit, floor_q16, rule.kind);
     const std::string_view values[] = {value};
     const shm::HashKey& key = control_.info().hash_key;
     const uint64_t hash =
@@ -151,7 +151,7 @@ class Host : public reconcile::Transport {
                        .dearer_q16 = degraded ? rule.factor_q16 : 0,
                        .commit = true,
                        .kind = rule.kind,
-                       .limit = &rule.limit};
+                       .limit = &limit};
     if (rule.calendar_place != 0) {
       charge.ends = control_.header().calendar_ends[rule.calendar_place - 1];
     }

@@ -1,10 +1,11 @@
 // Priority under overload, on one host and over ten that share a limit: whoever matters most is
-// served, and what others may use is not left lying.
+// served, and what others may use is not left lying. Of buckets, and of windows and logs.
 #include <gtest/gtest.h>
 
 #include <array>
 #include <cstdint>
 #include <random>
+#include <string>
 
 #include "tests/config/parsed.h"
 #include "tests/reconcile/fleet.h"
@@ -21,6 +22,20 @@ rules:
     limit: 1000/s
     priority: {classes: {critical: 1, normal: 0.8, sheddable: 0.5}}
 )";
+// Of what is counted, under its algorithm.
+constexpr char kCounted[] = R"(
+redis: {addresses: "h:1", mode: single}
+rules:
+  - name: api
+    key: [tenant]
+    limit: 1000/s
+    algorithm: $
+    priority: {classes: {critical: 1, normal: 0.8, sheddable: 0.5}}
+)";
+std::string Counted(const std::string& algorithm) {
+  std::string rules = kCounted;
+  return rules.replace(rules.find('$'), 1, algorithm);
+}
 
 struct Class {
   double of_all;  // of the requests
@@ -36,9 +51,10 @@ struct Outcome {
 };
 
 // `load` times the limit comes in, by chance, evenly over the hosts.
-Outcome Overload(int hosts, double load, bool with_floors, uint64_t seed) {
+Outcome Overload(int hosts, double load, bool with_floors, uint64_t seed,
+                 const std::string& rules = kRules) {
   constexpr uint64_t kFor = 30;
-  Fleet fleet(hosts, config::Good(kRules));
+  Fleet fleet(hosts, config::Good(rules));
   std::mt19937_64 random(seed);
   std::poisson_distribution<int> arrivals(load * kLimit / 1000);
   Outcome outcome;
@@ -77,6 +93,20 @@ TEST(PriorityFleetTest, TenHostsServeAllThatIsCriticalAtTwiceTheLimit) { ExpectS
 TEST(PriorityFleetTest, WithoutFloorsItIsServedNoBetterThanTheRest) {
   const Outcome o = Overload(10, 2, /*with_floors=*/false, 1);
   EXPECT_LT(o.classes[0].part(), 0.7);
+}
+
+// A window or a log has no burst beyond its limit: what a class leaves is left of the limit itself,
+// and until the period is over.
+TEST(PriorityFleetTest, WindowsAndLogsServeWhatIsCriticalAndUseTheirLimit) {
+  for (const char* const algorithm : {"fixed_window", "sliding_window", "sliding_log"}) {
+    for (const int hosts : {1, 10}) {
+      const Outcome o = Overload(hosts, 2, /*with_floors=*/true, 1, Counted(algorithm));
+      const Outcome without = Overload(hosts, 2, /*with_floors=*/false, 1, Counted(algorithm));
+      printf("%s, %d hosts: critical %.5f (%.5f without), normal %.3f, sheddable %.3f, used %.4f\n",
+             algorithm, hosts, o.classes[0].part(), without.classes[0].part(), o.classes[1].part(),
+             o.classes[2].part(), o.used);
+    }
+  }
 }
 
 TEST(PriorityFleetTest, BelowTheLimitNobodyIsShed) {

@@ -64,9 +64,9 @@ void Host::Check() {
     table = table.OfLogs(b.slots(), kLogs, b.counters(), b.log_entries(),
                          shm::logs::TermsOf(rule.limit));
   }
-  // Each fourth is of a class that leaves three eighths of the bucket; other words have no floor.
-  const bool is_floored = checks_ % 4 == 0 && rule.kind == shm::Kind::kTokenBucket;
-  const shm::Limit floored = shm::Floored(rule.limit, is_floored ? 0x6000 : 0);
+  // Each fourth is of a class that leaves three eighths of the bucket.
+  const bool is_floored = checks_ % 4 == 0;
+  const shm::Limit floored = shm::Floored(rule.limit, is_floored ? 0x6000 : 0, rule.kind);
   const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
                            .tau_ns = floored.tau_ns,
                            .debt_max_ns = floored.debt_max_ns,
@@ -75,7 +75,7 @@ void Host::Check() {
                            .admit_always = false,
                            .commit = true,
                            .kind = rule.kind,
-                           .limit = &rule.limit};
+                           .limit = &floored};
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     bool claimed = false;
     const uint32_t slot =

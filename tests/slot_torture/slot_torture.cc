@@ -108,11 +108,11 @@ Table::Env EnvAt(uint64_t now_ns) {
   return {now_ns, kGraceNs, kHotLimit.tau_ns + kHotLimit.debt_max_ns};
 }
 
-// As a check takes it: each fourth of a token bucket's is of a class that leaves part of it.
+// As a check takes it: each fourth is of a class that leaves part of the bucket.
 shm::Limit LimitFor(uint32_t key) {
   static thread_local uint32_t checks = 0;
-  const bool is_floored = ++checks % 4 == 0 && KindOf(key) == shm::Kind::kTokenBucket;
-  return shm::Floored(LimitOf(key), is_floored ? 0x6000 : 0);
+  const bool is_floored = ++checks % 4 == 0;
+  return shm::Floored(LimitOf(key), is_floored ? 0x6000 : 0, KindOf(key));
 }
 
 // One check, as a client's long way makes it.
