@@ -163,7 +163,9 @@ void GoAlone(const Attachment& a, const Item& item, const Degraded& degraded, At
   if (!IsLoose(*item.rule)) return;
   shm::Charge& charge = attempt->charge;
   if (charge.dearer_q16 == 0) charge.dearer_q16 = shm::aux::kShareOne;
-  charge.alone_full_ns = degraded.since_ns + charge.tau_ns;
+  // The whole bucket, whatever the class.
+  charge.alone_full_ns = degraded.since_ns + charge.tau_ns +
+                         shm::KeptNs(item.rule->limit, static_cast<uint16_t>(item.rule->floor_q16));
   const uint64_t hosts = std::min<uint64_t>(HostsOf(a), shm::aux::kShareOne - 1);
   charge.alone_inv_share = static_cast<uint32_t>(hosts) * shm::aux::kShareOne;
 }
@@ -244,18 +246,24 @@ shm::Outcome CheckLogged(Context& ctx, const Rule& rule, Attempt* attempt) {
 // aux is a hint here and orders nothing.
 void NoteRefusal(Context& ctx, const Item& item, uint64_t policy, const Attempt& attempt) {
   const Attachment& a = *ctx.attachment;
+  const Rule& rule = *item.rule;
   const uint64_t aux = attempt.slot->aux.load(std::memory_order_relaxed);
   const uint64_t tokens = attempt.charge.tokens;
-  if (item.rule->penal) {
+  const bool is_told = (aux & shm::aux::kDirty) != 0;
+  // No more credits would help its class; how full the bucket is may be news.
+  const bool is_barred = tokens > RoomOf(rule, aux);
+  if (rule.penal) {
     NoteAtOnce(a, *attempt.slot, attempt.seen.gen);
-  } else if (!IsLent(*item.rule) || (tokens == 1 && (aux & shm::aux::kDirty) != 0)) {
-    NoteDenied(a, *ctx.client, *attempt.slot, attempt.seen.gen, *item.rule, policy,
-               ctx.time.now_ns());
-  } else if (tokens <= item.rule->limit.burst) {
+  } else if (!IsLent(rule) || (is_told && (tokens == 1 || is_barred))) {
+    NoteDenied(a, *ctx.client, *attempt.slot, attempt.seen.gen, rule, policy, ctx.time.now_ns());
+  } else if (tokens <= rule.limit.burst) {
     shm::AddWanted(*attempt.slot, a.denied[attempt.index], a.dirty, attempt.index, attempt.seen.gen,
-                   tokens);
+                   is_barred ? 1 : tokens);
+    if (rule.classed) {
+      CountClass(a, policy, rule.group, static_cast<uint16_t>(rule.floor_q16), 1);
+    }
   }
-  const bool is_named_now = IsLent(*item.rule) || item.rule->penal;
+  const bool is_named_now = IsLent(rule) || rule.penal;
   if (is_named_now && (aux & shm::aux::kTextWanted) != 0) {
     WriteText(a, item, policy, attempt.index);
   }
@@ -298,7 +306,7 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
                                                          : SLUICE_SOURCE_RULES;
   decision->limit = rule.limit.limit;
   decision->period_ns = rule.limit.period_ns;
-  // Of what is counted in tokens, a class's is a part of it.
+  // Of what is counted in windows, a class's is a part of it.
   decision->burst = shm::IsCountedInWindows(rule.kind) ? rule.limit.limit : rule.limit.burst;
   decision->rule = rule.id;
   if (rule.kind == shm::Kind::kInFlight) decision->period_ns = 0;

@@ -210,6 +210,13 @@ inline shm::Charge ChargeOf(const Rule& rule, uint64_t cost, uint64_t cost_ns, b
 
 inline bool IsLoose(const Rule& rule) { return rule.kind == shm::Kind::kLease && !rule.strict; }
 
+// What there is for the class of a rule of leases, see credits::RoomOf; of others all.
+inline uint64_t RoomOf(const Rule& rule, uint64_t aux) {
+  return rule.kind == shm::Kind::kLease
+             ? shm::credits::RoomOf(aux, rule.limit.burst, static_cast<uint16_t>(rule.floor_q16))
+             : kTooManyTokens;
+}
+
 // Whether the daemon is to ask for what a denied request was short of.
 inline bool IsLent(const Rule& rule) {
   return rule.kind == shm::Kind::kLease || (rule.kind == shm::Kind::kInFlight && rule.strict);
@@ -242,6 +249,7 @@ inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attemp
                                     &attempt->seen);
   }
   if (rule.kind == shm::Kind::kSlidingLog) return CheckLogged(ctx, rule, attempt);
+  attempt->charge.floor_q16 = static_cast<uint16_t>(rule.floor_q16);
   if (attempt->overflow || attempt->charge.dearer_q16 != 0) return CheckUnlent(ctx, rule, attempt);
   return shm::credits::CheckLease(*attempt->slot, ctx.attachment->second[attempt->index],
                                   attempt->fp, attempt->charge, ctx.time, &attempt->seen);

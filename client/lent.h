@@ -10,7 +10,8 @@ namespace sluice::client {
 // Decides as CheckItem does. `fp`: of the bucket's hash, its kind in it (HashOfKind). Path as in
 // CheckUsual, but for Contended() and Deny(). Preconditions as there: `now_ns`, by the precise
 // clock where the rule is strict, is below the last UsualUntil(), and the slot's shard is healthy.
-// Memory orders as in LookSlot and CommitLook: the word's acquire load pairs with step 4's CAS.
+// Memory orders as in LookSlot and CommitLook: the word's acquire load pairs with step 4's CAS; aux
+// is a hint and orders nothing.
 template <class Path>
 inline int CheckLent(const Path& path, shm::Slot& slot, uint64_t fp, uint64_t now_ns, uint64_t cost,
                      sluice_decision_t* decision) {
@@ -21,8 +22,10 @@ inline int CheckLent(const Path& path, shm::Slot& slot, uint64_t fp, uint64_t no
     const uint64_t k = slot.key.load(std::memory_order_acquire);  // after the word: I2
     if (shm::word::IsDead(w) || shm::key::Fp(k) != fp) break;
     if (shm::credits::IsUnsettled(w)) break;
-    const uint64_t spendable =
-        rule.strict ? shm::credits::Spendable(w, now_ns) : shm::credits::Count(w);
+    uint64_t spendable = rule.strict ? shm::credits::Spendable(w, now_ns) : shm::credits::Count(w);
+    if (rule.floor_q16 != 0) {
+      spendable = std::min(spendable, RoomOf(rule, slot.aux.load(std::memory_order_relaxed)));
+    }
     if (tokens > spendable) {
       // Where the daemon is about to look anyway. A hint: orders nothing.
       const bool is_seen = IsTidy(slot.aux.load(std::memory_order_relaxed));

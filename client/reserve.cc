@@ -33,9 +33,11 @@ uint64_t SmallestCapacity(const Plan& plan) {
     const Rule& rule = *plan.items[i].rule;
     // A reservation takes no place.
     if (rule.shadow || rule.kind == shm::Kind::kInFlight) continue;
-    const uint64_t tokens = rule.kind == shm::Kind::kTokenBucket
-                                ? shm::Remaining(rule.limit, 0, 0, /*dearer_q16=*/0)
-                                : rule.limit.burst;
+    const uint64_t tokens =
+        rule.kind == shm::Kind::kTokenBucket ? shm::Remaining(rule.limit, 0, 0, /*dearer_q16=*/0)
+        : rule.kind == shm::Kind::kLease
+            ? shm::PartAbove(rule.limit.burst, static_cast<uint16_t>(rule.floor_q16))
+            : rule.limit.burst;
     most = std::min(most, tokens / std::max(rule.cost, 1u));
   }
   return std::max<uint64_t>(most, 1);

@@ -64,7 +64,7 @@ bool IsForWantOfLent(const sluice_decision_t& d) {
 bool IsForWantOfPlace(const sluice_decision_t& d) { return IsDeniedBy(d, shm::Kind::kInFlight); }
 
 // Whether each of its strict buckets holds what it takes, as far as a look can tell.
-// The load is for a hint and orders nothing.
+// The loads are for a hint and order nothing.
 bool IsLentEnough(const Attachment& a, const sluice_decision_t& d, uint64_t now_ns) {
   if (a.generation != d.generation) return true;
   for (size_t i = 0; i < std::min<size_t>(d.spend_count, kMaxItems); ++i) {
@@ -73,6 +73,11 @@ bool IsLentEnough(const Attachment& a, const sluice_decision_t& d, uint64_t now_
     const uint64_t w = a.slots[spend.slot].word.load(std::memory_order_acquire);
     if (shm::word::IsDead(w)) return true;
     if (shm::credits::Spendable(w, now_ns) < spend.tokens) return false;
+    const uint64_t aux = a.slots[spend.slot].aux.load(std::memory_order_relaxed);
+    if (spend.rule == d.rule &&
+        shm::credits::RoomOf(aux, d.burst, spend.floor_q16) < spend.tokens) {
+      return false;
+    }
   }
   return true;
 }

@@ -28,7 +28,7 @@ inline Outcome CheckAlone(BasicSlot<Cell>& slot, Cell& second, uint64_t fp, cons
     seen->word_ns = w;
     seen->aux = slot.aux.load(std::memory_order_relaxed);
     seen->gen = key::Gen(k);
-    const uint32_t told = aux::InvShare(seen->aux);
+    const uint32_t told = aux::InvShare(seen->aux) & ~credits::fill::kMask;
     const uint32_t dearer = Dearer(told != 0 ? told : charge.alone_inv_share, charge.dearer_q16);
     seen->cost_ns =
         SharedCostNs(CostNs(charge.tokens, limit.period_ns, limit.limit), dearer, limit.tau_ns);
@@ -36,7 +36,7 @@ inline Outcome CheckAlone(BasicSlot<Cell>& slot, Cell& second, uint64_t fp, cons
     // No further ahead than a whole burst, whoever wrote it.
     const uint64_t tat_ns =
         std::min(std::max(credits::second::TimeNs(before, seen->gen), charge.alone_full_ns),
-                 now_ns + limit.tau_ns);
+                 now_ns + limit.tau_ns + KeptNs(limit, charge.floor_q16));
     const Verdict v = Decide(tat_ns, now_ns, seen->cost_ns, limit.tau_ns);
     const uint64_t after_ns = v.allowed ? v.new_ns : v.base_ns;
     const uint64_t per_token =

@@ -58,6 +58,7 @@ struct Charge {
   bool admit_always;    // emergency, fail open: count on, deny nothing
   bool commit;          // false: look only, write nothing (but a heal)
   Kind kind = Kind::kTokenBucket;
+  uint16_t floor_q16 = 0;                       // of a lease, the class's: see credits::RoomOf
   const Limit* limit = nullptr;                 // where the kind is another
   const std::atomic<uint64_t>* ends = nullptr;  // of a window that follows a calendar
   uint64_t trusted = 0;  // of a lease that is not strict: as credits::Measure has it

@@ -57,6 +57,30 @@ inline constexpr uint64_t SpendableLoose(uint64_t w, uint64_t trusted) {
   return trusted - std::min(trusted, Count(w));
 }
 
+// How full a bucket was as Redis told last, level and what is lent together, in the low bits of its
+// 1/share: 1 to kMask, 62 parts of the burst; 0: nobody knows. Rounded up, so that of a burst of up
+// to 62 tokens it is exact.
+namespace fill {
+inline constexpr uint32_t kMask = 63;
+inline constexpr uint64_t kParts = kMask - 1;
+inline constexpr uint32_t Make(uint64_t tokens, uint64_t burst) {
+  const uint64_t of = std::max<uint64_t>(burst, 1);
+  return static_cast<uint32_t>(1 + (std::min(tokens, of) * kParts + of - 1) / of);
+}
+inline constexpr uint64_t Tokens(uint32_t fill, uint64_t burst) {
+  return (fill - 1) * burst / kParts;
+}
+}  // namespace fill
+
+// The tokens that requests of a class may take of what is lent, where they leave `floor_q16` of the
+// burst in the bucket, over all hosts.
+inline uint64_t RoomOf(uint64_t aux, uint64_t burst, uint16_t floor_q16) {
+  const uint32_t told = aux::InvShare(aux) & fill::kMask;
+  if (floor_q16 == 0 || told == 0) return kMax;
+  const uint64_t tokens = fill::Tokens(told, burst);
+  return tokens - std::min(tokens, burst - PartAbove(burst, floor_q16));
+}
+
 // The word after a spend that it allows.
 inline constexpr uint64_t Spent(uint64_t w, uint64_t tokens) {
   return IsUnsettled(w) ? w + tokens : w - tokens;
@@ -91,10 +115,11 @@ inline constexpr uint64_t TimeNs(uint64_t second, uint16_t gen) {
 // by then.
 inline constexpr uint64_t kRetryNs = 10'000'000;
 
-// `tokens` did not fit in word `w`. kNever where they are more than the bucket holds.
-inline constexpr uint64_t RetryAfterNs(uint64_t not_before_ns, uint64_t now_ns, uint64_t tokens,
-                                       const Limit& limit) {
-  if (tokens > limit.burst) return kNever;
+// `tokens` did not fit in word `w`. kNever where they are more than the bucket holds, or than the
+// class of the request may use.
+inline uint64_t RetryAfterNs(uint64_t not_before_ns, uint64_t now_ns, uint64_t tokens,
+                             const Limit& limit, uint16_t floor_q16 = 0) {
+  if (tokens > PartAbove(limit.burst, floor_q16)) return kNever;
   const uint64_t told_ns = not_before_ns > now_ns ? not_before_ns - now_ns : 0;
   return std::clamp(told_ns, kRetryNs, std::max(limit.tau_ns, kRetryNs));
 }

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "shm/kinds.h"
 #include "shm/layout.h"
 
 namespace sluice::shm {
@@ -93,8 +94,14 @@ inline Limit Floored(const Limit& limit, uint16_t floor_q16, Kind kind = Kind::k
       static_cast<uint64_t>(static_cast<unsigned __int128>(limit.tau_ns) * floor_q16 >> 16);
   floored.tau_ns -= kept_ns;
   floored.debt_max_ns += kept_ns;
-  if (kind != Kind::kTokenBucket) floored.burst = PartAbove(limit.burst, floor_q16);
+  if (IsCountedInWindows(kind)) floored.burst = PartAbove(limit.burst, floor_q16);
   return floored;
+}
+
+// What of a bucket's whole tolerance is not for the class of a floored limit.
+inline uint64_t KeptNs(const Limit& floored, uint16_t floor_q16) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(floored.tau_ns) * floor_q16 /
+                               (0x10000 - floor_q16));
 }
 
 struct Verdict {

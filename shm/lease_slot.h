@@ -20,16 +20,23 @@ struct Measured {
 };
 
 // `second` is what stands beside the live word `w` of the tenancy `gen`. `trusted`: 0 under a
-// strict rule, else what may be spent unsettled (credits.h).
+// strict rule, else what may be spent unsettled (credits.h). `room`: for the request's class, that
+// leaves `floor_q16`.
 inline Measured Measure(uint64_t w, uint64_t second, uint16_t gen, uint64_t now_ns, uint64_t tokens,
-                        const Limit& limit, uint64_t trusted = 0) {
-  const uint64_t spendable = trusted == 0 ? Spendable(w, now_ns) : SpendableLoose(w, trusted);
+                        const Limit& limit, uint64_t trusted = 0, uint64_t room = kMax,
+                        uint16_t floor_q16 = 0) {
+  const uint64_t lent = trusted == 0 ? Spendable(w, now_ns) : SpendableLoose(w, trusted);
+  const uint64_t spendable = std::min(lent, room);
   Measured m;
   m.allowed = tokens <= spendable;
   m.new_word = m.allowed ? Spent(w, tokens) : w;
   m.remaining = spendable - (m.allowed ? tokens : 0);
-  m.retry_after_ns =
-      m.allowed ? 0 : RetryAfterNs(second::TimeNs(second, gen), now_ns, tokens, limit);
+  // Until the limit has brought what the class misses.
+  const uint64_t missing = tokens - std::min(tokens, room);
+  const uint64_t not_before_ns =
+      std::max(second::TimeNs(second, gen),
+               now_ns + std::min(CostNs(missing, limit.period_ns, limit.limit), limit.tau_ns));
+  m.retry_after_ns = m.allowed ? 0 : RetryAfterNs(not_before_ns, now_ns, tokens, limit, floor_q16);
   m.reset_after_ns = ResetAfterNs(m.remaining, limit);
   return m;
 }
@@ -49,8 +56,10 @@ inline Outcome CheckLease(BasicSlot<Cell>& slot, const Cell& second, uint64_t fp
     seen->word_ns = w;
     seen->aux = slot.aux.load(std::memory_order_relaxed);
     seen->gen = key::Gen(k);
-    const Measured m = Measure(w, second.load(std::memory_order_relaxed), seen->gen, time.now_ns(),
-                               charge.tokens, *charge.limit, charge.trusted);
+    const Measured m =
+        Measure(w, second.load(std::memory_order_relaxed), seen->gen, time.now_ns(), charge.tokens,
+                *charge.limit, charge.trusted,
+                RoomOf(seen->aux, charge.limit->burst, charge.floor_q16), charge.floor_q16);
     seen->cost_ns = 0;
     seen->verdict = {m.allowed, w, m.new_word};
     seen->remaining = m.remaining;

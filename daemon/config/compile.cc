@@ -447,6 +447,7 @@ absl::StatusOr<CompiledRules> CompiledRules::Load(std::string_view policy_bytes)
                                .strict = n.strict != 0,
                                .shadow = n.shadow != 0,
                                .alert = n.alert != 0,
+                               .classed = n.classed != 0,
                                .near_percent = n.near_percent,
                                .key_count = view.group(n.group).key_count,
                                .calendar_place = shm::CalendarOf(n),

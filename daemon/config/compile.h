@@ -57,6 +57,7 @@ struct CompiledRule {
   bool strict = false;  // kInFlight: the limit holds over all hosts
   bool shadow = false;
   bool alert = false;
+  bool classed = false;  // requests have classes
   uint8_t near_percent = 80;
   uint32_t key_count = 0;  // values that a bucket name of this rule has
   // Where its buckets are at home. Null: in the host's own cluster.

@@ -225,7 +225,7 @@ struct RuleConfig {
   uint64_t wait_ns = 0;  // where it lends: 1 ms..kMaxWaitNs that its callers may wait; 0: not said
   std::vector<OutcomeConfig> outcomes;     // 0..shm::kMaxOutcomes; the first that holds counts
   std::optional<OverrideConfig> override;  // of token buckets that are not lent
-  std::optional<PriorityConfig> priority;  // of limits per time that are not lent
+  std::optional<PriorityConfig> priority;  // of limits per time
   uint8_t near_percent = 80;  // of what may be used: from there on answers say `near`, 1..100
   uint8_t soft_percent = 0;   // likewise, `soft`; 0: the rule has no such level
   std::vector<std::pair<std::string, std::string>> metadata;  // 0..kMaxMetadata, names are unique

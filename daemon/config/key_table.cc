@@ -355,7 +355,7 @@ constexpr KeySpec kRuleKeys[] = {
     {.path = "rules[].priority",
      .type = KeyType::kSection,
      .doc = "Keeps part of each bucket for requests that matter more: see [priority](priority.md). "
-            "For buckets, windows and logs with `consistency: approximate`; tiers have it too."},
+            "For all limits per time; tiers have it too."},
     {.path = "rules[].priority.by",
      .type = KeyType::kText,
      .fallback = "class",

@@ -85,16 +85,9 @@ void CheckLimit(Section* rule, std::string_view tier, const LimitConfig& limit,
 
 void ParsePriority(Section* rule, RuleConfig* out, Findings* findings) {
   if (!rule->Has("priority")) return;
-  const bool is_in_flight = out->kind == shm::Kind::kInFlight;
-  if (is_in_flight || out->strict || out->overdraft) {
-    rule->Problem(
-        "priority",
-        Cat("is for limits per time that hosts do not lend to each other, and this rule is ",
-            is_in_flight  ? "of requests in flight"
-            : out->strict ? "strict"
-                          : "an overdraft"),
-        is_in_flight ? "remove the line, or write `limit: 100/s` in place of `in_flight`"
-                     : "write `consistency: approximate`");
+  if (out->kind == shm::Kind::kInFlight) {
+    rule->Problem("priority", "is for limits per time, and this rule is of requests in flight",
+                  "remove the line, or write `limit: 100/s` in place of `in_flight`");
     return;
   }
   Section section(rule->Value("priority"), rule->MarkOf("priority"), rule->PathOf("priority"),

@@ -232,9 +232,8 @@ absl::Status Verifier::Rule(const RuleView& rule, uint32_t id) const {
   if (n.wait_ms > most) {
     return Bad("a wait is out of range");
   }
-  const bool is_lent = n.kind == shm::Kind::kLease || n.kind == shm::Kind::kInFlight;
   if (n.floor_q16 != 0 || (n.classed != 0 && group.class_count == 0) ||
-      (group.class_count != 0 && is_lent)) {
+      (group.class_count != 0 && n.kind == shm::Kind::kInFlight)) {
     return Bad("a limit has a priority that it cannot have");
   }
   const bool is_given = group.given_max != 0;

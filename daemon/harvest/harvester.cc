@@ -14,6 +14,8 @@ namespace {
 // Percent-encoding may triple a value.
 constexpr size_t kMaxTextBytes = 3 * shm::kKeyTextBytes + shm::kMaxLabelBytes + 16;
 constexpr uint64_t kSecondNs = 1'000'000'000;
+// Denials by class are for people, and looked at no more often.
+constexpr uint64_t kClassesNs = 100'000'000;
 // What is asked for ahead fits the first cache: some five lines for each.
 constexpr size_t kTakenTogether = 64;
 constexpr uint64_t kLineWords = 8;
@@ -255,7 +257,8 @@ bool Harvester::ResolveDuplicates(uint32_t slot, uint64_t key,
 
 // The look at a cell that is empty orders nothing: what it misses is taken next time.
 void Harvester::TakeClasses(uint64_t now_ns, Sink& sink) {
-  const uint64_t elapsed_ns = now_ns - std::min(std::exchange(classes_taken_ns_, now_ns), now_ns);
+  if (now_ns < classes_taken_ns_ + kClassesNs) return;
+  const uint64_t elapsed_ns = now_ns - std::exchange(classes_taken_ns_, now_ns);
   const uint64_t most = kMaxOpenTokensPerSecond * (std::min(elapsed_ns, kSweepNs) / kSecondNs + 1);
   for (const config::CompiledClass& c : rules_->classes()) {
     std::atomic<uint64_t>& cell = buckets_->class_denied()[c.cell];

@@ -304,17 +304,21 @@ void Keeper::Put(Book& b, uint64_t now_ns) {
   Note(b, b.purse.Put(more, b.lease->expiry_ns()), now_ns);
 }
 
-// For answers and emergencies only: when more is expected, this host's share of the limit, whose
-// shard's state counts. The key's load pairs with step 3 of the slot protocol; the second word
-// carries its gen and orders nothing.
+// For answers, emergencies and classes only: when more is expected, this host's share of the limit,
+// whose shard's state counts, how full the bucket is. The key's load pairs with step 3 of the slot
+// protocol; the second word carries its gen and orders nothing.
 void Keeper::Publish(Book& b, uint64_t now_ns) {
   if (!b.purse.is_open() || b.rule == nullptr) return;
   shm::Slot& slot = buckets_->slots()[b.place.slot];
   if (slot.key.load(std::memory_order_acquire) != b.place.key) return;
   b.shown_shard = link_->ShownShard(*b.rule, b.text, b.shard);
   const double share = b.terms.may_overdraw() ? b.lease->lasting_share() : b.lease->share();
-  const auto inverse = static_cast<uint32_t>(
+  auto inverse = static_cast<uint32_t>(
       share >= 1 ? 0 : std::lround(std::min(kShareOne / share, kShareOne * (kShareOne - 1))));
+  if (b.rule->classed) {
+    inverse &= ~shm::credits::fill::kMask;
+    if (b.lease->is_told()) inverse |= shm::credits::fill::Make(b.lease->left(), b.terms.burst);
+  }
   shm::SetAux(slot, b.place.key, inverse, b.shown_shard, b.rule->id);
   std::atomic<uint64_t>& second = buckets_->second()[b.place.slot];
   const uint16_t gen = shm::key::Gen(b.place.key);

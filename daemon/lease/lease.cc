@@ -334,6 +334,7 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   // Where Redis is at its limit, calls out of turn would only make each other wait.
   gap_ns_ = std::max(kEarlyGapNs, static_cast<uint64_t>(kGapRtts * rtt.least_ns));
   level_ = grant.level;
+  out_ = grant.out;
   share_ = grant.share;
   all_demand_ = grant.demand;
   hosts_ = std::max<uint64_t>(1, grant.hosts);

@@ -100,6 +100,9 @@ class Lease {
   // Its share over the last second, by which it goes on alone.
   double lasting_share() const { return lasting_share_; }
   uint64_t allowance() const { return allowance_; }
+  // What nobody has spent of the bucket, over all hosts, as Redis told last; 0 before it has.
+  uint64_t left() const { return level_ + out_; }
+  bool is_told() const { return hosts_ != 0; }
   bool in_flight() const { return in_flight_; }
   // Nothing is held, asked for or waited for: it needs no Tick before the next check.
   bool IsIdle(uint64_t now_ns) const;
@@ -180,6 +183,7 @@ class Lease {
   uint64_t retry_ns_ = 0;
   double share_ = 1;
   uint64_t level_ = 0;              // tokens that nobody holds
+  uint64_t out_ = 0;                // tokens that hosts hold
   uint64_t overload_since_ns_ = 0;  // 0: there is none
   double all_demand_ = 0;
   uint64_t hosts_ = 0;  // 0: not told yet

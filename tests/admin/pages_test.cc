@@ -43,6 +43,7 @@ DaemonStatus FullStatus() {
   counts.allowed = 12;
   counts.denied = 3;
   status.engine.rules = {counts};
+  status.engine.classes = {{.rule = "api", .value = "low \"1\"", .denied = 41}};
   status.clients.clients = {{.pid = 5, .uid = 6, .label = "web", .since_ns = 19'000'000'000}};
   status.clients.attached = 1;
   status.alarms = {{"config-bad", "text", "mend", 18'000'000'000}};
@@ -91,6 +92,9 @@ TEST(MetricsTest, NamesFollowTheConventions) {
 
 TEST(MetricsTest, EscapesLabelsAndCountsPerRule) {
   const std::string page = RenderMetrics(FullStatus());
+  EXPECT_NE(page.find("sluice_class_denied_total{rule=\"api\",class=\"low \\\"1\\\"\"} 41\n"),
+            std::string::npos)
+      << page;
   EXPECT_NE(page.find("sluice_checks_total{rule=\"per-\\\"user\\\"\\\\x\",result=\"denied\"} 3\n"),
             std::string::npos)
       << page;

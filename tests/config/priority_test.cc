@@ -58,8 +58,6 @@ TEST(PriorityConfigTest, EachMistakeIsToldOnceWithItsMend) {
       {With("{classes: {a: 1, b: 0.1}}", "limit: 9/s\n    algorithm: sliding_log"),
        "the limit is 9, the cost 1"},
       {With("{classes: {a: 1}}", "in_flight: 9"), "this rule is of requests in flight"},
-      {With("{classes: {a: 1}}", "limit: 9/s\n    consistency: strict"), "this rule is strict"},
-      {With("{classes: {a: 1}}", "limit: 9/s\n    consistency: overdraft"), "is an overdraft"},
   });
 }
 

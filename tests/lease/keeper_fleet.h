@@ -71,16 +71,17 @@ class KeeperHost : public Link {
   // Clients go on with what stands in the words.
   void Kill() { is_dead_ = true; }
 
-  // As a client's check of `cost` tokens.
-  bool Check(uint64_t cost) {
+  // As a client's check of `cost` tokens, for a class with that floor.
+  bool Check(uint64_t cost, uint16_t floor_q16 = 0) {
     shm::Slot& slot = Claimed();
     const uint64_t now_ns = LocalNs();
     const uint64_t trusted =
         rule_->strict ? 0 : shm::credits::TrustedOf(rule_->limit.burst, hosts_seen_);
+    const uint64_t room = shm::credits::RoomOf(slot.aux.load(), rule_->limit.burst, floor_q16);
     uint64_t w = slot.word.load();
     for (;;) {
-      const shm::credits::Measured m =
-          shm::credits::Measure(w, 0, shm::key::Gen(slot.key), now_ns, cost, rule_->limit, trusted);
+      const shm::credits::Measured m = shm::credits::Measure(
+          w, 0, shm::key::Gen(slot.key), now_ns, cost, rule_->limit, trusted, room, floor_q16);
       if (!m.allowed) break;
       if (!slot.word.compare_exchange_weak(w, m.new_word)) continue;
       used_ += cost;
@@ -88,7 +89,7 @@ class KeeperHost : public Link {
       return true;
     }
     denied_ += cost;
-    need_ = std::max(need_, cost);
+    if (cost <= room) need_ = std::max(need_, cost);
     return false;
   }
   // As a caller that waits looks.
@@ -233,6 +234,16 @@ class KeeperFleet {
     if (perfect_.Take(cost, world.events.now_ns)) perfect_admitted += cost;
     Ask(at, cost, world.events.now_ns + terms_.wait_ns);
   }
+
+  // One request of a class.
+  bool ArriveOf(size_t at, uint16_t floor_q16) {
+    if (perfect_.Take(1, world.events.now_ns)) ++perfect_admitted;
+    if (!hosts_[at]->Check(1, floor_q16)) return false;
+    ++admitted;
+    shadow_.Force(1, world.events.now_ns);
+    return true;
+  }
+  void HaveClasses() { rule_.classed = true; }
 
   // Redis forgets what it was told since `copy`, and another primary serves.
   void FailOver(const test::LuaRedis::Data& copy) {

@@ -1,0 +1,114 @@
+// Priority under overload where tokens are lent, strictly and with overdrafts: whoever matters most
+// is served, nothing is over, and what others may use is not left lying. In virtual time.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdint>
+#include <random>
+
+#include "tests/lease/keeper_fleet.h"
+
+namespace sluice::lease {
+namespace {
+
+constexpr uint64_t kLimit = 1'000;  // tokens/s, and the burst
+constexpr uint64_t kForMs = 30'000;
+
+struct Class {
+  double of_all;  // of the requests
+  uint16_t floor_q16;
+  uint64_t asked = 0;
+  uint64_t admitted = 0;
+  double part() const { return static_cast<double>(admitted) / static_cast<double>(asked); }
+};
+
+struct Load {
+  size_t hosts;
+  double of_limit;
+  bool strict = true;
+  bool with_floors = true;
+  bool is_skewed =
+      false;  // what is critical comes in at the first host alone, and nothing else does
+};
+
+struct Outcome {
+  std::array<Class, 3> classes = {Class{0.3, 0}, Class{0.4, 13107}, Class{0.3, 32768}};
+  double used = 0;  // percent of what a perfect bucket admits
+  uint64_t over = 0;
+};
+
+Outcome Run(const Load& load, uint64_t seed) {
+  KeeperFleet fleet(load.hosts, kLimit, kLimit, seed, /*wait_ns=*/0, load.strict);
+  fleet.HaveClasses();
+  std::mt19937_64 random(seed);
+  std::poisson_distribution<int> arrivals(load.of_limit * kLimit / 1000);
+  std::discrete_distribution<size_t> which{0.3, 0.4, 0.3};
+  Outcome o;
+  const uint64_t admitted_before = fleet.admitted;
+  const uint64_t perfect_before = fleet.perfect_admitted;
+  for (uint64_t ms = 0; ms < kForMs; ++ms) {
+    fleet.Run(kMilli, 0);
+    for (int i = arrivals(random); i > 0; --i) {
+      const size_t of = which(random);
+      const size_t at = !load.is_skewed ? random() % load.hosts
+                        : of == 0       ? 0
+                                        : 1 + random() % (load.hosts - 1);
+      Class& c = o.classes[of];
+      ++c.asked;
+      c.admitted += fleet.ArriveOf(at, load.with_floors ? c.floor_q16 : uint16_t{0}) ? 1 : 0;
+    }
+  }
+  o.used = 100 * static_cast<double>(fleet.admitted - admitted_before) /
+           static_cast<double>(fleet.perfect_admitted - perfect_before);
+  o.over = fleet.over();
+  printf(
+      "%s, %d hosts at %.1f%s%s, seed %d: critical %.5f, normal %.3f, sheddable %.3f, "
+      "used %.2f %%, over %d\n",
+      load.strict ? "strict" : "overdraft", static_cast<int>(load.hosts), load.of_limit,
+      load.with_floors ? "" : " without floors", load.is_skewed ? " skewed" : "",
+      static_cast<int>(seed), o.classes[0].part(), o.classes[1].part(), o.classes[2].part(), o.used,
+      static_cast<int>(o.over));
+  return o;
+}
+
+TEST(LentPriorityTest, WhatIsCriticalIsServedAtTwiceTheLimit) {
+  for (const bool strict : {true, false}) {
+    for (const size_t hosts : {size_t{1}, size_t{2}, size_t{10}}) {
+      for (uint64_t seed = 1; seed <= 3; ++seed) {
+        const Outcome o = Run({.hosts = hosts, .of_limit = 2, .strict = strict}, seed);
+        EXPECT_GE(o.classes[0].part(), 0.999);
+        EXPECT_GE(o.used, 97);
+        if (strict) {
+          EXPECT_EQ(o.over, 0u);
+        }
+        EXPECT_LT(o.classes[2].part(), 0.2);
+      }
+    }
+  }
+}
+
+// Whoever comes in at one host alone is served by what the others leave in Redis.
+TEST(LentPriorityTest, WhatIsCriticalAtOneHostAloneIsServed) {
+  for (const bool strict : {true, false}) {
+    for (uint64_t seed = 1; seed <= 3; ++seed) {
+      Run({.hosts = 10, .of_limit = 2, .strict = strict, .is_skewed = true}, seed);
+    }
+  }
+}
+
+TEST(LentPriorityTest, WithoutFloorsItIsServedNoBetterThanTheRest) {
+  const Outcome o = Run({.hosts = 10, .of_limit = 2, .with_floors = false}, 1);
+  EXPECT_LT(o.classes[0].part(), 0.7);
+}
+
+TEST(LentPriorityTest, BelowTheLimitNobodyIsShed) {
+  for (const bool strict : {true, false}) {
+    for (const double of_limit : {0.7, 0.05}) {
+      const Outcome o = Run({.hosts = 10, .of_limit = of_limit, .strict = strict}, 1);
+      for (const Class& c : o.classes) EXPECT_GE(c.part(), 0.98);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice::lease
