@@ -212,7 +212,7 @@ inline bool IsLoose(const Rule& rule) { return rule.kind == shm::Kind::kLease &&
 
 // What there is for the class of a rule of leases, see credits::RoomOf; of others all.
 inline uint64_t RoomOf(const Rule& rule, uint64_t aux) {
-  return rule.kind == shm::Kind::kLease
+  return rule.kind == shm::Kind::kLease && rule.floor_q16 != 0
              ? shm::credits::RoomOf(aux, rule.limit.burst, static_cast<uint16_t>(rule.floor_q16))
              : kTooManyTokens;
 }

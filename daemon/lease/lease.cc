@@ -302,6 +302,14 @@ uint64_t Lease::Pace(const Grant& grant, uint64_t now_ns) {
   return std::min(sync_ns_ / 20 * 19, (lasted_ns - kSuddenNs) / kCalming);
 }
 
+// What other hosts hold is there for whom it is kept at half, since he may come in here: else they
+// would hold what is kept. Where hardly anything is spent all of it is: nobody is short of it.
+uint64_t Lease::LeftOf(const Grant& grant) const {
+  const uint64_t all = grant.level + grant.out;
+  if (static_cast<double>(all) >= kNearlyFull * static_cast<double>(terms_.burst)) return all;
+  return all - (grant.out - std::min(grant.out, held_)) / 2;
+}
+
 void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
                     const RoundTrip& rtt) {
   EndAlone();
@@ -334,7 +342,7 @@ void Lease::OnGrant(const Grant& grant, uint64_t first_sent_ns, uint64_t now_ns,
   // Where Redis is at its limit, calls out of turn would only make each other wait.
   gap_ns_ = std::max(kEarlyGapNs, static_cast<uint64_t>(kGapRtts * rtt.least_ns));
   level_ = grant.level;
-  out_ = grant.out;
+  left_ = LeftOf(grant);
   share_ = grant.share;
   all_demand_ = grant.demand;
   hosts_ = std::max<uint64_t>(1, grant.hosts);

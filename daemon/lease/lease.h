@@ -100,8 +100,8 @@ class Lease {
   // Its share over the last second, by which it goes on alone.
   double lasting_share() const { return lasting_share_; }
   uint64_t allowance() const { return allowance_; }
-  // What nobody has spent of the bucket, over all hosts, as Redis told last; 0 before it has.
-  uint64_t left() const { return level_ + out_; }
+  // What of the bucket is there for whom it is kept, tokens, as Redis told last; 0 before it has.
+  uint64_t left() const { return left_; }
   bool is_told() const { return hosts_ != 0; }
   bool in_flight() const { return in_flight_; }
   // Nothing is held, asked for or waited for: it needs no Tick before the next check.
@@ -144,6 +144,7 @@ class Lease {
   uint64_t Pace(const Grant& grant, uint64_t now_ns);
   bool HasExcess(uint64_t target) const;
   bool MayWait(uint64_t deadline_ns, uint64_t now_ns) const;
+  uint64_t LeftOf(const Grant& grant) const;
   void EndWaits(uint64_t now_ns);
   void ServeParked();
 
@@ -182,8 +183,8 @@ class Lease {
   bool starved_ = false;  // of a cost larger than what is held
   uint64_t retry_ns_ = 0;
   double share_ = 1;
-  uint64_t level_ = 0;              // tokens that nobody holds
-  uint64_t out_ = 0;                // tokens that hosts hold
+  uint64_t level_ = 0;  // tokens that nobody holds
+  uint64_t left_ = 0;
   uint64_t overload_since_ns_ = 0;  // 0: there is none
   double all_demand_ = 0;
   uint64_t hosts_ = 0;  // 0: not told yet

@@ -10,6 +10,7 @@
 
 #include "client/include/sluice.h"
 #include "client/include/sluice.hpp"
+#include "shm/purse.h"
 #include "shm/take.h"
 #include "tests/client/served_client.h"
 
@@ -251,6 +252,106 @@ TEST_F(ClassesClientTest, WhatIsCountedIsNotAnotherPolicysClass) {
   EXPECT_EQ(TakeDenied().count("barrel:sheddable"), 0u);
   for (int i = 0; i < 20; ++i) Check("bucket", "t", "sheddable");
   EXPECT_EQ(TakeDenied()["barrel:sheddable"], 15u);
+}
+
+// Strict and overdrawn rules, with the daemon's hand in their words.
+class LentClassesTest : public ServedClient {
+ protected:
+  LentClassesTest() : ServedClient(kLentRules, {.reconciling = true}) {}
+  void SetUp() override {
+    ServedClient::SetUp();
+    for (uint32_t i = 0; i < 16; ++i) served_.control().SetShard(i, shm::ShardMode::kHealthy, 1);
+  }
+  static constexpr char kLentRules[] = R"(
+redis: {addresses: "h:1"}
+rules:
+  - name: strict
+    match: {route: /strict}
+    key: [tenant]
+    limit: 100 per 10h
+    consistency: strict
+    priority: &classes {classes: {critical: 1, low: 0.5}}
+  - name: loose
+    match: {route: /loose}
+    key: [tenant]
+    limit: 100 per 10h
+    consistency: overdraft
+    priority: *classes
+)";
+  // What a client is lent of the one bucket of a rule, and what there is of it over all hosts.
+  void Lend(const std::string& rule, uint64_t credits, uint64_t left) {
+    const uint16_t id = served_.rules().Find(rule)->id;
+    for (uint32_t i = 0; i < served_.buckets().capacity(); ++i) {
+      shm::Slot& slot = served_.buckets().slots()[i];
+      const uint64_t key = slot.key.load();
+      if (shm::key::KindOf(key) != shm::Kind::kLease || shm::aux::Rule(slot.aux.load()) != id) {
+        continue;
+      }
+      shm::Purse purse;
+      ASSERT_TRUE(purse.Open(&slot, key));
+      (void)purse.Put(credits, shm::MonotonicClock::PreciseNs() + 10'000'000'000);
+      shm::SetAux(slot, key, shm::credits::fill::Make(left, 100), 0, id);
+    }
+  }
+};
+
+TEST_F(LentClassesTest, AClassSpendsWhileTheBucketHoldsWhatItMustLeave) {
+  for (const std::string rule : {"strict", "loose"}) {
+    const std::string route = "/" + rule;
+    const auto check = [&](const char* of_class, uint32_t cost) {
+      return client_.check({{"route", route}, {"tenant", "t"}, {"class", of_class}}, cost);
+    };
+    (void)check("critical", 100);  // so that there is a bucket
+    auto low = *client_.bind({{"route", route}, {"tenant", "t"}, {"class", "low"}});
+    auto rule_low = client_.bind_rule((rule + ":low").c_str());
+    auto critical = *client_.bind({{"route", route}, {"tenant", "t"}, {"class", "critical"}});
+    Lend(rule, 20, 100);
+    EXPECT_TRUE(check("low", 1)) << rule;
+    EXPECT_TRUE(low.allow());
+    EXPECT_TRUE(rule_low->allow("t"));
+    EXPECT_EQ(low.check().remaining(), 16u) << rule;
+    // Of a hundred half are kept: three are beyond that, whoever holds them.
+    Lend(rule, 16, 53);
+    EXPECT_EQ(low.check(4).remaining(), 3u) << rule;
+    EXPECT_FALSE(low.check(4));
+    EXPECT_FALSE(check("low", 4));
+    EXPECT_FALSE(rule_low->check("t", 4));
+    EXPECT_TRUE(low.check(3)) << rule;
+    EXPECT_TRUE(critical.check(10)) << rule;
+    Lend(rule, 4, 49);
+    EXPECT_FALSE(low.allow()) << rule;
+    EXPECT_FALSE(rule_low->allow("t"));
+    const Decision denied = check("low", 1);
+    EXPECT_FALSE(denied);
+    EXPECT_EQ(denied.remaining(), 0u);
+    ASSERT_TRUE(denied.retry_after());
+    EXPECT_NEAR(static_cast<double>(denied.retry_after()->count()), 360e9, 1e9);
+    EXPECT_FALSE(check("low", 51).retry_after()) << "never: it may use fifty";
+    EXPECT_TRUE(critical.allow()) << rule;
+    EXPECT_EQ(critical.check().remaining(), 2u);
+    EXPECT_EQ(denied.raw().burst, 100u);
+  }
+}
+
+// What the low class is denied is told to the daemon once, as a sign that it waits: not as so many
+// tokens that would have to be lent.
+TEST_F(LentClassesTest, WhatAClassMayNotHaveIsNotAskedFor) {
+  const auto check = [&](const char* of_class, uint32_t cost) {
+    return client_.check({{"route", "/strict"}, {"tenant", "t"}, {"class", of_class}}, cost);
+  };
+  EXPECT_FALSE(check("critical", 1));
+  Lend("strict", 20, 40);
+  uint64_t wanted = 0;
+  for (uint32_t i = 0; i < served_.buckets().capacity(); ++i) {
+    const uint64_t key = served_.buckets().slots()[i].key.load();
+    if (shm::key::KindOf(key) != shm::Kind::kLease) continue;
+    (void)shm::TakeDenied(served_.buckets().denied()[i], key);
+    shm::ClearDirty(served_.buckets().slots()[i]);
+    EXPECT_FALSE(check("low", 5));
+    wanted = shm::denied::Count(served_.buckets().denied()[i].load());
+  }
+  EXPECT_EQ(shm::wanted::Tokens(wanted), 1u);
+  EXPECT_EQ(shm::wanted::Largest(wanted), 1u);
 }
 
 TEST_F(ClassesClientTest, ManyThreadsTogetherStayBelowTheirPart) {

@@ -96,6 +96,22 @@ TEST(PriorityConfigTest, WindowsAndLogsHaveClassesToo) {
   }
 }
 
+TEST(PriorityConfigTest, SoDoesWhatIsLent) {
+  for (const char* const consistency : {"strict", "overdraft"}) {
+    const ParseResult result =
+        OfRule(With(std::string("{classes: ") + kClasses + "}",
+                    std::string("limit: 10/s\n    consistency: ") + consistency),
+               "redis: {addresses: \"h:1\"}\n");
+    ASSERT_TRUE(result.ok()) << Text(result.problems);
+    const auto bytes = Compile(result.config, shm::HashKey{1, 2}, 7);
+    ASSERT_TRUE(bytes.ok()) << bytes.status();
+    const auto rules = CompiledRules::Load(*bytes);
+    ASSERT_TRUE(rules.ok()) << rules.status();
+    EXPECT_TRUE(rules->rules().front().classed);
+    EXPECT_EQ(rules->rules().front().kind, shm::Kind::kLease);
+  }
+}
+
 TEST(PriorityConfigTest, EachClassHasACellForItsDenialsButEqualPartsHaveOne) {
   const Config config = Good(R"(
 rules:

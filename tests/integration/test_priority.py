@@ -12,7 +12,6 @@ from harness.sluice import Daemon, ctl, ctl_json, wait_until
 LIMIT = 100
 # Nothing comes back while a test runs.
 RULES = """
-daemon: {{log_keys: 64}}
 rules:
   - name: bucket
     match: {{algorithm: bucket}}
