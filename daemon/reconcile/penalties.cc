@@ -122,6 +122,10 @@ void Reconciler::NoteBan(const Bucket& b, uint64_t for_ns) {
   if (ban_events_.size() < kMaxBanEvents) ban_events_.push_back({b.outer_name(), for_ns});
 }
 
+void Reconciler::OnClassDenied(const config::CompiledClass& c, uint64_t denied) {
+  class_totals_[{c.rule, c.value}] += denied;
+}
+
 void Reconciler::Penalise(BucketId id, Bucket& b, uint64_t denied) {
   if (denied == 0 && b.penal == nullptr) return;
   const config::PenaltyConfig& penalty = b.rule->penalty;

@@ -207,10 +207,6 @@ void Reconciler::OnOverflow(uint16_t rule, int64_t tokens) {
   stats_.overflow_tokens += static_cast<uint64_t>(tokens);
 }
 
-void Reconciler::OnClassDenied(const config::CompiledClass& c, uint64_t denied) {
-  class_totals_[{c.rule, c.value}] += denied;
-}
-
 // Demand jumps, or a bucket nears its limit: twice what was expected and a few more, and a quarter
 // of the room that was left.
 bool Reconciler::IsJump(const Bucket& b, uint64_t now_ns) const {

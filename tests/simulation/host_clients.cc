@@ -75,6 +75,7 @@ void Host::Check() {
                            .admit_always = false,
                            .commit = true,
                            .kind = rule.kind,
+                           .floor_q16 = is_floored ? uint16_t{0x6000} : uint16_t{0},
                            .limit = &floored};
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     bool claimed = false;

@@ -48,6 +48,7 @@ config::RuleConfig Strict(const std::string& name) {
   config::RuleConfig rule = Rule(name, kStrict, kSecond, kStrict);
   rule.strict = true;
   rule.degraded.mode = shm::DegradedMode::kClosed;
+  rule.priority = config::PriorityConfig{.classes = {{.value = "low", .part = 0.625}}};
   return rule;
 }
 
