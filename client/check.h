@@ -71,6 +71,10 @@ struct Context {
   // Not 0: the request enters, and takes places under this name (see places.h), or looks whether it
   // could. Others only look whether there is one.
   uint64_t place_name = 0;
+  // Of one that enters with patience: when it came, and whether it has found too few places free.
+  uint64_t came_ns = 0;
+  bool has_found_full = false;
+  bool is_first = false;  // of those who wait, as far as this check has seen
   // Of a denied request, its items that denied it, a bit each; else not written.
   uint32_t denied_by;
 

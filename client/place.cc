@@ -8,6 +8,7 @@
 #include "client/candidate.h"
 #include "client/check.h"
 #include "client/refund.h"
+#include "shm/place_queue.h"
 
 namespace sluice::client {
 
@@ -49,6 +50,24 @@ shm::places::Lent<std::atomic<uint64_t>> LentNow(Context& ctx, const Rule& rule,
   return lent;
 }
 
+// Of those who wait it is the one who came first who enters, as far as hints go. `stands_back`:
+// another did.
+void StandInLine(Context& ctx, const Rule& rule, bool stands_back, Attempt* attempt) {
+  const uint64_t k = shm::key::Make(attempt->fp, rule.kind, attempt->seen.gen);
+  const uint64_t now_ns = ctx.time.now_ns();
+  if (attempt->outcome == Outcome::kAllowed && !stands_back) {
+    const bool has_entered = attempt->charge.commit && ctx.has_found_full;
+    if (has_entered) shm::places::ShowEntered(*attempt->slot, k, rule.id, now_ns);
+  } else if (attempt->outcome == Outcome::kAllowed) {
+    attempt->outcome = Outcome::kDenied;
+    attempt->seen.verdict.allowed = false;
+    attempt->seen.retry_after_ns = shm::places::kRetryNs;
+  } else if (attempt->outcome == Outcome::kDenied && attempt->seen.retry_after_ns != shm::kNever) {
+    ctx.has_found_full = true;
+    ctx.is_first = shm::places::ShowWaiting(*attempt->slot, k, rule.id, ctx.came_ns, now_ns);
+  }
+}
+
 int Enter(sluice_t* client, const Attachment& a, const Plan& plan, uint64_t cost,
           sluice_place_t* place) {
   Context ctx(client, &a, plan.coarse_serves);
@@ -75,11 +94,16 @@ void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, b
                Attempt* attempt) {
   const Rule& rule = *item.rule;
   const bool enters = ctx.place_name != 0;
+  const bool waits = enters && ctx.patience_ns != 0 && rule.shadow == 0;
   attempt->emergency = false;
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
+    // A hint: orders nothing.
+    const bool stands_back =
+        waits && shm::places::IsBehind(attempt->slot->aux.load(std::memory_order_relaxed),
+                                       ctx.came_ns, ctx.time.now_ns());
     // Who does not enter asks for one: its cost is of other rules.
-    attempt->charge =
-        ChargeOf(rule, enters ? cost : 1, /*cost_ns=*/0, commit && enters && !ctx.is_looking());
+    attempt->charge = ChargeOf(rule, enters ? cost : 1, /*cost_ns=*/0,
+                               commit && enters && !ctx.is_looking() && !stands_back);
     if (attempt->overflow) {
       const uint64_t limit = rule.limit.limit;
       const bool fits = attempt->absent && attempt->charge.tokens <= limit;
@@ -95,6 +119,7 @@ void RunPlaces(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, b
     attempt->outcome = shm::places::Enter(
         PlacesTableOf(*ctx.attachment, rule), attempt->index, attempt->hash, attempt->charge,
         LentNow(ctx, rule, attempt), ctx.place_name, ctx.time, &attempt->seen);
+    if (waits) StandInLine(ctx, rule, stands_back, attempt);
     if (attempt->outcome == Outcome::kAllowed || attempt->outcome == Outcome::kDenied) return;
     if (attempt->outcome == Outcome::kGaveUp) break;
     Locate(ctx, item, policy, shm::kNoSlot, attempt);

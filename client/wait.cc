@@ -23,8 +23,10 @@ struct Pace {
   uint64_t ask_again_ns;
 };
 constexpr Pace kLentPace = {16, 500'000, 10'000'000, 100'000'000};
-// The daemon remembers for 1.5 s who was denied a place.
+// The daemon remembers for 1.5 s who was denied a place. One who waits is the first, and looks more
+// often.
 constexpr Pace kPlacePace = {4, 1'000'000, 50'000'000, 500'000'000};
+constexpr uint64_t kLongestFirstNs = 10'000'000;
 // What is tried again is tried after so long at least.
 constexpr uint64_t kShortestPauseNs = 100'000;
 
@@ -148,12 +150,15 @@ struct Waiting {
   uint64_t deadline_ns;
   int cancel_fd;
   bool enters;
+  // See Context.
+  uint64_t came_ns = 0;
+  bool has_found_full = false;
+  bool is_first = false;
 };
 
 // Asks once. `*beyond_ns`: what a denied request came too early by beyond all patience; it is tried
 // again then. `*name`: what it entered by, where it did. `looking`: null, or it only looks.
-int Ask(const Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyond_ns,
-        uint64_t* name) {
+int Ask(Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyond_ns, uint64_t* name) {
   sluice_t* const client = w.client;
   *name = 0;
   const Attachment* const a = AttachmentOf(client);
@@ -167,7 +172,12 @@ int Ask(const Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyon
   if (w.enters && !NameEntry(ctx)) return AnswerDefault(client, 0, d);
   const uint64_t now_ns = ctx.time.now_ns();
   ctx.patience_ns = w.deadline_ns > now_ns ? w.deadline_ns - now_ns : 0;
+  if (w.came_ns == 0) w.came_ns = now_ns;
+  ctx.came_ns = w.came_ns;
+  ctx.has_found_full = w.has_found_full;
   const int answer = CheckPlan(ctx, plan, w.cost, d);
+  w.has_found_full = ctx.has_found_full;
+  w.is_first = ctx.is_first;
   if (answer > 0) *name = ctx.place_name;
   *beyond_ns = d->retry_after_ns;
   if (d->source == SLUICE_SOURCE_EMERGENCY) return answer;  // no turn is to be had
@@ -182,13 +192,16 @@ int Ask(const Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyon
 
 // Sleeps until a place seems to be free, and the other rules seem to admit the request, or one of
 // them is why it is denied now.
-Seen AwaitPlace(const Waiting& w, uint64_t begin_ns) {
-  return AwaitSight(w.client, kPlacePace, begin_ns, w.deadline_ns, w.cancel_fd, [&w](uint64_t) {
+Seen AwaitPlace(Waiting& w) {
+  Pace pace = kPlacePace;
+  return AwaitSight(w.client, pace, w.came_ns, w.deadline_ns, w.cancel_fd, [&w, &pace](uint64_t) {
     Absent absent;
     sluice_decision_t d;
     uint64_t beyond_ns = 0;
     uint64_t name = 0;
-    return Ask(w, &absent, &d, &beyond_ns, &name) != 0 || !IsForWantOfPlace(d);
+    const int answer = Ask(w, &absent, &d, &beyond_ns, &name);
+    pace.longest_ns = w.is_first ? kLongestFirstNs : kPlacePace.longest_ns;
+    return answer != 0 || !IsForWantOfPlace(d);
   });
 }
 
@@ -211,8 +224,7 @@ int Cancelled(sluice_t* client, sluice_decision_t* d) {
 }
 
 // The answer, when it is final. `*name` as of Ask: what the caller holds then.
-int AnswerInTime(const Waiting& w, sluice_decision_t* d, uint64_t* name) {
-  uint64_t begin_ns = 0;
+int AnswerInTime(Waiting& w, sluice_decision_t* d, uint64_t* name) {
   for (;;) {
     uint64_t beyond_ns = 0;
     const int answer = Ask(w, /*looking=*/nullptr, d, &beyond_ns, name);
@@ -225,9 +237,8 @@ int AnswerInTime(const Waiting& w, sluice_decision_t* d, uint64_t* name) {
       return Cancelled(w.client, d);
     }
     if (d->retry_after_ns == SLUICE_NEVER) return answer;
-    if (begin_ns == 0) begin_ns = d->now_ns;
     if (IsForWantOfLent(*d) || IsForWantOfPlace(*d)) {
-      const Seen seen = IsForWantOfPlace(*d) ? AwaitPlace(w, begin_ns)
+      const Seen seen = IsForWantOfPlace(*d) ? AwaitPlace(w)
                                              : AwaitLent(w.client, *d, w.deadline_ns, w.cancel_fd);
       if (seen == Seen::kTooLate) return answer;
       if (seen == Seen::kCancelled) return Cancelled(w.client, d);
@@ -250,7 +261,7 @@ int IsCancelled(int cancel_fd) {
 }
 
 // The whole of a call: what is wrong with it, whether it is cancelled already, and the answer.
-int Serve(const Waiting& w, sluice_decision_t* d, uint64_t* name) {
+int Serve(Waiting w, sluice_decision_t* d, uint64_t* name) {
   *name = 0;
   if (w.cost - 1 >= SLUICE_MAX_COST || (w.descriptors == nullptr && w.count != 0)) {
     return AnswerDefault(w.client, SLUICE_E_ARGUMENT, d);

@@ -171,7 +171,8 @@ inline constexpr uint64_t Largest(uint64_t count) { return count >> 28; }
 }  // namespace wanted
 
 namespace aux {
-// 1/share is fixed point with 16 fraction bits; 0 means "no view yet": a share of 1.
+// 1/share (of places: who waits, place_queue.h) has 16 fraction bits; 0 is "no view yet": all of
+// it.
 inline constexpr uint32_t kShareOne = 1u << 16;
 inline constexpr uint64_t kDirty = 1ull << 16;       // first thing a check looks at
 inline constexpr uint64_t kTextWanted = 1ull << 17;  // the daemon has no valid text for this slot

@@ -84,14 +84,17 @@ inline bool FoldWord(BasicSlot<Cell>& slot, uint64_t k, uint64_t now_ns, uint64_
 
 // Publishes this host's 1/share (16 fraction bits), shard and rule; keeps the flags. Clients take
 // it as a hint: the CAS orders nothing but hands on what marked the slot. The key's load pairs with
-// step 3.
+// step 3. Of a key of places the share's half is what those who wait say (place_queue.h), and
+// stays.
 template <class Cell>
 inline void SetAux(BasicSlot<Cell>& slot, uint64_t k, uint32_t inv_share, uint32_t shard,
                    uint16_t rule) {
   uint64_t a = slot.aux.load(std::memory_order_relaxed);
   for (int attempt = 0; attempt < kMaxRestarts; ++attempt) {
     if (slot.key.load(std::memory_order_acquire) != k) return;
-    const uint64_t next = aux::Make(inv_share, shard, rule) | (a & aux::kFlagsMask);
+    const bool has_share = key::KindOf(k) != Kind::kInFlight;
+    const uint64_t next =
+        aux::Make(has_share ? inv_share : aux::InvShare(a), shard, rule) | (a & aux::kFlagsMask);
     if (next == a) return;
     if (slot.aux.compare_exchange_weak(a, next, std::memory_order_acq_rel)) return;
   }

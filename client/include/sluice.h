@@ -276,12 +276,12 @@ SLUICE_API int sluice_enter(sluice_t* client, const sluice_descriptor_t* descrip
                             uint64_t cost, sluice_place_t* place);
 /* The same for a caller that waits for a place, as sluice_acquire does for its turn, with the same
  * `deadline_ns`, `cancel_fd`, signals and SLUICE_E_CANCELLED: makes no system call where one is
- * free at once (without a `cancel_fd`), else sleeps and looks, 1 ms after it came and 50 ms apart
- * at last, without an order among those who wait. While no place is free nothing is spent under
- * other rules, and none is taken while those deny; a turn that token and leaky buckets tell for
- * later is slept for with the place held. It is counted as a denied check when it begins to wait
- * and twice a second from then on. Denied at once where the deadline cannot be kept by what is
- * known: the cost is above the limit, or another rule admits the request only later. */
+ * free at once and nobody waits (without a `cancel_fd`), else sleeps and looks, 50 ms apart at
+ * most; who has waited for longest on the host is about the first. While no place is free nothing
+ * is spent under other rules, and none is taken while those deny; a turn that token and leaky
+ * buckets tell for later is slept for with the place held. It is counted as a denied check when it
+ * begins to wait and twice a second from then on. Denied at once where the deadline cannot be kept
+ * by what is known: the cost is above the limit, or another rule admits it only later. */
 SLUICE_API int sluice_enter_until(sluice_t* client, const sluice_descriptor_t* descriptors,
                                   size_t count, uint64_t cost, uint64_t deadline_ns, int cancel_fd,
                                   sluice_place_t* place);

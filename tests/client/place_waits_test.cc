@@ -19,6 +19,7 @@
 #include "client/include/sluice.hpp"
 #include "shm/clock.h"
 #include "shm/lent_places.h"
+#include "shm/place_queue.h"
 #include "tests/client/served_client.h"
 
 namespace sluice::test {
@@ -295,6 +296,62 @@ TEST_F(WaitingForPlaces, ManyThreadsAllGetInAndNeverMoreThanTheLimit) {
   EXPECT_EQ(entered, 40);
   EXPECT_LE(most, 4);
   EXPECT_EQ(Held(), 0u);
+}
+
+// Without an order the one who waits would have to look within what is less than a microsecond.
+TEST_F(WaitingForPlaces, WhoLeavesAndComesBackAtOnceLetsThosePassWhoWaited) {
+  Place mine = Enter("/one", 0ns);
+  std::atomic<bool> is_in = false;
+  std::thread waits([&] {
+    const Place place = client_.enter({{"route", "/one"}, {"user", "u"}}, 24h);
+    is_in = true;
+  });
+  AwaitDenial();
+  int rounds = 0;
+  for (; !is_in && rounds < 10'000; ++rounds) {
+    std::this_thread::sleep_for(2ms);
+    mine.leave();
+    mine = Enter("/one", 24h);
+  }
+  mine.leave();
+  waits.join();
+  EXPECT_LT(rounds, 10'000);
+}
+
+TEST(PlaceQueue, WhoCameFirstIsShownAndItEndsByItself) {
+  constexpr uint64_t kMs = 1'000'000;
+  constexpr uint64_t kNow = 500 * kMinute;
+  constexpr uint64_t kKey = shm::key::Make(7, shm::Kind::kInFlight, 3);
+  constexpr uint16_t kRule = 9;
+  shm::Slot slot;
+  slot.key = kKey;
+  slot.aux = shm::aux::Make(0, 5, kRule) | shm::aux::kDirty;
+  const auto is_behind = [&](uint64_t came_ns, uint64_t now_ns) {
+    return shm::places::IsBehind(slot.aux, came_ns, now_ns);
+  };
+  EXPECT_FALSE(is_behind(kNow, kNow));
+  EXPECT_TRUE(shm::places::ShowWaiting(slot, kKey, kRule, kNow - 50 * kMs, kNow));
+  EXPECT_TRUE(is_behind(kNow, kNow));
+  EXPECT_TRUE(is_behind(kNow - 30 * kMs, kNow + 100 * kMs));
+  EXPECT_FALSE(is_behind(kNow - 50 * kMs, kNow)) << "he himself";
+  EXPECT_FALSE(is_behind(kNow - 100 * kMs, kNow)) << "one who came before";
+  EXPECT_FALSE(is_behind(kNow, kNow + 200 * kMs)) << "he looks no more";
+  EXPECT_FALSE(shm::places::ShowWaiting(slot, kKey, kRule, kNow, kNow));
+  EXPECT_TRUE(shm::places::ShowWaiting(slot, kKey, kRule, kNow - 90 * kMinute, kNow));
+  EXPECT_TRUE(is_behind(kNow - 50 * kMs, kNow))
+      << "older than can be said, and before him for that";
+  shm::places::ShowEntered(slot, kKey, kRule, kNow);
+  EXPECT_FALSE(is_behind(kNow - 50 * kMs, kNow)) << "who waits already passes";
+  EXPECT_TRUE(is_behind(kNow + 20 * kMs, kNow + 20 * kMs)) << "who comes now does not";
+  EXPECT_FALSE(is_behind(kNow + 90 * kMs, kNow + 90 * kMs));
+  EXPECT_EQ(shm::aux::Shard(slot.aux), 5u);
+  EXPECT_EQ(shm::aux::Rule(slot.aux), kRule);
+  EXPECT_NE(slot.aux & shm::aux::kDirty, 0u);
+  const uint64_t before = slot.aux;
+  EXPECT_FALSE(shm::places::ShowWaiting(slot, kKey, kRule + 1, 0, kNow)) << "another rule's";
+  EXPECT_FALSE(shm::places::ShowWaiting(slot, kKey + 1, kRule, 0, kNow)) << "another tenancy's";
+  shm::places::ShowEntered(slot, kKey + 1, kRule, kNow);
+  EXPECT_EQ(slot.aux, before);
 }
 
 TEST_F(WaitingForPlaces, WhoIsKilledWhileWaitingLosesNothing) {

@@ -1,6 +1,7 @@
-// Clients that enter and leave until they are killed, at any instruction, KILLS times in all, eight
-// at once; each place is checked to be nobody else's who lives. Then all are killed, and a client
-// of its own waits until every place of the limit is free. Prints one JSON line:
+// Clients that enter, some of them waiting for a place, and leave until they are killed, at any
+// instruction, KILLS times in all, eight at once; each place is checked to be nobody else's who
+// lives. Then all are killed, and a client of its own waits until every place of the limit is free.
+// Prints one JSON line:
 //   {"kills": n, "entered": n, "violations": n, "most_held": n, "held_after": n, "back_ms": n}
 // "violations": places that two held, or beyond the limit. LIMIT is that of the rule that the
 // descriptors match.
@@ -71,7 +72,9 @@ uint32_t PlaceOf(const sluice::Place& place) { return place.raw().decision.spend
   std::vector<sluice::Place> in;
   for (;;) {
     if (in.size() < kMostHeld) {
-      sluice::Place place = client.enter(request.descriptors);
+      sluice::Place place = random() % 4 == 0
+                                ? client.enter(request.descriptors, std::chrono::milliseconds(2))
+                                : client.enter(request.descriptors);
       if (place && place.raw().name != 0) {
         const uint32_t at = PlaceOf(place);
         const int32_t before = at < request.limit ? owners[at].exchange(self) : self;
