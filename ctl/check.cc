@@ -27,7 +27,7 @@ constexpr size_t kFieldsBytes = 4096;  // SLUICE_MAX_RULES_PER_REQUEST policies 
 
 struct CheckOptions {
   std::vector<std::string> descriptors;
-  std::optional<uint64_t> cost;  // 1 where nothing is said, 0 for a look
+  std::optional<uint64_t> cost;  // 1 where nothing is said
   uint32_t count = 1;
   bool is_peek = false;
   std::string acquire;           // for how long it may wait; empty: not at all
@@ -140,10 +140,15 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
     }
     if (d.allowed == 0) {
       std::cout << "  retry after  " << FormatDuration(d.retry_after_ns)
-                << (d.retry_after_ns == SLUICE_NEVER ? ": the cost is more than the burst" : "")
+                << (d.retry_after_ns == SLUICE_NEVER
+                        ? ": the cost is more than such a request may ever use"
+                        : "")
                 << "\n";
     }
-    std::cout << "  full again   in " << FormatDuration(d.reset_after_ns) << "\n";
+    // Of places nobody knows.
+    if (d.period_ns != 0) {
+      std::cout << "  full again   in " << FormatDuration(d.reset_after_ns) << "\n";
+    }
   }
   if (d.banned != 0)
     std::cout << "  banned       by a rule's penalty; the way out: sluicectl unban\n";
@@ -234,8 +239,7 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   const sluice_decision_t& decision = place.decision;
   int result = 0;
   uint64_t allowed_count = 0;
-  // A look without a cost shows what is left, not what a check would leave.
-  const uint64_t cost = options.cost.value_or(options.is_peek ? 0 : 1);
+  const uint64_t cost = options.cost.value_or(1);
   for (uint32_t i = 0; i < options.count; ++i) {
     result = Ask(client->get(), descriptors, cost, options,
                  options.acquire.empty() ? nullptr : &patience, &place);
@@ -250,10 +254,14 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
     PrintText(client->get(), decision, options, allowed_count);
   }
   if (result < 0) return absl::InvalidArgumentError(sluice_strerror(result));
+  bool is_held = false;
   if (place.name != 0) {
     std::cout << std::flush;
     Hold(absl::Seconds(*options.hold_s));
-    sluice_leave(client->get(), &place);
+    is_held = sluice_leave(client->get(), &place) == 1;
+  }
+  if (options.hold_s && result > 0 && !is_held) {
+    std::cerr << "no place was held: no rule with `in_flight` matches\n";
   }
   *exit_code = decision.allowed != 0 ? kExitOk : kExitDenied;
   return absl::OkStatus();
@@ -284,8 +292,7 @@ void AddCheck(CLI::App* root, Globals* globals) {
       verb->add_option("--count", options->count, "check so many times in a row")
           ->check(CLI::Range(1u, kMaxCount))
           ->capture_default_str();
-  CLI::Option* const peek =
-      verb->add_flag("--peek", options->is_peek, "spend nothing (a cost of 0)");
+  CLI::Option* const peek = verb->add_flag("--peek", options->is_peek, "look only: spend nothing");
   verb->add_option("--acquire", options->acquire,
                    "wait for its turn, or with --hold for a place, so long at most, as in 30s")
       ->excludes(peek);

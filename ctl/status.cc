@@ -97,8 +97,8 @@ void PrintTable(const json& table) {
       table.at("overflows").get<uint64_t>());
   const auto log_keys = table.value<uint64_t>("log_keys", 0);
   if (log_keys == 0) return;
-  std::cout << absl::StrFormat("logs     of %d keys with %d tokens each, %d KiB\n", log_keys,
-                               table.at("log_tokens").get<uint64_t>(),
+  std::cout << absl::StrFormat("rows     for %d keys of logs and places, %d entries each, %d KiB\n",
+                               log_keys, table.at("log_tokens").get<uint64_t>(),
                                table.at("log_bytes").get<uint64_t>() >> 10);
 }
 

@@ -31,8 +31,9 @@ int CheckConfig(const std::string& path) {
   std::printf("%s: good, %zu rules, %s\n", path.c_str(), result.config.rules.size(),
               result.config.redis.has_value() ? "with Redis" : "for this host alone");
   if (const auto logs = sluice::config::LogsFor(result.config); logs.rows != 0) {
-    std::printf("%s: logs of %u keys with %u tokens each take %llu KiB\n", path.c_str(), logs.rows,
-                logs.entries, static_cast<unsigned long long>(logs.bytes() >> 10));
+    std::printf("%s: rows for %u keys of logs and places, %u entries each, take %llu KiB\n",
+                path.c_str(), logs.rows, logs.entries,
+                static_cast<unsigned long long>(logs.bytes() >> 10));
   }
   return 0;
 }

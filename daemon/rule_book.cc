@@ -90,11 +90,12 @@ void RuleBook::SetEngine(Engine* engine) {
 absl::Status RuleBook::Publish(uint64_t now_ns) {
   const uint32_t needed = config::LogsFor(wanted_).entries;
   if (const uint32_t has = control_->info().logs.entries; needed > has) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(state_.path, ": a sliding_log or in_flight rule's limit needs rows of ",
-                     needed, " entries, and the segments of this daemon have ",
-                     has == 0 ? "none" : absl::StrCat("room for ", has),
-                     ": restart sluiced, buckets then begin anew, or write a lower limit"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        state_.path, ": the largest limit of a `sliding_log` or `in_flight` rule needs ",
+        "rows of ", needed, " entries, and the segments of this daemon have ",
+        has == 0 ? "none" : absl::StrCat("room for ", has),
+        ": restart sluiced, buckets then begin anew, or ",
+        has == 0 ? "leave such rules out" : "write a lower limit"));
   }
   // Before the rules that speak of them; those of the rules before keep their places.
   if (in_force_.config != nullptr) KeepCalendarPlaces(in_force_.config->calendars, &wanted_);

@@ -32,8 +32,8 @@ shm::OwnedFd Take(std::vector<NamedFd>* held, const std::string& name) {
 
 std::string LogsText(const shm::LogShape& logs) {
   if (logs.rows == 0) return "";
-  return absl::StrFormat(", logs of %d keys with %d tokens each (%d KiB)", logs.rows, logs.entries,
-                         logs.bytes() >> 10);
+  return absl::StrFormat(", rows for %d keys of logs and places, %d entries each (%d KiB)",
+                         logs.rows, logs.entries, logs.bytes() >> 10);
 }
 
 std::string Hex(uint64_t generation) { return absl::StrFormat("%016x", generation); }

@@ -65,7 +65,7 @@ void ParseSpread(Section* rule, RuleConfig* out) {
   if (out->kind != shm::Kind::kTokenBucket || out->strict || out->overdraft) {
     rule->Problem("retry_spread",
                   "is for token and leaky buckets that hosts do not lend to each other",
-                  "write `algorithm: token_bucket` and `consistency: approximate`, or remove it");
+                  MendOfKind(*out, "retry_spread"));
   } else if (said_ns % kSecondNs != 0) {
     rule->Problem("retry_spread", "is told in whole seconds", "write for example 30s");
   } else {

@@ -41,6 +41,14 @@ bool ReadInFlight(Section* section, uint32_t rule_cost, LimitConfig* limit) {
   return true;
 }
 
+std::string MendOfKind(const RuleConfig& rule, std::string_view key) {
+  if (rule.kind == shm::Kind::kInFlight) {
+    return Cat("remove `", key, "`, or write `limit: 100/s` in place of `in_flight`");
+  }
+  return Cat("write `algorithm: token_bucket` and `consistency: approximate`, or remove `", key,
+             "`");
+}
+
 void CheckInFlight(Section* rule, const Config& config, const RuleConfig& out) {
   if (out.strict || out.overdraft) {
     rule->Problem("consistency", "is of a limit per time: places are never more than the limit",

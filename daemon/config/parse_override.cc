@@ -51,7 +51,7 @@ void ParseOverride(Section* rule, RuleConfig* out, Findings* findings) {
             : out->kind == shm::Kind::kSlidingLog  ? "a log"
             : out->kind == shm::Kind::kInFlight    ? "of requests in flight"
                                                    : "a window"),
-        "write `algorithm: token_bucket` and `consistency: approximate`");
+        MendOfKind(*out, "override"));
     return;
   }
   bool tries = out->candidate.has_value();

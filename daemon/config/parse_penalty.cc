@@ -9,6 +9,8 @@ namespace {
 constexpr uint64_t kMinWithinNs = 1'000'000'000;
 constexpr uint64_t kMaxWithinNs = 86'400'000'000'000;
 
+constexpr std::string_view kClassed = "its classes end at different times";
+
 // Why a rule cannot have one; empty: it can.
 std::string_view WhyNot(const RuleConfig& rule) {
   if (rule.strict || rule.overdraft) return "hosts lend its tokens to each other";
@@ -19,7 +21,7 @@ std::string_view WhyNot(const RuleConfig& rule) {
   for (const TierConfig& tier : rule.tiers) {
     if (tier.limit.max_delay_ns != 0) return "it is a leaky bucket";
   }
-  return rule.priority ? "its classes end at different times" : "";
+  return rule.priority ? kClassed : "";
 }
 
 void ReadBan(Section* section, PenaltyConfig* penalty) {
@@ -56,8 +58,9 @@ void ParsePenalty(Section* rule, const Config& config, RuleConfig* out, Findings
     return;
   }
   if (const std::string_view why = WhyNot(*out); !why.empty()) {
+    const bool is_classed = out->priority && why == kClassed;
     rule->Problem("penalty", Cat("is for token buckets without `priority`, and of this rule ", why),
-                  "write `algorithm: token_bucket` and `consistency: approximate`, or remove it");
+                  is_classed ? "remove `priority`, or the penalty" : MendOfKind(*out, "penalty"));
     return;
   }
   Section section(node, rule->MarkOf("penalty"), rule->PathOf("penalty"),

@@ -33,6 +33,8 @@ bool HasInFlight(Section* rule);
 bool ReadInFlight(Section* section, uint32_t rule_cost, LimitConfig* limit);
 // What such a rule cannot have beside it.
 void CheckInFlight(Section* rule, const Config& config, const RuleConfig& out);
+// What to write where `key` is for token buckets that are not lent, and the rule has another kind.
+std::string MendOfKind(const RuleConfig& rule, std::string_view key);
 
 // Reads `calendar`, all but its unit; false when there is none.
 bool ParseCalendar(Section* rule, CalendarConfig* calendar, Findings* findings);

@@ -179,7 +179,8 @@ void AppendSection(const KeySpec& section, std::string* out) {
 std::string RenderConfigReference() {
   std::string out(kHead);
   out +=
-      "## Keys\n\nAt the top of the file stand `daemon`, `redis` and `rules`; only `rules` is "
+      "## Keys\n\nAt the top of the file stand `daemon`, `redis`, `privacy` and `rules`; only "
+      "`rules` is "
       "required.\n\n";
   for (const KeySpec& spec : AllKeys()) {
     const bool has_keys = spec.type == KeyType::kSection || spec.type == KeyType::kSections ||

@@ -85,7 +85,11 @@ def test_peeking_spends_nothing(fresh):
     argv = ("check", "tenant=acme", "route=/v1/chat", "--peek", "--count", "100")
     first = json.loads(ctl(*argv, "--json", daemon=fresh).stdout)
     assert first["allowed"] and first["checks_allowed"] == 100
-    assert first["remaining"] == 5
+    assert first["remaining"] == 4, "what a check would leave"
+    nothing = json.loads(ctl(*argv, "--cost", "0", "--json", daemon=fresh).stdout)
+    assert nothing["remaining"] == 5
+    ctl("check", "tenant=acme", "route=/v1/chat", "--cost", "5", daemon=fresh)
+    assert ctl(*argv, daemon=fresh, check=False).returncode == 1, "as a check would"
 
 
 def test_check_reports_the_decision_as_json(fresh):

@@ -24,11 +24,11 @@ def test_its_memory_is_told_before_at_and_after_the_start(tmp_path):
     path = tmp_path / "sluice.yaml"
     path.write_text(RULES.format(limit=100))
     told = run([binary("sluiced"), "--config", path, "--check-config"], START_DEADLINE_S).stdout
-    assert "logs of 1024 keys with 128 tokens each take 1024 KiB" in told
+    assert "rows for 1024 keys of logs and places, 128 entries each, take 1024 KiB" in told
     with Daemon(RULES.format(limit=100)) as daemon:
-        assert "logs of 1024 keys with 128 tokens each (1024 KiB)" in daemon.log()
-        assert "logs     of 1024 keys with 128 tokens each, 1024 KiB" in ctl("status",
-                                                                         daemon=daemon).stdout
+        assert "rows for 1024 keys of logs and places, 128 entries each (1024 KiB)" in daemon.log()
+        assert ("rows     for 1024 keys of logs and places, 128 entries each, 1024 KiB"
+                in ctl("status", daemon=daemon).stdout)
         table = daemon.status()["table"]
         assert (table["log_keys"], table["log_tokens"], table["log_bytes"]) == (1024, 128, 1 << 20)
 
