@@ -7,7 +7,7 @@
 //
 // Who waits and came after `since` stands back, so that those who have just left a place and come
 // back at once do not overtake for ever. Nothing else is decided by it: a hint that is lost or
-// wrong costs an order, or an eighth of a second. All of it orders nothing.
+// wrong costs an order, or an eighth of a second.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +56,8 @@ inline constexpr bool IsBehind(uint64_t a, uint64_t since_ns, uint64_t now_ns) {
 }
 
 // Where the slot is of the key word `k`, of a rule `rule` of places: writes that who came at
-// `since_ns` waits, unless one who came before does. True where he is first. Orders nothing.
+// `since_ns` waits, unless one who came before does. True where he is the first. A hint, which
+// orders nothing; nor does the look at the key.
 template <class Cell>
 inline bool ShowWaiting(BasicSlot<Cell>& slot, uint64_t k, uint16_t rule, uint64_t since_ns,
                         uint64_t now_ns) {
@@ -68,7 +69,8 @@ inline bool ShowWaiting(BasicSlot<Cell>& slot, uint64_t k, uint16_t rule, uint64
   return next == a || slot.aux.compare_exchange_strong(a, next, std::memory_order_relaxed);
 }
 
-// The same of one who waited and is in: who comes now lets those pass who wait. Orders nothing.
+// The same of one who waited and is in now: who comes from now on lets those pass who wait already.
+// It orders nothing either.
 template <class Cell>
 inline void ShowEntered(BasicSlot<Cell>& slot, uint64_t k, uint16_t rule, uint64_t now_ns) {
   uint64_t a = slot.aux.load(std::memory_order_relaxed);

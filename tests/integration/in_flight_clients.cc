@@ -72,7 +72,7 @@ uint32_t PlaceOf(const sluice::Place& place) { return place.raw().decision.spend
   std::vector<sluice::Place> in;
   for (;;) {
     if (in.size() < kMostHeld) {
-      sluice::Place place = random() % 4 == 0
+      sluice::Place place = random() % 64 == 0
                                 ? client.enter(request.descriptors, std::chrono::milliseconds(2))
                                 : client.enter(request.descriptors);
       if (place && place.raw().name != 0) {
