@@ -169,5 +169,7 @@ def test_regions_that_count_by_themselves_hear_of_each_other(beat_ms):
         print(f"beat {beat_ms} ms: most over any window {over:.0f} of {bound:.0f}; 4 s: {steady} of "
               f"{4 * RATE}; two regions, 3 s: {after} of {3 * RATE}")
         assert over <= bound
-        assert 0.85 * 4 * RATE <= steady <= 1.1 * 4 * RATE
-        assert 0.85 * 3 * RATE <= after <= 1.1 * 3 * RATE
+        # A region hears a beat later that another asks for less, and for longer on a busy machine.
+        most = 1.1 + 0.1 * beat_ms / 1000
+        assert 0.85 * 4 * RATE <= steady <= most * 4 * RATE
+        assert 0.85 * 3 * RATE <= after <= most * 3 * RATE
