@@ -178,10 +178,11 @@ SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* de
  * can be told, without an order among those. Windows, logs, strict rules and emergencies: sleeps
  * until tokens come, and tries again; in no order. Several rules: admitted by all or by none, and
  * the longest of the delays is slept for. Where the deadline cannot be kept it is denied at once
- * and nothing is spent. `cancel_fd`: a file such as an eventfd whose readability ends the wait (it
- * is not read), or -1. A signal that the thread handles ends it too; then the answer is
- * SLUICE_E_CANCELLED, decision->allowed is 0, and the turn is given back unless somebody stands
- * behind it, whose turn stays as it was told: it passes unused. `cost` is at least 1. */
+ * and nothing is spent; under a leaky bucket its `max_delay` comes on top of the deadline.
+ * `cancel_fd`: a file such as an eventfd whose readability ends the wait (it is not read), or -1. A
+ * signal that the thread handles ends it too; then the answer is SLUICE_E_CANCELLED,
+ * decision->allowed is 0, and the turn is given back unless somebody stands behind it, whose turn
+ * stays as it was told: it passes unused. `cost` is at least 1. */
 SLUICE_API int sluice_acquire(sluice_t* client, const sluice_descriptor_t* descriptors,
                               size_t count, uint64_t cost, uint64_t deadline_ns, int cancel_fd,
                               sluice_decision_t* decision);
