@@ -120,6 +120,6 @@ def test_denials_of_two_hosts_add_up_and_both_ban(server):
 
         # Lifted by one host, for both.
         said = ctl("unban", "login:a", daemon=one).stdout
-        assert "on each other with its next exchange" in said
+        assert "on each other with its next report" in said
         wait_until(lambda: banned_for(one, "login:a", "--global") == 0, 20, "Redis knows")
         wait_until(lambda: not check(two, user="a")["banned"], 20, "and so does the other host")
