@@ -26,8 +26,8 @@ inline constexpr uintptr_t kOfClass = 1;
 static_assert(alignof(shm::Slot) > kOfClass);
 
 struct Tally {
-  uintptr_t
-      of;  // a slot's address, with kOfClass where its rule has classes; 0: nothing is tallied
+  // A slot's address, with kOfClass where its rule has classes; 0: nothing is tallied.
+  uintptr_t of;
   uint32_t n;
   uint16_t gen;
   // Of such a rule: the class and where its policy has it.

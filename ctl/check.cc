@@ -1,7 +1,6 @@
 // `sluicectl check`: asks the rules as any client would, through libsluice.
 
 #include <signal.h>
-#include <time.h>
 
 #include <iostream>
 #include <memory>
@@ -16,7 +15,7 @@
 #include "ctl/client.h"
 #include "ctl/command.h"
 #include "ctl/text.h"
-#include "sluice.h"
+#include "sluice.hpp"
 
 namespace sluice::ctl {
 namespace {
@@ -185,13 +184,6 @@ void Hold(absl::Duration duration) {
   if (ended == 0) absl::SleepFor(duration);
 }
 
-uint64_t DeadlineNs(absl::Duration from_now) {
-  timespec now = {};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(
-      absl::ToInt64Nanoseconds(absl::DurationFromTimespec(now) + from_now));
-}
-
 using Descriptors = std::vector<sluice_descriptor_t>;
 
 // What the request is told, with a place where it holds one. `patience`: null where it does not
@@ -202,7 +194,7 @@ int Ask(sluice_t* client, const Descriptors& descriptors, uint64_t cost,
   const size_t count = descriptors.size();
   constexpr int kNoFile = -1;
   if (patience != nullptr) {
-    const uint64_t deadline_ns = DeadlineNs(*patience);
+    const uint64_t deadline_ns = DeadlineNs(absl::ToChronoNanoseconds(*patience));
     return options.hold_s
                ? sluice_enter_until(client, list, count, cost, deadline_ns, kNoFile, place)
                : sluice_acquire(client, list, count, cost, deadline_ns, kNoFile, &place->decision);

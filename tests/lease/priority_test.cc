@@ -2,11 +2,11 @@
 // is served, nothing is over, and what others may use is not left lying. In virtual time.
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cstdint>
 #include <random>
 
 #include "tests/lease/keeper_fleet.h"
+#include "tests/support/class_load.h"
 
 namespace sluice::lease {
 namespace {
@@ -14,25 +14,17 @@ namespace {
 constexpr uint64_t kLimit = 1'000;  // tokens/s, and the burst
 constexpr uint64_t kForMs = 30'000;
 
-struct Class {
-  double of_all;  // of the requests
-  uint16_t floor_q16;
-  uint64_t asked = 0;
-  uint64_t admitted = 0;
-  double part() const { return static_cast<double>(admitted) / static_cast<double>(asked); }
-};
-
 struct Load {
   size_t hosts;
   double of_limit;
   bool strict = true;
   bool with_floors = true;
-  bool is_skewed =
-      false;  // what is critical comes in at the first host alone, and nothing else does
+  // What is critical comes in at the first host alone, and nothing else does.
+  bool is_skewed = false;
 };
 
 struct Outcome {
-  std::array<Class, 3> classes = {Class{0.3, 0}, Class{0.4, 13107}, Class{0.3, 32768}};
+  test::ClassLoads classes = test::kThreeClasses;
   double used = 0;  // percent of what a perfect bucket admits
   uint64_t over = 0;
 };
@@ -53,7 +45,7 @@ Outcome Serve(const Load& load, uint64_t seed) {
       const size_t at = !load.is_skewed ? random() % load.hosts
                         : of == 0       ? 0
                                         : 1 + random() % (load.hosts - 1);
-      Class& c = o.classes[of];
+      test::ClassLoad& c = o.classes[of];
       ++c.asked;
       c.admitted += fleet.ArriveOf(at, load.with_floors ? c.floor_q16 : uint16_t{0}) ? 1 : 0;
     }
@@ -109,7 +101,7 @@ TEST(LentPriorityTest, BelowTheLimitNobodyIsShed) {
     for (const double of_limit : {0.7, 0.05}) {
       const Outcome o = Serve({.hosts = 10, .of_limit = of_limit, .strict = strict}, 1);
       // A strict rule's host that holds nothing denies its first check, whatever the class.
-      for (const Class& c : o.classes) EXPECT_GE(c.part(), strict ? 0.97 : 0.999);
+      for (const test::ClassLoad& c : o.classes) EXPECT_GE(c.part(), strict ? 0.97 : 0.999);
     }
   }
 }

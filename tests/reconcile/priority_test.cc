@@ -2,13 +2,13 @@
 // served, and what others may use is not left lying. Of buckets, and of windows and logs.
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cstdint>
 #include <random>
 #include <string>
 
 #include "tests/config/parsed.h"
 #include "tests/reconcile/fleet.h"
+#include "tests/support/class_load.h"
 
 namespace sluice::test {
 namespace {
@@ -37,16 +37,8 @@ std::string Counted(const std::string& algorithm) {
   return rules.replace(rules.find('$'), 1, algorithm);
 }
 
-struct Class {
-  double of_all;  // of the requests
-  uint16_t floor_q16;
-  uint64_t asked = 0;
-  uint64_t admitted = 0;
-  double part() const { return static_cast<double>(admitted) / static_cast<double>(asked); }
-};
-
 struct Outcome {
-  std::array<Class, 3> classes = {Class{0.3, 0}, Class{0.4, 13107}, Class{0.3, 32768}};
+  ClassLoads classes = kThreeClasses;
   double used = 0;  // of burst and limit
 };
 
@@ -61,7 +53,7 @@ Outcome Overload(int hosts, double load, bool with_floors, uint64_t seed,
   std::discrete_distribution<size_t> which{0.3, 0.4, 0.3};
   fleet.Run(kFor * kSecond, [&] {
     for (int i = arrivals(random); i > 0; --i) {
-      Class& c = outcome.classes[which(random)];
+      ClassLoad& c = outcome.classes[which(random)];
       Host& host = fleet.host(random() % static_cast<uint64_t>(hosts));
       const uint16_t floor_q16 = with_floors ? c.floor_q16 : uint16_t{0};
       ++c.asked;
@@ -117,7 +109,7 @@ TEST(PriorityFleetTest, WindowsAndLogsServeWhatIsCriticalFirst) {
 
 TEST(PriorityFleetTest, BelowTheLimitNobodyIsShed) {
   const Outcome o = Overload(10, 0.7, /*with_floors=*/true, 1);
-  for (const Class& c : o.classes) EXPECT_GE(c.part(), 0.999);
+  for (const ClassLoad& c : o.classes) EXPECT_GE(c.part(), 0.999);
 }
 
 }  // namespace
