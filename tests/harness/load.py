@@ -13,6 +13,16 @@ from harness.redis_cluster import RedisCluster
 from harness.sluice import START_DEADLINE_S, Daemon, build_dir
 
 TENTH_NS = 100_000_000
+# The beginning of a configuration: redis_words() and a host's name complete it, its rules follow.
+REDIS_AND_RULES = """
+redis:
+  mode: {mode}
+  addresses: [{addresses}]
+  username: sluice
+  password: of-the-tests
+  host_name: {host}
+rules:
+"""
 
 
 def redis_words(redis):

@@ -4,21 +4,14 @@ import contextlib
 
 import pytest
 
-from harness.load import Load, admitted, connected_hosts, counted, redis_words
+from harness.load import REDIS_AND_RULES, Load, admitted, connected_hosts, counted, redis_words
 from harness.redis_cluster import RedisServer
 from harness.sluice import ctl_json, wait_until
 
 SECOND_NS = 1_000_000_000
 LIMITS = (200, 400)
 
-CONFIG = """
-redis:
-  mode: {mode}
-  addresses: [{addresses}]
-  username: sluice
-  password: of-the-tests
-  host_name: {host}
-rules:
+CONFIG = REDIS_AND_RULES + """
   - name: api
     key: [tenant]
     limit: 100/s

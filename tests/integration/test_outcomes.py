@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from harness.load import connected_hosts, counted, redis_words
+from harness.load import REDIS_AND_RULES, connected_hosts, counted, redis_words
 from harness.processes import run
 from harness.redis_cluster import RedisServer
 from harness.sluice import build_dir, ctl_json, wait_until
@@ -20,14 +20,7 @@ RULES = {"bucket": (3000, TOKENS, 100_000), "window": (3000, TOKENS, 100_000),
 COUNTED_DEADLINE_S = 20
 
 # Neither gives anything back by time while the test runs.
-CONFIG = """
-redis:
-  mode: {mode}
-  addresses: [{addresses}]
-  username: sluice
-  password: of-the-tests
-  host_name: {host}
-rules:
+CONFIG = REDIS_AND_RULES + """
   - name: bucket
     key: [tenant]
     match: {{route: /bucket}}

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from harness.load import Load, admitted, connected_hosts, redis_words
+from harness.load import REDIS_AND_RULES, Load, admitted, connected_hosts, redis_words
 from harness.redis_cluster import RedisCluster, RedisServer
 from harness.sluice import wait_until
 
@@ -13,14 +13,7 @@ SECOND_NS = 1_000_000_000
 RATE = 1000
 BURST = 400
 
-CONFIG = """
-redis:
-  mode: {mode}
-  addresses: [{addresses}]
-  username: sluice
-  password: of-the-tests
-  host_name: {host}
-rules:
+CONFIG = REDIS_AND_RULES + """
   - name: shared
     key: [user]
     limit: {rate}/s

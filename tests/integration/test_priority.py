@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from harness.load import Load, admitted, connected_hosts, redis_words
+from harness.load import REDIS_AND_RULES, Load, admitted, connected_hosts, redis_words
 from harness.redis_cluster import RedisServer
 from harness.sluice import Daemon, ctl, ctl_json, wait_until
 
@@ -39,14 +39,7 @@ rules:
 """
 SECONDS = 12
 SETTLE_NS = 6_000_000_000  # a strict bucket begins empty, where Redis may have lost one
-LENT = """
-redis:
-  mode: {mode}
-  addresses: [{addresses}]
-  username: sluice
-  password: of-the-tests
-  host_name: {host}
-rules:
+LENT = REDIS_AND_RULES + """
   - name: lent
     key: [tenant]
     limit: 200/s

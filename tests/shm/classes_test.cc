@@ -22,28 +22,12 @@ uint64_t RandomPart(std::mt19937_64& random, uint64_t limit) {
 
 template <class Reference>
 void Compare(Kind kind, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  for (int round = 0; round < 1000; ++round) {
-    const uint64_t limit = RandomLimit(random);
-    const uint64_t period = RandomPeriod(random);
-    Words words = WordsOf(kind, limit, period);
-    Reference reference{limit, kind == Kind::kSlidingWindow ? words.terms.length_ns : period};
-    uint64_t now = kSecond + random() % (1ull << 50);
-    words.word = window::FreshWord(now);
-    const uint64_t costs = std::max<uint64_t>(1, limit >> random() % 12);
-    uint64_t edge = now;
-    for (int i = 0; i < 400; ++i) {
-      now = NextNow(random, now, edge, period);
-      const uint64_t most = RandomPart(random, limit);
-      const uint64_t n = random() % 16 == 0 ? most + random() % 2 : 1 + random() % costs;
-      const Measured m = words.Ask(n, now, /*dearer=*/0, most);
-      ASSERT_EQ(m.allowed, reference.Ask(n, now, most))
-          << most << " of " << limit << " per " << period << " n " << n << " round " << round;
-      ASSERT_LE(m.remaining, most);
-      edge = m.reset_after_ns != 0 ? now + m.reset_after_ns : now;
-      if (random() % 2 == 0 && m.retry_after_ns != kNever) edge = now + m.retry_after_ns;
-    }
-  }
+  CompareWithReference<Reference>(
+      kind, seed, /*rounds=*/1000, /*checks=*/400,
+      [](std::mt19937_64& random, uint64_t limit, uint64_t costs) {
+        const uint64_t most = RandomPart(random, limit);
+        return Asked{random() % 16 == 0 ? most + random() % 2 : 1 + random() % costs, most};
+      });
 }
 
 TEST(ClassesTest, AFixedWindowAdmitsAClassUpToItsPart) { Compare<Fixed>(Kind::kFixedWindow, 31); }
@@ -167,15 +151,7 @@ TEST(ClassesTest, WithoutASlotAClassHasItsPart) {
   Slot slot{};
   TestClock::now_ns = 100 * kSecond;
   const auto allows = [&](const Limit& limit, uint64_t tokens, uint64_t* retry_ns) {
-    const Charge charge{.cost_ns = 0,
-                        .tau_ns = limit.tau_ns,
-                        .debt_max_ns = limit.debt_max_ns,
-                        .tokens = tokens,
-                        .dearer_q16 = 0,
-                        .admit_always = false,
-                        .commit = true,
-                        .kind = Kind::kSlidingLog,
-                        .limit = &limit};
+    const Charge charge = LogCharge(limit, tokens);
     RequestTime<TestClock> time(false, 0);
     Seen seen{};
     const Outcome outcome = logs::CheckWithoutLog(slot, charge, time, &seen);
@@ -215,15 +191,7 @@ TEST(ClassesTest, ThreadsOfAClassTogetherNeverHaveMoreThanItsPart) {
         ready.fetch_add(1);
         while (ready.load() < kThreads) std::this_thread::yield();
         for (int i = 0; i < 40; ++i) {
-          const Charge charge{.cost_ns = 0,
-                              .tau_ns = low.tau_ns,
-                              .debt_max_ns = low.debt_max_ns,
-                              .tokens = 1,
-                              .dearer_q16 = 0,
-                              .admit_always = false,
-                              .commit = true,
-                              .kind = Kind::kSlidingLog,
-                              .limit = &low};
+          const Charge charge = LogCharge(low, 1);
           RequestTime<MonotonicClock> time(false, 0);
           Seen seen;
           const Table table = logs.table();

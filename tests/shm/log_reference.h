@@ -30,6 +30,20 @@ struct TestClock {
   static uint64_t CoarseNs() { return now_ns; }
 };
 
+// What a request of so many tokens asks of a log.
+inline Charge LogCharge(const Limit& limit, uint64_t tokens, uint32_t dearer_q16 = 0,
+                        bool commit = true) {
+  return {.cost_ns = 0,
+          .tau_ns = limit.tau_ns,
+          .debt_max_ns = limit.debt_max_ns,
+          .tokens = tokens,
+          .dearer_q16 = dearer_q16,
+          .admit_always = false,
+          .commit = commit,
+          .kind = Kind::kSlidingLog,
+          .limit = &limit};
+}
+
 // A small table of logs, and checks of one rule in it.
 class Logs {
  public:
@@ -54,15 +68,7 @@ class Logs {
               Seen* out = nullptr) {
     Limit of_class = limit;
     of_class.burst = std::min(limit.burst, most);
-    const Charge charge{.cost_ns = 0,
-                        .tau_ns = limit.tau_ns,
-                        .debt_max_ns = limit.debt_max_ns,
-                        .tokens = static_cast<uint32_t>(tokens),
-                        .dearer_q16 = dearer_q16,
-                        .admit_always = false,
-                        .commit = commit,
-                        .kind = Kind::kSlidingLog,
-                        .limit = &of_class};
+    const Charge charge = LogCharge(of_class, tokens, dearer_q16, commit);
     Seen& s = out != nullptr ? *out : seen;
     for (int i = 0; i < kMaxRestarts; ++i) {
       RequestTime<Clock> time(false, 0);

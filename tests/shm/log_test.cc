@@ -304,15 +304,7 @@ TEST(LogTest, WithoutASlotNoPeriodHoldsMoreThanTheLimit) {
   for (int i = 0; i < 20'000; ++i) {
     TestClock::now_ns += random() % (kSecond / 6);
     const uint32_t tokens = 1 + random() % 6;
-    const Charge charge{.cost_ns = 0,
-                        .tau_ns = limit.tau_ns,
-                        .debt_max_ns = limit.debt_max_ns,
-                        .tokens = tokens,
-                        .dearer_q16 = 0,
-                        .admit_always = false,
-                        .commit = true,
-                        .kind = Kind::kSlidingLog,
-                        .limit = &limit};
+    const Charge charge = LogCharge(limit, tokens);
     RequestTime<TestClock> time(false, 0);
     Seen seen{};
     if (logs::CheckWithoutLog(slot, charge, time, &seen) != Outcome::kAllowed) continue;
@@ -346,15 +338,7 @@ TEST(LogTest, ThreadsTogetherNeverHaveMoreThanTheLimitInAPeriod) {
       std::mt19937_64 random(static_cast<uint64_t>(who));
       while (MonotonicClock::PreciseNs() < end_ns) {
         const auto tokens = static_cast<uint32_t>(1 + random() % (random() % 8 == 0 ? 50 : 4));
-        const Charge charge{.cost_ns = 0,
-                            .tau_ns = logs.limit.tau_ns,
-                            .debt_max_ns = logs.limit.debt_max_ns,
-                            .tokens = tokens,
-                            .dearer_q16 = 0,
-                            .admit_always = false,
-                            .commit = true,
-                            .kind = Kind::kSlidingLog,
-                            .limit = &logs.limit};
+        const Charge charge = LogCharge(logs.limit, tokens);
         RequestTime<MonotonicClock> time(false, 0);
         bool claimed = false;
         const uint32_t slot = logs.table().FindOrClaim(kHash, Kind::kSlidingLog, 0,

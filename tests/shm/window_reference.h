@@ -2,6 +2,8 @@
 // windows share. For requests of a class, a part of the limit is asked for.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <random>
@@ -147,6 +149,39 @@ inline uint64_t NextNow(std::mt19937_64& random, uint64_t now, uint64_t edge, ui
       return now;
     default:
       return now + random() % (period_ns / 8);
+  }
+}
+
+// A window beside its reference, at the same times: `pick(random, limit, costs)` says what is asked
+// for, costs up to `costs` mostly, and what the class of the request may use.
+struct Asked {
+  uint64_t tokens;
+  uint64_t most;
+};
+template <class Reference, class Pick>
+inline void CompareWithReference(Kind kind, uint64_t seed, int rounds, int checks, Pick pick) {
+  std::mt19937_64 random(seed);
+  for (int round = 0; round < rounds; ++round) {
+    const uint64_t limit = RandomLimit(random);
+    const uint64_t period = RandomPeriod(random);
+    Words words = WordsOf(kind, limit, period);
+    Reference reference{limit, kind == Kind::kSlidingWindow ? words.terms.length_ns : period};
+    uint64_t now = kSecond + random() % (1ull << 50);
+    words.word = window::FreshWord(now);
+    const uint64_t costs = std::max<uint64_t>(1, limit >> random() % 12);
+    uint64_t edge = now;
+    for (int i = 0; i < checks; ++i) {
+      now = NextNow(random, now, edge, period);
+      const auto [n, most] = pick(random, limit, costs);
+      const Measured m = words.Ask(n, now, /*dearer=*/0, most);
+      ASSERT_FALSE(m.is_wild);
+      ASSERT_EQ(m.allowed, reference.Ask(n, now, most))
+          << most << " of " << limit << " per " << period << " n " << n << " round " << round << "."
+          << i;
+      ASSERT_LE(m.remaining, std::min(most, limit));
+      edge = m.reset_after_ns != 0 ? now + m.reset_after_ns : now;
+      if (random() % 2 == 0 && m.retry_after_ns != kNever) edge = now + m.retry_after_ns;
+    }
   }
 }
 

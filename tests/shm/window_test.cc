@@ -13,28 +13,11 @@ namespace {
 
 template <class Reference>
 void Compare(Kind kind, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  for (int round = 0; round < 1500; ++round) {
-    const uint64_t limit = RandomLimit(random);
-    const uint64_t period = RandomPeriod(random);
-    Words words = WordsOf(kind, limit, period);
-    Reference reference{limit, kind == Kind::kSlidingWindow ? words.terms.length_ns : period};
-    uint64_t now = kSecond + random() % (1ull << 50);
-    words.word = window::FreshWord(now);
-    const uint64_t most = std::max<uint64_t>(1, limit >> random() % 12);
-    uint64_t edge = now;
-    for (int i = 0; i < 500; ++i) {
-      now = NextNow(random, now, edge, period);
-      const uint64_t n = random() % 64 == 0 ? limit + random() % 2 : 1 + random() % most;
-      const Measured m = words.Ask(n, now);
-      ASSERT_FALSE(m.is_wild);
-      ASSERT_EQ(m.allowed, reference.Ask(n, now))
-          << limit << " per " << period << " n " << n << " round " << round << "." << i;
-      ASSERT_LE(m.remaining, limit);
-      edge = m.reset_after_ns != 0 ? now + m.reset_after_ns : now;
-      if (random() % 2 == 0 && m.retry_after_ns != kNever) edge = now + m.retry_after_ns;
-    }
-  }
+  CompareWithReference<Reference>(
+      kind, seed, /*rounds=*/1500, /*checks=*/500,
+      [](std::mt19937_64& random, uint64_t limit, uint64_t costs) {
+        return Asked{random() % 64 == 0 ? limit + random() % 2 : 1 + random() % costs, kNever};
+      });
 }
 
 TEST(WindowTest, AFixedWindowCountsWhatItsReferenceCounts) {

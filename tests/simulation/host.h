@@ -39,6 +39,13 @@ struct HostOptions {
   std::function<void(const std::string& what)> on_wrong;
 };
 
+// As the clients of the host whose turn it is read it.
+struct HostClock {
+  static inline uint64_t now_ns = 0;
+  static uint64_t PreciseNs() { return now_ns; }
+  static uint64_t CoarseNs() { return now_ns; }
+};
+
 // What a daemon was told, and when: for the books of what a failover may lose.
 struct Acked {
   uint64_t at_ns = 0;  // of the timeline

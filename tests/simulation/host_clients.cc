@@ -18,12 +18,6 @@ namespace {
 constexpr uint64_t kCorrectMostNs = 2 * kSecond;
 constexpr uint64_t kRefundLookNs = kSecond;
 
-struct Clock {
-  static inline uint64_t now_ns = 0;
-  static uint64_t PreciseNs() { return now_ns; }
-  static uint64_t CoarseNs() { return now_ns; }
-};
-
 }  // namespace
 
 void Host::CheckLater(int client) {
@@ -50,7 +44,7 @@ void Host::Check() {
   const Death death =
       random_.Chance(kill_chance_) ? static_cast<Death>(random_.Between(1, 3)) : Death::kNone;
   killed_clients_ += death != Death::kNone ? 1 : 0;
-  Clock::now_ns = NowNs();
+  HostClock::now_ns = NowNs();
   const uint64_t hash = shm::HashOfKind(
       shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1), rule.kind);
   if (rule.kind == shm::Kind::kInFlight) {
@@ -84,7 +78,7 @@ void Host::Check() {
     if (slot == shm::kNoSlot) return;
     if (claimed && death == Death::kBeforeText) return;
     if (claimed) StoreName(slot, rule.label, value);
-    shm::RequestTime<Clock> time(false, 0);
+    shm::RequestTime<HostClock> time(false, 0);
     shm::Seen seen;
     const uint64_t fp = shm::FingerprintOf(hash);
     const shm::Outcome outcome =
@@ -141,7 +135,7 @@ void Host::ChargeMore(const Spent& spent, uint32_t tokens) {
   shm::Slot& slot = b.slots()[spent.slot];
   const uint64_t key = slot.key.load();
   if (shm::word::IsDead(slot.word.load()) || shm::key::Gen(key) != spent.gen) return;
-  Clock::now_ns = NowNs();
+  HostClock::now_ns = NowNs();
   const shm::Charge charge{.cost_ns = spent.cost_ns / spent.tokens * tokens,
                            .tau_ns = spent.limit.tau_ns,
                            .debt_max_ns = spent.limit.debt_max_ns,
@@ -152,12 +146,12 @@ void Host::ChargeMore(const Spent& spent, uint32_t tokens) {
                            .kind = spent.kind,
                            .limit = &spent.limit};
   shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
-  shm::RequestTime<Clock> time(false, 0);
+  shm::RequestTime<HostClock> time(false, 0);
   shm::Seen seen;
   const uint64_t fp = shm::key::Fp(key);
   if (spent.kind == shm::Kind::kSlidingLog) {
     shm::logs::Fill(slot, RowOf(spent.slot), shm::logs::TermsOf(spent.limit), spent.gen,
-                    Clock::now_ns, tokens);
+                    HostClock::now_ns, tokens);
   } else if (const shm::Outcome outcome =
                  shm::IsWindow(spent.kind)
                      ? shm::window::CheckWindow(slot, &b.second()[spent.slot], fp, charge, time,

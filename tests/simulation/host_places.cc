@@ -16,12 +16,6 @@ namespace places = shm::places;
 constexpr uint64_t kGraceOfDeadNs = kSecond;  // in which a daemon that runs gives back
 constexpr uint64_t kStayNs[] = {400 * kMs, 400 * kMs, 3 * kSecond, 20 * kSecond};
 
-struct Clock {
-  static inline uint64_t now_ns = 0;
-  static uint64_t PreciseNs() { return now_ns; }
-  static uint64_t CoarseNs() { return now_ns; }
-};
-
 }  // namespace
 
 std::string Host::Segments() const {
@@ -36,7 +30,7 @@ shm::logs::Row<std::atomic<uint64_t>> Host::RowOf(uint32_t slot) const {
 void Host::Enter(const config::CompiledRule& rule, const std::string& value, uint64_t hash,
                  uint32_t count, bool is_killed) {
   const shm::MappedBuckets& b = buckets_.buckets();
-  Clock::now_ns = NowNs();
+  HostClock::now_ns = NowNs();
   auto table = shm::SlotTable<std::atomic<uint64_t>>::OfPlaces(b.slots(), kLogs, b.counters(),
                                                                b.log_entries(), rule.limit.limit);
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
@@ -45,7 +39,7 @@ void Host::Enter(const config::CompiledRule& rule, const std::string& value, uin
         table.FindOrClaim(hash, rule.kind, 0, {NowNs(), kGraceNs, MaxDebtNs()}, &claimed);
     if (slot == shm::kNoSlot) return;
     if (claimed) StoreName(slot, rule.label, value);
-    shm::RequestTime<Clock> time(false, 0);
+    shm::RequestTime<HostClock> time(false, 0);
     const shm::Charge charge{.cost_ns = 0,
                              .tau_ns = rule.limit.tau_ns,
                              .debt_max_ns = rule.limit.debt_max_ns,
