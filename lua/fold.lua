@@ -13,6 +13,7 @@
 --                          the one before it (sliding windows)
 --            denied since_us until_us own_us   denials since then, the end of the ban (0: none
 --                          was), and while it stands what tat_us would be without
+--          behind it, where much refill was lost of late, " g lost_us end_us": so much, until then
 -- ARGV     1 late_us     how long ago the rest was frozen, when it is sent again; else 0
 --          2 known       the last seq that the daemon takes this hash to know; -1: whatever it knows
 --          3 instance    random, made at each daemon start
@@ -57,6 +58,10 @@ local SWEEP_EXTRA = 2            -- fields looked at beyond twice the number of 
 local KEEP_INSTANCE_US = 86400e6 -- h: of a daemon that is gone; far beyond any resend
 local KEEP_MS = 600000           -- of the whole hash after its last batch, at least
 local SKEW_US = 60e6             -- by which a host's clock may be ahead of this one
+local LOST_US = 1e5              -- a bucket that stood full for longer had no news, or no use
+local LOST_PART = 0.97           -- of it may be used later: the shares of hosts that return one by one
+                                 -- sum to a little more than one
+local LOST_KEEP_US = 15e6        -- by then every host has reported what it used meanwhile
 
 local key = KEYS[1]
 local late = tonumber(ARGV[1])
@@ -100,7 +105,8 @@ end
 local outcome = seq <= last and 0 or (last < known and 2 or 1)
 local apply = outcome == 1
 
-local floor, max, min, format, match = math.floor, math.max, math.min, string.format, string.match
+local floor, max, min = math.floor, math.max, math.min
+local format, match, find = string.format, string.match, string.find
 
 -- A window: the first host that reports one says when it ends, and all others follow. A sliding one
 -- is followed by the next without a gap, as long as what it counted weighs. Returns its end (0: none
@@ -164,12 +170,17 @@ for i = 1, count do
   local tat, tokens, g, d0, d1, n0, n1, stop, cur, prev
   local denied, since, stays, began = 0, 0, 0, 0 -- stays: until when it is banned
   local own = 0                                  -- tat without the ban
+  local lost, lost_end = 0, 0
   if stored[i + 2] then
     local rest
     tat, tokens, g, d0, d1, n0, n1, rest =
       match(stored[i + 2], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)(.*)$')
     tat, tokens, g = tonumber(tat), tonumber(tokens), tonumber(g)
     d0, d1, n0, n1 = tonumber(d0), tonumber(d1), tonumber(n0), tonumber(n1)
+    if rest and find(rest, ' g ', 1, true) then
+      rest, lost, lost_end = match(rest, '^(.*) g (%S+) (%S+)$')
+      lost, lost_end = tonumber(lost), tonumber(lost_end)
+    end
     if rest and string.sub(rest, 1, 3) == ' p ' then
       denied, since, stays, own = match(rest, '^ p (%S+) (%S+) (%S+) (%S+)$')
       denied, since, stays = tonumber(denied), tonumber(since), tonumber(stays)
@@ -219,8 +230,15 @@ for i = 1, count do
         stop, cur, prev = counted(stop, cur, prev, tau, slides, open, theirs)
       end
     elseif cost >= 0 then
-      -- Old use is added where it happened, so that an outage's use is counted and not replayed.
-      tat = max(tat, now - late - tonumber(ARGV[a + 4])) + cost
+      -- Old use is added where it happened, so that an outage's use is counted and not replayed:
+      -- also where others were heard before, whose use since has moved tat on.
+      local at, from = now - late, now - late - tonumber(ARGV[a + 4])
+      if lost > 0 and from < lost_end and lost_end <= now then
+        local paid = min(lost, LOST_PART * cost * min(1, (lost_end - from) / max(1, at - from)))
+        cost, lost = cost - paid, lost - paid
+      end
+      if tat > 0 and from > tat + LOST_US then lost, lost_end = from - tat, from end
+      tat = max(tat, from) + cost
     else
       tat = max(tat + cost, min(tat, now))
     end
@@ -269,6 +287,9 @@ for i = 1, count do
       fields[at + 2] = fields[at + 2] .. format(' %.0f %.0f %.0f', stop, cur, prev)
     elseif after then
       fields[at + 2] = fields[at + 2] .. format(' p %.0f %.0f %.0f %.0f', denied, since, stays, own)
+    end
+    if lost > 0 and lost_end + LOST_KEEP_US > now then
+      fields[at + 2] = fields[at + 2] .. format(' g %.0f %.0f', lost, lost_end)
     end
     at = at + 2
   end

@@ -204,7 +204,7 @@ class Lister {
     if (rule->penalty.is_any()) {
       // Behind a mark, as lua/fold.lua keeps them: denials, since when, until when it is banned.
       int64_t until_us = 0;
-      const bool has_ban = parts.size() == 12 && parts[7] == "p" &&
+      const bool has_ban = parts.size() >= 12 && parts[7] == "p" &&
                            absl::SimpleAtoi(parts[10], &until_us) && until_us > now_us;
       (*out)["banned_for_s"] = has_ban ? static_cast<double>(until_us - now_us) * 1e-6 : 0.0;
     }

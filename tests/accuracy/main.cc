@@ -24,8 +24,8 @@ struct Words {
 };
 
 bool ParseScheme(std::string_view value, std::vector<Scheme>* schemes) {
-  if (value == "both") {
-    *schemes = {Scheme::kStrict, Scheme::kApproximate};
+  if (value == "all") {
+    *schemes = {Scheme::kStrict, Scheme::kOverdraft, Scheme::kApproximate};
   } else if (value == "strict") {
     *schemes = {Scheme::kStrict};
   } else if (value == "approximate") {
@@ -129,7 +129,7 @@ int Main(int argc, char** argv) {
   Words words;
   if (!Parse(argc, argv, &words)) {
     fprintf(stderr,
-            "accuracy [--list] [--scheme strict|approximate|overdraft|both] [--seeds N] [--seed S] "
+            "accuracy [--list] [--scheme strict|approximate|overdraft|all] [--seeds N] [--seed S] "
             "[--scenario NAME] [--script FILE] [--series]\n");
     return 2;
   }

@@ -28,14 +28,16 @@ constexpr double kRampLeast = 0.2;
 constexpr double kRampMost = 3;
 constexpr double kRampNs = 20.0 * kSecondNs;
 
+constexpr uint64_t kSpikeGapNs = kMilliNs / 10;  // within a spike
+
 // A daemon that was cut off tries again each second, from a connection that is to be made anew.
 constexpr uint64_t kLateNs = 1'500 * kMilliNs;
 
 bool IsZipf(Pattern p) { return p == Pattern::kZipf || p == Pattern::kMove || p == Pattern::kRamp; }
 
 const char* NameOf(Pattern p) {
-  static constexpr const char* kNames[] = {"uni",   "zipf", "hot",   "move",  "hop",
-                                           "onoff", "ramp", "flash", "pulse", "trap"};
+  static constexpr const char* kNames[] = {"uni",  "zipf",  "hot",   "move",  "hop", "onoff",
+                                           "ramp", "flash", "pulse", "spike", "trap"};
   return kNames[static_cast<size_t>(p)];
 }
 
@@ -101,6 +103,14 @@ void AddMore(std::vector<Scenario>* all) {
     s.limit_per_s = 50'000;
     s.burst = 20'000;
     s.duration_ns = 10 * kSecondNs;
+    all->push_back(s);
+  }
+  // A page that asks for ten things at once, each ten seconds, from whichever host.
+  for (const uint32_t hosts : {2, 10, 100}) {
+    Scenario s = Low(Make(kSpike, hosts, 0.1));
+    s.wait_ns = 0;
+    s.burst = 20;
+    s.spike = 10;
     all->push_back(s);
   }
   for (const uint32_t hosts : {2, 5}) {
@@ -284,12 +294,25 @@ bool Arrivals::Picks(uint64_t at_ns, uint32_t* host) {
       return pulse.first || *host != 0;
     }
     case Pattern::kFlash:
+    case Pattern::kSpike:
       return true;
   }
   return true;
 }
 
+Arrival Arrivals::NextOfSpikes() {
+  if (spike_left_ == 0) {
+    spike_left_ = scenario_.spike;
+    spike_host_ = static_cast<uint32_t>(random_.Below(scenario_.hosts));
+    at_ns_ += Exponential(&random_, 1e9 / peak_per_s_ * static_cast<double>(scenario_.spike));
+  }
+  --spike_left_;
+  at_ns_ += kSpikeGapNs;
+  return {.at_ns = at_ns_, .host = spike_host_};
+}
+
 Arrival Arrivals::Next() {
+  if (scenario_.spike > 0) return NextOfSpikes();
   Arrival a;
   do {  // ends with the duration, since time only grows
     at_ns_ += Exponential(&random_, 1e9 / peak_per_s_) + 1;

@@ -22,6 +22,7 @@ enum class Pattern : uint8_t {
   kRamp,
   kFlash,
   kPulse,
+  kSpike,
   kTrap
 };
 
@@ -37,6 +38,7 @@ struct Scenario {
   uint64_t limit_per_s = 10'000;
   uint64_t burst = 1'000;
   uint64_t max_cost = 1;  // costs are 1, 1, 1 and up to this
+  uint64_t spike = 0;     // so many come together at one host, where the pattern is of such
   uint64_t wait_ns = 0;
   uint64_t duration_ns = 30 * kSecondNs;
   uint64_t warm_ns = 0;  // until then nothing is judged
@@ -73,6 +75,7 @@ class Arrivals {
   Arrival Next();
 
  private:
+  Arrival NextOfSpikes();
   double RateAt(uint64_t at_ns);
   bool Picks(uint64_t at_ns, uint32_t* host);
   void Shuffle();
@@ -94,6 +97,8 @@ class Arrivals {
   uint64_t pulse_end_ns_ = 0;
   static constexpr uint32_t kAllHosts = UINT32_MAX;
   uint32_t pulse_host_ = kAllHosts;
+  uint64_t spike_left_ = 0;
+  uint32_t spike_host_ = 0;
 };
 
 // Exponential, of this mean.

@@ -19,6 +19,7 @@ struct Use {
   std::string bucket;
   std::string cost_us;
   std::string tokens = "1";
+  std::string age_us = "0";
 };
 
 // One batch under one rule; see lua/fold.lua for the order.
@@ -36,7 +37,7 @@ std::vector<std::string> Batch(uint64_t seq, const std::vector<Use>& uses,
                                    "1000"};
   for (const Use& use : uses) {
     for (const std::string& word :
-         {use.bucket, std::string("1"), use.cost_us, use.tokens, std::string("0"), std::string("0"),
+         {use.bucket, std::string("1"), use.cost_us, use.tokens, use.age_us, std::string("0"),
           std::string("0"), std::string("-1")}) {
       argv.push_back(word);
     }
@@ -88,6 +89,54 @@ TEST(FoldTest, ABatchIsRefusedWhereEarlierOnesAreMissing) {
   EXPECT_EQ(outcome(7, "12"), std::pair(int64_t{0}, int64_t{8})) << "known, whatever is missing";
   EXPECT_EQ(outcome(10, "8"), std::pair(int64_t{1}, int64_t{8})) << "a number may be left out";
   EXPECT_EQ(redis.data[kKey].at("s:"), "3");
+}
+
+// Hosts that return one after the other: the use of the first since would make a debt of what the
+// others used while nobody was heard.
+TEST(FoldTest, RefillThatAnOutageLostPaysForWhatIsReportedLate) {
+  LuaRedis redis;
+  constexpr uint64_t kTauUs = 100 * kSecondUs;
+  uint64_t seq = 0;
+  const auto debt_ms = [&](uint64_t at_s, uint64_t cost_ms, uint64_t age_s) {
+    redis.time_us = at_s * kSecondUs;
+    const redis::Reply reply = redis.Eval(
+        lua::kFold, kKey,
+        Batch(++seq,
+              {{"a", std::to_string(cost_ms * 1000), "1", std::to_string(age_s * kSecondUs)}},
+              kTauUs));
+    EXPECT_FALSE(reply.is_error()) << reply.text;
+    return reply.is_error() ? -1 : reply.elements[4].integer / 1000;
+  };
+  EXPECT_EQ(debt_ms(100, 1, 0), 1);
+  EXPECT_EQ(debt_ms(105, 1000, 0), 1000) << "heard first; 4,999 ms of refill were lost";
+  // Evenly used in 6 s, of which 5 were the outage: five sixths of it happened then.
+  EXPECT_EQ(debt_ms(106, 3000, 6), 3000 - 2425);
+  EXPECT_EQ(debt_ms(106, 100, 0), 675) << "what is used now is not paid for";
+  EXPECT_EQ(debt_ms(106, 100, 1), 775) << "nor what was used since";
+  EXPECT_EQ(debt_ms(106, 3000, 6), 775 + 575);
+  EXPECT_EQ(debt_ms(106, 3000, 6), 1350 + 3000 - (4999 - 2 * 2425)) << "no more than was lost";
+  EXPECT_EQ(debt_ms(106, 3000, 6), 4201 + 3000);
+}
+
+// No host takes longer to return; and a clock that went back makes an end that is not yet.
+TEST(FoldTest, LostRefillIsForgottenAndNoClockThatWentBackUsesIt) {
+  LuaRedis redis;
+  uint64_t seq = 0;
+  const auto fold = [&](uint64_t at_s, uint64_t cost_s, uint64_t age_s) {
+    redis.time_us = at_s * kSecondUs;
+    const redis::Reply reply = redis.Eval(
+        lua::kFold, kKey,
+        Batch(++seq,
+              {{"a", std::to_string(cost_s * kSecondUs), "1", std::to_string(age_s * kSecondUs)}},
+              100 * kSecondUs));
+    EXPECT_FALSE(reply.is_error()) << reply.text;
+    return redis.data[kKey].at("a");
+  };
+  (void)fold(100, 1, 0);
+  EXPECT_NE(fold(110, 30, 0).find(" g 9000000 110000000"), std::string::npos);
+  EXPECT_NE(fold(109, 1, 2).find(" g 9000000 110000000"), std::string::npos) << "it is not yet";
+  EXPECT_NE(fold(124, 1, 0).find(" g 9000000 110000000"), std::string::npos);
+  EXPECT_EQ(fold(126, 1, 0).find(" g "), std::string::npos);
 }
 
 // Names that change with the keys of private values: one field a bucket, whichever name is first.
