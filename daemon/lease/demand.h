@@ -33,6 +33,9 @@ class Demand {
     return static_cast<double>(attempts) >= static_cast<double>(kJumpAttempts) * largest;
   }
 
+  // Nothing was asked for since some time.
+  void End() { rate_ = 0; }
+
   // Seen over a time of the caller's own.
   void Raise(double rate) { rate_ = std::max(rate_, rate); }
 

@@ -168,7 +168,9 @@ Batch Encode(Ledger& ledger, std::vector<BatchItem> items, std::string_view inst
   for (BatchItem& item : items) {
     Bucket& b = ledger.bucket(item.bucket);
     if constexpr (kIsNew) {
+      b.is_silent = b.attempts == 0 && item.tokens == 0;
       b.demand.Update(b.attempts, now_ns, interval_ns);
+      if (b.is_silent) b.demand.End();
       b.attempts = 0;
       b.reported_ns = now_ns;
     }

@@ -62,6 +62,7 @@ struct alignas(64) Bucket {
   bool queued = false;
   bool in_flight = false;
   bool share_expired = false;  // inv_share is what a quiet host keeps
+  bool is_silent = false;      // the last batch with it told of no attempt
   bool forced = false;         // in emergency by an operator's word
   bool is_mirror = false;      // what another bucket used, told to another region
   // At whose state clients look.

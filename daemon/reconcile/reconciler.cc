@@ -12,7 +12,6 @@ namespace sluice::reconcile {
 namespace {
 
 constexpr uint64_t kHostsTurnNs = kGenerationUs * 1000;
-constexpr size_t kExpirePerTick = 256;
 constexpr int kLeastJump = 4;  // tokens
 
 uint64_t Jittered(uint64_t ns, double random) {
@@ -109,6 +108,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   places_->Tick(now_ns);
   if (homes_ != nullptr) homes_->Tick(now_ns);
   ExpireShares(now_ns);
+  farewells_.Queue(now_ns, IntervalNs(), &ledger_);
   uint64_t oldest_ns = 0;
   for (uint32_t i = 0; i < shards(); ++i) {
     FlushDue(i, now_ns, /*at_once=*/false);
@@ -364,6 +364,9 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
     hosts_next_ = std::max(hosts_next_, state.hosts);
     b.others =
         static_cast<double>(std::max<int64_t>(state.demand_milli - item.said_milli, 0)) / kMilli;
+    if (shard < options_.shard_count && std::max(hosts_, b.hosts) > 1) {
+      farewells_.OnTold(item.bucket, b);
+    }
     if (item.is_window) {
       b.debt_ns = WindowDebtNs(b, state);
       FoldBackWindow(b, item, state, now_ns);
@@ -420,38 +423,6 @@ void Reconciler::FoldBackWindow(Bucket& b, const BatchItem& item, const BucketSt
     FoldWindow(b, state, on_the_way, *buckets_, EndsOf(*b.rule), now_ns);
   } else if (b.kind == shm::Kind::kSlidingLog) {
     FoldLog(b, state, on_the_way, *buckets_, now_ns);
-  }
-}
-
-// By what Redis told of all demand. False as in PublishShare.
-bool Reconciler::RenewShare(Bucket& b, uint64_t now_ns) {
-  b.touched_ns = now_ns;
-  b.share_expired = false;
-  b.inv_share = InverseShare(ShareOf(b.demand.rate(), b.others, b.hosts, RateOf(b.limit)));
-  return PublishShare(b);
-}
-
-// False when the bucket does not stand in the segment any more. The key's load pairs with step 3.
-bool Reconciler::PublishShare(Bucket& b) {
-  if (b.rule == nullptr || b.place.key == 0) return false;
-  shm::Slot& slot = buckets_->slots()[b.place.slot];
-  if (slot.key.load(std::memory_order_acquire) != b.place.key) {
-    b.place.key = 0;  // another key stands there now
-    return false;
-  }
-  shm::SetAux(slot, b.place.key, b.inv_share, b.shown_shard(), b.rule->id);
-  return true;
-}
-
-// A host that went quiet keeps the share that kappa gives it, not the one of its busy time.
-void Reconciler::ExpireShares(uint64_t now_ns) {
-  for (size_t i = 0; i < kExpirePerTick && ledger_.bucket_slots() != 0; ++i) {
-    if (expire_at_ >= ledger_.bucket_slots()) expire_at_ = 0;
-    Bucket& b = ledger_.bucket(expire_at_++);
-    if (b.inv_share == 0 || b.share_expired || now_ns < b.touched_ns + 2 * kHostsTurnNs) continue;
-    b.share_expired = true;
-    b.inv_share = InverseShare(ShareOf(0, b.others, b.hosts, RateOf(b.limit)));
-    PublishShare(b);
   }
 }
 

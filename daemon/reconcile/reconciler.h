@@ -23,6 +23,7 @@
 #include "daemon/lease/place_keeper.h"
 #include "daemon/reconcile/batch.h"
 #include "daemon/reconcile/breaker.h"
+#include "daemon/reconcile/farewells.h"
 #include "daemon/reconcile/ledger.h"
 #include "daemon/reconcile/near.h"
 #include "daemon/reconcile/quota_store.h"
@@ -222,19 +223,21 @@ class Reconciler : public harvest::Sink,
                : control_->header().calendar_ends[(rule.calendar_place - 1) % shm::kMaxCalendars];
   }
   void FoldBackWindow(Bucket& b, const BatchItem& item, const BucketState& state, uint64_t now_ns);
-  bool RenewShare(Bucket& b, uint64_t now_ns);
-  bool PublishShare(Bucket& b);
   bool IsForced(uint32_t shard) const;
   bool IsForced(const Bucket& b) const;
   bool IsForced(const config::CompiledRule& rule, const std::string& text) const;
   void Count(const config::CompiledRule& rule, int64_t tokens, uint64_t denied, bool is_degraded);
-  void ExpireShares(uint64_t now_ns);
   bool IsJump(const Bucket& b, uint64_t now_ns) const;
   uint64_t IntervalNs() const;
   // Primaries of other regions are far, and may take their time.
   uint64_t SlowNs(uint32_t primary) const {
     return primary % options_.region_count == 0 ? kSlowNs : kFarSlowNs;
   }
+
+  // shares.cc
+  bool RenewShare(Bucket& b, uint64_t now_ns);
+  bool PublishShare(Bucket& b);
+  void ExpireShares(uint64_t now_ns);
 
   // penalties.cc
   void Penalise(BucketId id, Bucket& b, uint64_t denied);
@@ -305,6 +308,7 @@ class Reconciler : public harvest::Sink,
   absl::node_hash_map<std::string, RuleTotals> totals_;  // also of rules that are gone
   std::map<std::pair<std::string, std::string>, uint64_t> class_totals_;  // likewise
   NearLimits near_;
+  Farewells farewells_;
   std::vector<RuleTotals*> totals_by_id_;  // into totals_, by id of the rules now
   ReconcilerStats stats_;
   uint64_t now_ns_ = 0;  // of the tick or event under way
