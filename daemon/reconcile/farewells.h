@@ -3,8 +3,11 @@
 // limit.
 #pragma once
 
+#include <compare>
 #include <cstdint>
-#include <deque>
+#include <functional>
+#include <queue>
+#include <vector>
 
 #include "daemon/reconcile/ledger.h"
 
@@ -13,17 +16,20 @@ namespace sluice::reconcile {
 // Single-threaded.
 class Farewells {
  public:
-  // Redis has been told what this host asks for of the bucket, as its books say now.
-  void OnTold(BucketId id, const Bucket& bucket);
-  // What has had no use since, for some intervals between reports, is to be reported once more.
-  void Queue(uint64_t now_ns, uint64_t interval_ns, Ledger* ledger);
+  // Redis has been told what this host asks for of the bucket, as its books say now; hosts report
+  // what is in use once in `interval_ns`.
+  void OnTold(BucketId id, const Bucket& bucket, uint64_t interval_ns);
+  // What has had no use since, for longer than chance explains, is to be reported once more.
+  void Queue(uint64_t now_ns, Ledger* ledger);
 
  private:
   struct Told {
-    BucketId id;
+    uint64_t due_ns;
     uint64_t reported_ns;  // as the bucket's then
+    BucketId id;
+    auto operator<=>(const Told&) const = default;
   };
-  std::deque<Told> told_;  // in the order of their times
+  std::priority_queue<Told, std::vector<Told>, std::greater<>> told_;
 };
 
 }  // namespace sluice::reconcile

@@ -108,7 +108,7 @@ void Reconciler::Tick(uint64_t now_ns) {
   places_->Tick(now_ns);
   if (homes_ != nullptr) homes_->Tick(now_ns);
   ExpireShares(now_ns);
-  farewells_.Queue(now_ns, IntervalNs(), &ledger_);
+  farewells_.Queue(now_ns, &ledger_);
   uint64_t oldest_ns = 0;
   for (uint32_t i = 0; i < shards(); ++i) {
     FlushDue(i, now_ns, /*at_once=*/false);
@@ -365,7 +365,7 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
     b.others =
         static_cast<double>(std::max<int64_t>(state.demand_milli - item.said_milli, 0)) / kMilli;
     if (shard < options_.shard_count && std::max(hosts_, b.hosts) > 1) {
-      farewells_.OnTold(item.bucket, b);
+      farewells_.OnTold(item.bucket, b, stats_.interval_ns);
     }
     if (item.is_window) {
       b.debt_ns = WindowDebtNs(b, state);

@@ -53,6 +53,23 @@ TEST(FarewellTest, WhoSharesWithNobodySaysNone) {
   EXPECT_LE(Batches(fleet.host(0)), before + 1);
 }
 
+// Four a second come a quarter of a second apart: that is no silence.
+TEST(FarewellTest, WhoIsAskedSeldomSaysNoneBetweenTwoRequests) {
+  Fleet fleet(2, OneRule(/*limit=*/20, kSecond, /*burst=*/20));
+  Demand a(fleet.host(0), 4);
+  Demand b(fleet.host(1), 4);
+  fleet.Run(3 * kSecond, [&] {
+    a.Step();
+    b.Step();
+  });
+  const uint64_t before = Batches(fleet.host(0));
+  fleet.Run(5 * kSecond, [&] {
+    a.Step();
+    b.Step();
+  });
+  EXPECT_LE(Batches(fleet.host(0)), before + 21);
+}
+
 // Of demand that pauses: what is left to a host without any would be six tokens.
 TEST(FarewellTest, WhoIsBackSoonBeginsWithTheShareThatHeHad) {
   Fleet fleet(2, OneRule(kRate, kSecond, /*burst=*/24));
