@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -21,7 +23,8 @@ namespace sluice::ctl {
 namespace {
 
 constexpr uint32_t kMaxCount = 1'000'000;
-constexpr double kMaxHoldS = 86'400;
+constexpr absl::Duration kMaxPatience = absl::Hours(24 * 365);
+constexpr absl::Duration kMaxHold = absl::Hours(24);
 constexpr size_t kFieldsBytes = 4096;  // SLUICE_MAX_RULES_PER_REQUEST policies with long names
 
 struct CheckOptions {
@@ -29,8 +32,8 @@ struct CheckOptions {
   std::optional<uint64_t> cost;  // 1 where nothing is said
   uint32_t count = 1;
   bool is_peek = false;
-  std::string acquire;           // for how long it may wait; empty: not at all
-  std::optional<double> hold_s;  // enters, and leaves after so long
+  std::string acquire;  // for how long it may wait; empty: not at all
+  std::string hold;     // enters, and leaves after so long; empty: it does not enter
 };
 
 const char* SourceText(uint16_t source) {
@@ -164,6 +167,21 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
   }
 }
 
+// A length of time as 30s or 1m30s, or in plain seconds.
+absl::StatusOr<absl::Duration> ParseTime(const std::string& option, const std::string& text,
+                                         absl::Duration most) {
+  absl::Duration time;
+  double seconds = 0;
+  if (absl::SimpleAtod(text, &seconds)) {
+    time = absl::Seconds(seconds);
+  } else if (!absl::ParseDuration(text, &time)) {
+    time = -absl::InfiniteDuration();
+  }
+  if (time >= absl::ZeroDuration() && time <= most) return time;
+  return absl::InvalidArgumentError(absl::StrCat(
+      option, " ", text, ": write how long, such as 30s, at most ", absl::FormatDuration(most)));
+}
+
 volatile sig_atomic_t ended = 0;
 
 void Handle(void (*handler)(int)) {
@@ -195,11 +213,11 @@ int Ask(sluice_t* client, const Descriptors& descriptors, uint64_t cost,
   constexpr int kNoFile = -1;
   if (patience != nullptr) {
     const uint64_t deadline_ns = DeadlineNs(absl::ToChronoNanoseconds(*patience));
-    return options.hold_s
+    return !options.hold.empty()
                ? sluice_enter_until(client, list, count, cost, deadline_ns, kNoFile, place)
                : sluice_acquire(client, list, count, cost, deadline_ns, kNoFile, &place->decision);
   }
-  if (options.hold_s) return sluice_enter(client, list, count, cost, place);
+  if (!options.hold.empty()) return sluice_enter(client, list, count, cost, place);
   const auto ask = options.is_peek ? sluice_peek : sluice_check;
   return ask(client, list, count, cost, &place->decision);
 }
@@ -215,15 +233,15 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
     descriptors.push_back(
         {text.data(), equals, text.data() + equals + 1, text.size() - equals - 1});
   }
-  absl::Duration patience;
+  absl::StatusOr<absl::Duration> patience = absl::ZeroDuration();
   if (!options.acquire.empty()) {
-    if (!absl::ParseDuration(options.acquire, &patience) || patience < absl::ZeroDuration() ||
-        patience > absl::Hours(24 * 365)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--acquire ", options.acquire, ": write how long to wait, such as 30s"));
-    }
+    patience = ParseTime("--acquire", options.acquire, kMaxPatience);
+    if (!patience.ok()) return patience.status();
     LetSignalsEndTheWait();
   }
+  absl::StatusOr<absl::Duration> hold = absl::ZeroDuration();
+  if (!options.hold.empty()) hold = ParseTime("--hold", options.hold, kMaxHold);
+  if (!hold.ok()) return hold.status();
   absl::StatusOr<Client> client = Client::Attach(globals, "sluicectl check");
   if (!client.ok()) return client.status();
 
@@ -234,7 +252,7 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   const uint64_t cost = options.cost.value_or(1);
   for (uint32_t i = 0; i < options.count; ++i) {
     result = Ask(client->get(), descriptors, cost, options,
-                 options.acquire.empty() ? nullptr : &patience, &place);
+                 options.acquire.empty() ? nullptr : &*patience, &place);
     if (result < 0) break;
     allowed_count += decision.allowed != 0 ? 1 : 0;
   }
@@ -249,10 +267,10 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   bool is_held = false;
   if (place.name != 0) {
     std::cout << std::flush;
-    Hold(absl::Seconds(*options.hold_s));
+    Hold(*hold);
     is_held = sluice_leave(client->get(), &place) == 1;
   }
-  if (options.hold_s && result > 0 && !is_held) {
+  if (!options.hold.empty() && result > 0 && !is_held) {
     std::cerr << "no place was held: no rule with `in_flight` matches\n";
   }
   *exit_code = decision.allowed != 0 ? kExitOk : kExitDenied;
@@ -288,8 +306,7 @@ void AddCheck(CLI::App* root, Globals* globals) {
   verb->add_option("--acquire", options->acquire,
                    "wait for its turn, or with --hold for a place, so long at most, as in 30s")
       ->excludes(peek);
-  verb->add_option("--hold", options->hold_s, "enter, and leave after so many seconds")
-      ->check(CLI::Range(0.0, kMaxHoldS))
+  verb->add_option("--hold", options->hold, "enter, and leave after so long: seconds, or as 5m")
       ->excludes(peek)
       ->excludes(count);
   verb->callback([globals, options] {

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "ctl/admin_client.h"
 #include "ctl/command.h"
 #include "ctl/text.h"
@@ -127,8 +128,8 @@ absl::Status RunRules(const Globals& globals) {
                       FormatDuration(rule.at("wait_ns").get<uint64_t>()), " ");
     }
     if (const auto algorithm = rule.at("algorithm").get<std::string>();
-        algorithm.ends_with("_window")) {
-      absl::StrAppend(&notes, algorithm == "fixed_window" ? "fixed window " : "sliding window ");
+        algorithm == "sliding_log" || algorithm.ends_with("_window")) {
+      absl::StrAppend(&notes, absl::StrReplaceAll(algorithm, {{"_", " "}}), " ");
     }
     if (rule.at("max_delay_ns").get<uint64_t>() != 0) {
       absl::StrAppend(&notes, "leaky, waits up to ",

@@ -50,7 +50,8 @@ void PrintRedis(const json& redis) {
                "last error"});
   for (const json& p : redis.at("primaries")) {
     const auto us = [&](const char* name) {
-      return FormatDuration(static_cast<uint64_t>(p.at(name).get<double>() * 1e3));
+      const auto ns = static_cast<uint64_t>(p.at(name).get<double>() * 1e3);
+      return ns == 0 ? std::string("-") : FormatDuration(ns);  // too few calls of late
     };
     table.Row({"         " + SafeText(p.at("address").get<std::string>()),
                p.at("connected").get<bool>() ? "yes" : "NO", p.at("breaker").get<std::string>(),

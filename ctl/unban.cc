@@ -23,7 +23,8 @@ absl::Status RunUnban(const Globals& globals, const std::string& bucket) {
     return absl::OkStatus();
   }
   const bool is_over_all = json::parse(text).at("over_all_hosts").get<bool>();
-  std::cout << SafeText(bucket) << " is full, and its denials are forgotten: on this host now"
+  std::cout << SafeText(bucket)
+            << " has no ban and a full bucket, and its denials are forgotten: on this host now"
             << (is_over_all ? ", on each other with its next report of the bucket" : "") << "\n";
   return absl::OkStatus();
 }

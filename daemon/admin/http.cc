@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -80,6 +81,17 @@ void Reload(StatusSource& source, httplib::Response& response) {
        result.ok ? 200 : 422);
 }
 
+// What is wrong with a bucket's name under a rule whose key has so many values; empty: nothing.
+// Values that are too long for a name are folded into one, which holds a '~'.
+std::string WrongValues(const std::string& name, uint32_t key_count) {
+  const auto values = static_cast<uint32_t>(std::count(name.begin(), name.end(), ':'));
+  // The last value may hold any number of colons.
+  if (values >= key_count && (key_count > 0 || values == 0)) return "";
+  if (values == 1 && name.find('~') != std::string::npos) return "";
+  return absl::StrCat("bucket: `", name, "` names ", values, " of the rule's key, which has ",
+                      key_count, ": write its name as `sluicectl buckets` shows it");
+}
+
 void Unban(StatusSource& source, const httplib::Request& request, httplib::Response& response) {
   const std::string bucket = request.get_param_value("bucket");
   const RulesInForce in_force = source.Rules();
@@ -88,6 +100,9 @@ void Unban(StatusSource& source, const httplib::Request& request, httplib::Respo
     return SendError(response, 404,
                      "bucket: write a name as `sluicectl buckets` shows it, of a rule with a "
                      "`penalty` that bans");
+  }
+  if (const std::string wrong = WrongValues(bucket, rule->key_count); !wrong.empty()) {
+    return SendError(response, 404, wrong);
   }
   if (!source.Unban(bucket)) return SendError(response, 503, "too many at once; try again");
   Send(response, {{"bucket", bucket}, {"over_all_hosts", in_force.config->redis.has_value()}});

@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <optional>
+#include <set>
+#include <string>
+#include <string_view>
 
 #include "absl/strings/ascii.h"
 #include "daemon/config/calendar.h"
@@ -33,6 +36,27 @@ std::optional<CalendarUnit> UnitOf(uint64_t period_ns) {
     if (CalendarPeriodNs(unit) == period_ns) return unit;
   }
   return std::nullopt;
+}
+
+// What is said and means nothing for windows of these units.
+void WarnOfIdle(Section* rule, const std::set<CalendarUnit>& units) {
+  using enum CalendarUnit;
+  struct Part {
+    std::string_view key;
+    std::set<CalendarUnit> units;
+    std::string_view of;
+  };
+  const Part parts[] = {{"week_start", {kWeek}, "weeks"},
+                        {"anchor_month", {kYear}, "years"},
+                        {"anchor_day", {kMonth, kYear}, "months and years"}};
+  const YAML::Node node = rule->Value("calendar");
+  for (const Part& part : parts) {
+    const bool is_used = std::any_of(units.begin(), units.end(),
+                                     [&](CalendarUnit unit) { return part.units.contains(unit); });
+    if (is_used || !node.IsMap() || !node[std::string(part.key)].IsDefined()) continue;
+    rule->Warning("calendar", Cat("`", part.key, "` is for windows of ", part.of),
+                  "remove it, or write the limit in such a period");
+  }
 }
 
 }  // namespace
@@ -70,6 +94,7 @@ void FollowCalendar(Section* section, CalendarConfig calendar, Config* config, R
                      "write `algorithm: fixed_window`, or remove the line");
     return;
   }
+  std::set<CalendarUnit> units;
   const auto follow = [&](LimitConfig* limit) {
     const std::optional<CalendarUnit> unit = UnitOf(limit->period_ns);
     if (!unit) {
@@ -78,6 +103,7 @@ void FollowCalendar(Section* section, CalendarConfig calendar, Config* config, R
       return;
     }
     calendar.unit = *unit;
+    units.insert(*unit);
     std::vector<CalendarConfig>& all = config->calendars;
     auto at = std::find(all.begin(), all.end(), calendar);
     if (at == all.end()) {
@@ -91,6 +117,7 @@ void FollowCalendar(Section* section, CalendarConfig calendar, Config* config, R
     limit->calendar = static_cast<uint16_t>(at - all.begin() + 1);
   };
   ForEachLimit(*rule, follow);
+  if (!units.empty()) WarnOfIdle(section, units);
 }
 
 }  // namespace sluice::config

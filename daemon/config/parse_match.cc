@@ -1,6 +1,7 @@
 // Conditions and keys of a rule.
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include "absl/strings/ascii.h"
 #include "daemon/config/parse_rules.h"
@@ -104,47 +105,55 @@ bool ParseKeyText(const std::string& text, KeyConfig* part) {
   return true;
 }
 
-// {ip: {v4: 24, v6: 64}}, {user: {private: true}}
-bool ParseKeyMap(const YAML::Node& node, KeyConfig* part) {
+// One of {v4: 24, v6: 64, private: true}: what is wrong with it; empty: nothing.
+std::string_view ParseKeyForm(const std::string& name, const YAML::Node& value, KeyConfig* part) {
+  if (name == "private") {
+    return YAML::convert<bool>::decode(value, part->is_private) ? "" : "is neither true nor false";
+  }
+  const bool is_v4 = name == "v4";
+  if (!is_v4 && name != "v6") return "is none of v4, v6 and private";
+  const auto bits = Bits(value.Scalar(), is_v4 ? 32 : 128);
+  if (!bits) return is_v4 ? "is no prefix of IPv4 (0 to 32)" : "is no prefix of IPv6 (0 to 128)";
+  part->form = shm::KeyForm::kIp;
+  (is_v4 ? part->v4_bits : part->v6_bits) = *bits;
+  return "";
+}
+
+// {ip: {v4: 24, v6: 64}}, {user: {private: true}}. `wrong`: which entry is, where one is.
+bool ParseKeyMap(const YAML::Node& node, KeyConfig* part, std::string* wrong) {
   if (node.size() != 1) return false;
   // Held here: what an iterator points to lives no longer than the expression.
   const YAML::Node name = node.begin()->first;
   const YAML::Node how = node.begin()->second;
   if (!name.IsScalar() || !how.IsMap()) return false;
   part->descriptor = name.Scalar();
-  bool v4_seen = false;
-  bool v6_seen = false;
-  bool private_seen = false;
+  std::set<std::string> seen;
   for (const auto& pair : how) {
     if (!pair.first.IsScalar() || !pair.second.IsScalar()) return false;
-    if (pair.first.Scalar() == "private") {
-      if (private_seen || !YAML::convert<bool>::decode(pair.second, part->is_private)) return false;
-      private_seen = true;
-      continue;
-    }
-    const bool is_v4 = pair.first.Scalar() == "v4";
-    if (!is_v4 && pair.first.Scalar() != "v6") return false;
-    bool& seen = is_v4 ? v4_seen : v6_seen;
-    const auto bits = Bits(pair.second.Scalar(), is_v4 ? 32 : 128);
-    if (seen || !bits) return false;
-    seen = true;
-    (is_v4 ? part->v4_bits : part->v6_bits) = *bits;
+    const std::string& key = pair.first.Scalar();
+    const std::string_view why =
+        seen.insert(key).second ? ParseKeyForm(key, pair.second, part) : "stands twice";
+    if (why.empty()) continue;
+    *wrong = Cat("`", key, ": ", pair.second.Scalar(), "` ", why);
+    return false;
   }
-  if (v4_seen || v6_seen || part->descriptor == "ip") part->form = shm::KeyForm::kIp;
-  return v4_seen || v6_seen || private_seen;
+  if (part->descriptor == "ip") part->form = shm::KeyForm::kIp;
+  return !seen.empty();
 }
 
 void ParseKeyPart(const YAML::Node& node, const YAML::Mark& at, const std::string& path,
                   std::vector<KeyConfig>* key, Findings* findings) {
   const YAML::Mark mark = node.Mark().is_null() ? at : node.Mark();
   KeyConfig part{.v4_bits = kV4Bits, .v6_bits = kV6Bits};
+  std::string wrong;
   const bool good = node.IsScalar() ? ParseKeyText(node.Scalar(), &part)
-                    : node.IsMap()  ? ParseKeyMap(node, &part)
+                    : node.IsMap()  ? ParseKeyMap(node, &part, &wrong)
                                     : false;
   if (!good) {
     findings->Problem(mark, path,
-                      node.IsScalar() ? Cat(Shown(node.Scalar()), " has no such prefix length")
-                                      : Cat(KindOf(node), " makes no key"),
+                      node.IsScalar()  ? Cat(Shown(node.Scalar()), " has no such prefix length")
+                      : !wrong.empty() ? wrong
+                                       : Cat(KindOf(node), " makes no key"),
                       "write a descriptor's name; for addresses ip/24 (IPv4, 0 to 32), ip/48 "
                       "(IPv6, 33 to 128), \"ip/24,64\" or {ip: {v4: 24, v6: 64}}; where values "
                       "are nobody's business {user: {private: true}}");

@@ -72,6 +72,12 @@ void ParseOverride(Section* rule, RuleConfig* out, Findings* findings) {
   }
   section.Read("max", &override.max);
   if (findings->problem_count() != problems_before) return;
+  if (out->limit && override.max < out->limit->limit) {
+    section.Warning("max",
+                    Cat("is below the rule's own limit of ", out->limit->limit,
+                        ", which requests without one have"),
+                    "write the highest limit that a plan has");
+  }
   if (out->limit) CheckLimit(rule, out->name, *out->limit, override.max);
   for (const TierConfig& tier : out->tiers) {
     CheckLimit(rule, Cat(out->name, "@", tier.tier), tier.limit, override.max);

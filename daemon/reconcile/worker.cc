@@ -51,18 +51,6 @@ std::string_view BreakerName(Breaker::State state) {
   return "?";
 }
 
-// The upper bound of the histogram's middle.
-uint64_t MedianNs(const redis::LatencySnapshot& latency) {
-  uint64_t seen = 0;
-  for (size_t i = 0; i < redis::kLatencyBoundsUs.size(); ++i) {
-    seen += latency.counts[i];
-    if (seen * 2 >= latency.total) {
-      return latency.total == 0 ? 0 : static_cast<uint64_t>(redis::kLatencyBoundsUs[i]) * 1000;
-    }
-  }
-  return static_cast<uint64_t>(redis::kLatencyBoundsUs.back()) * 1000;
-}
-
 absl::StatusOr<redis::ClientOptions> ClientOptionsOf(const config::RedisConfig& config) {
   absl::StatusOr<std::string> password = config::ReadPassword(config);
   if (!password.ok()) return password.status();
@@ -286,9 +274,9 @@ PrimaryStatus Worker::StatusOf(const redis::PrimaryStats& stats) const {
   status.breaker = std::string(BreakerName(reconciler_->breaker(stats.index)));
   status.connected = info.connected;
   status.shards = reconciler_->ShardsOf(stats.index);
+  status.p50_ns = static_cast<uint64_t>(std::max<int64_t>(info.p50_ns, 0));
   status.p99_ns = static_cast<uint64_t>(std::max<int64_t>(info.p99_ns, 0));
   status.calls = stats.latency;
-  status.p50_ns = MedianNs(stats.latency);
   const auto failures = failures_.find(stats.index);
   if (failures != failures_.end()) status.failures = failures->second;
   const auto error = last_error_.find(stats.index);

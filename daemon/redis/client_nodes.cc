@@ -224,6 +224,7 @@ PrimaryInfo ClusterClient::Impl::Primary(PrimaryIndex index) const {
   info.hostname = map_.node(index).hostname;
   info.in_map = map_.node(index).in_map;
   info.connected = node.connection.ready();
+  info.p50_ns = node.quantile.QuantileNs(0.5);
   info.p99_ns = node.quantile.P99Ns();
   info.request_timeout_ns = RequestTimeoutNs(info.p99_ns, options_.request_timeout_min_ns,
                                              options_.request_timeout_max_ns);

@@ -174,7 +174,8 @@ struct PrimaryInfo {
   std::string hostname;  // announced beside the address; what TLS checks; may be empty
   bool in_map = false;   // owns slots in the present map
   bool connected = false;
-  int64_t p99_ns = 0;  // 0 while too few calls were answered
+  int64_t p50_ns = 0;  // 0 while too few calls were answered
+  int64_t p99_ns = 0;  // the same
   int64_t request_timeout_ns = 0;
 };
 

@@ -36,9 +36,9 @@ void QuantileEstimator::Add(int64_t latency_ns, int64_t now_ns) {
   total_ += 1;
 }
 
-int64_t QuantileEstimator::P99Ns() const {
+int64_t QuantileEstimator::QuantileNs(double part) const {
   if (total_ < kMinSamples) return 0;
-  double above = total_ / 100;
+  double above = total_ * (1 - part);
   for (size_t i = kBuckets; i-- > 0;) {
     above -= counts_[i];
     if (above < 0) return static_cast<int64_t>(std::exp2(static_cast<double>(i + 1) / 4) * 1000);

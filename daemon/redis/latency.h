@@ -32,7 +32,7 @@ class LatencyHistogram {
   std::atomic<uint64_t> sum_us_{0};
 };
 
-// Estimates the 99th percentile of recent latencies, from buckets a quarter of an octave wide
+// Estimates quantiles of recent latencies, from buckets a quarter of an octave wide
 // whose counts are halved every kDecayNs, so that a minute's old trouble is forgotten. One thread.
 class QuantileEstimator {
  public:
@@ -41,8 +41,10 @@ class QuantileEstimator {
   static constexpr double kMinSamples = 50;
 
   void Add(int64_t latency_ns, int64_t now_ns);
-  // The upper edge of the bucket that holds the percentile, in ns; 0 while samples are too few.
-  int64_t P99Ns() const;
+  // The upper edge of the bucket that holds the quantile, in ns; 0 while samples are too few.
+  // `part`: 0 to 1.
+  int64_t QuantileNs(double part) const;
+  int64_t P99Ns() const { return QuantileNs(0.99); }
 
  private:
   static constexpr size_t kBuckets = 128;  // 2^(128/4) units of 1 us: over an hour

@@ -271,7 +271,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadFile{"rules: [{name: aa, key: [ip/129], limit: 1/s}]", "no such prefix length"},
         BadFile{"rules: [{name: aa, key: [\"ip/33,64\"], limit: 1/s}]", "no such prefix length"},
         BadFile{"rules: [{name: aa, key: [ip/], limit: 1/s}]", "no such prefix length"},
-        BadFile{"rules: [{name: aa, key: [{ip: {v5: 1}}], limit: 1/s}]", "makes no key"},
+        BadFile{"rules: [{name: aa, key: [{ip: {v5: 1}}], limit: 1/s}]",
+                "`v5: 1` is none of v4, v6 and private"},
+        BadFile{"rules: [{name: aa, key: [{ip: {v4: 33}}], limit: 1/s}]",
+                "`v4: 33` is no prefix of IPv4 (0 to 32)"},
         BadFile{"rules: [{name: aa, key: [{ip: {}}], limit: 1/s}]", "makes no key"},
         BadFile{"rules: [{name: aa, key: [a,b,c,d,e,f,g,h,i], limit: 1/s}]", "write at most 8"},
         BadFile{"rules: [{name: a, key: [u], limit: 1/s}]", "a text of 2 to 32 bytes"},
@@ -414,6 +417,11 @@ TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {
   warns(OfRule("limit: 1/s\n    tier_by: plan"), "no effect without `tiers`");
   warns(OfRule("limit: 1/s\n    match: {r: [a, b*]}"), "plain star");
   warns(OfRule("limit: 1/s\n    when_degraded: {mode: open, factor: 0.5}"), "no effect");
+  warns(OfRule("limit: 9/s\n    override: {max: 8}"), "below the rule's own limit of 9");
+  const std::string quota = "algorithm: fixed_window\n    calendar: ";
+  warns(OfRule("limit: 1/d\n    " + quota + "{week_start: sunday}"), "is for windows of weeks");
+  warns(OfRule("limit: 1/month\n    " + quota + "{anchor_month: 4}"), "is for windows of years");
+  warns(OfRule("limit: 1/week\n    " + quota + "{anchor_day: 4}"), "of months and years");
   warns(ParseConfig("rules: []", "t.yaml"), "every request is allowed");
   warns(ParseConfig("daemon: {buckets: 100}\nrules: []", "t.yaml"), "128 are kept; write 128");
   warns(ParseConfig("redis: {addresses: [\"a:1\", \"b:1\"], mode: single}\nrules: []", "t.yaml"),
@@ -423,7 +431,10 @@ TEST(ParseTest, WarnsOfWhatDoesNotDoWhatItsAuthorExpects) {
 TEST(ParseTest, HasNothingToSayAboutSoundRules) {
   const std::string redis = "redis: {addresses: \"h:1\", flush_interval: 100ms}\n";
   for (const char* line :
-       {"limit: 100/s\n    burst: 20", "limit: 1000000/s", "limit: 1/d", "limit: 7/h",
+       {"limit: 100/s\n    burst: 20", "limit: 9/s\n    override: {max: 9}",
+        "limit: 1/year\n    algorithm: fixed_window\n    calendar: {anchor_month: 4}",
+        "limit: 1/week\n    algorithm: fixed_window\n    calendar: {week_start: sunday}",
+        "limit: 1000000/s", "limit: 1/d", "limit: 7/h",
         "limit: 1/s\n    when_degraded: {mode: open, factor: 0.5, for: 1s, then: degrade}"}) {
     const ParseResult result = OfRule(line, redis);
     EXPECT_TRUE(result.ok()) << Text(result.problems);

@@ -102,7 +102,7 @@ TEST(PrivacyConfigTest, BadPrivacyIsSaidWithItsMend) {
             std::string::npos);
   EXPECT_NE(problem_of("privacy: {keys_file: /k}\nrules:\n"
                        "  - {name: it, key: [{user: {private: perhaps}}], limit: 1/s}\n")
-                .find("makes no key"),
+                .find("`private: perhaps` is neither true nor false"),
             std::string::npos);
 }
 

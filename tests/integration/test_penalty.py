@@ -75,6 +75,8 @@ def test_a_ban_is_told_everywhere_and_survives_the_worker():
         assert check(daemon, 5, user="a")["checks_allowed"] == 5
         refused = ctl("unban", "nobody:a", daemon=daemon, check=False)
         assert refused.returncode == 2 and "penalty" in refused.stderr
+        nameless = ctl("unban", "login", daemon=daemon, check=False)
+        assert nameless.returncode == 2 and "0 of the rule's key, which has 1" in nameless.stderr
 
 
 def test_a_ban_ends_by_itself():

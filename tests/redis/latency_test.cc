@@ -33,6 +33,8 @@ TEST(QuantileEstimatorTest, IsAtMostAQuarterOctaveAboveTheTruth) {
   for (int i = 1; i <= 1000; ++i) estimator.Add(i * kMs / 100, 1);
   EXPECT_GE(estimator.P99Ns(), 990 * kMs / 100);
   EXPECT_LE(estimator.P99Ns(), 990 * kMs / 100 * 120 / 100);
+  EXPECT_GE(estimator.QuantileNs(0.5), 500 * kMs / 100);
+  EXPECT_LE(estimator.QuantileNs(0.5), 500 * kMs / 100 * 120 / 100);
 }
 
 TEST(QuantileEstimatorTest, ForgetsOldTrouble) {
