@@ -32,8 +32,9 @@ struct CheckOptions {
   std::optional<uint64_t> cost;  // 1 where nothing is said
   uint32_t count = 1;
   bool is_peek = false;
-  std::string acquire;  // for how long it may wait; empty: not at all
-  std::string hold;     // enters, and leaves after so long; empty: it does not enter
+  std::string acquire;              // for how long it may wait; empty: not at all
+  std::string hold;                 // enters, and leaves after so long; empty: it does not enter
+  std::optional<uint32_t> outcome;  // status by which each that was allowed is said to have ended
 };
 
 const char* SourceText(uint16_t source) {
@@ -69,9 +70,7 @@ const char* LevelText(uint8_t level) {
 std::string Rule(sluice_t* client, const sluice_decision_t& decision, uint16_t rule) {
   sluice_decision_t asked = decision;
   asked.rule = rule;
-  char label[256];
-  const int bytes = sluice_decision_rule(client, &asked, label, sizeof(label));
-  return bytes > 0 ? std::string(label) : std::string();
+  return DecidingRule(client, asked);
 }
 
 // "name: value" lines of the HTTP fields.
@@ -167,21 +166,6 @@ void PrintText(sluice_t* client, const sluice_decision_t& d, const CheckOptions&
   }
 }
 
-// A length of time as 30s or 1m30s, or in plain seconds.
-absl::StatusOr<absl::Duration> ParseTime(const std::string& option, const std::string& text,
-                                         absl::Duration most) {
-  absl::Duration time;
-  double seconds = 0;
-  if (absl::SimpleAtod(text, &seconds)) {
-    time = absl::Seconds(seconds);
-  } else if (!absl::ParseDuration(text, &time)) {
-    time = -absl::InfiniteDuration();
-  }
-  if (time >= absl::ZeroDuration() && time <= most) return time;
-  return absl::InvalidArgumentError(absl::StrCat(
-      option, " ", text, ": write how long, such as 30s, at most ", absl::FormatDuration(most)));
-}
-
 volatile sig_atomic_t ended = 0;
 
 void Handle(void (*handler)(int)) {
@@ -202,11 +186,9 @@ void Hold(absl::Duration duration) {
   if (ended == 0) absl::SleepFor(duration);
 }
 
-using Descriptors = std::vector<sluice_descriptor_t>;
-
 // What the request is told, with a place where it holds one. `patience`: null where it does not
 // wait.
-int Ask(sluice_t* client, const Descriptors& descriptors, uint64_t cost,
+int Ask(sluice_t* client, const std::vector<sluice_descriptor_t>& descriptors, uint64_t cost,
         const CheckOptions& options, const absl::Duration* patience, sluice_place_t* place) {
   const sluice_descriptor_t* const list = descriptors.data();
   const size_t count = descriptors.size();
@@ -223,16 +205,8 @@ int Ask(sluice_t* client, const Descriptors& descriptors, uint64_t cost,
 }
 
 absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* exit_code) {
-  Descriptors descriptors;
-  for (const std::string& text : options.descriptors) {
-    const size_t equals = text.find('=');
-    if (equals == 0 || equals == std::string::npos) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("'", text, "': write a descriptor as NAME=VALUE, such as tenant=acme"));
-    }
-    descriptors.push_back(
-        {text.data(), equals, text.data() + equals + 1, text.size() - equals - 1});
-  }
+  const auto descriptors = ParseDescriptors(options.descriptors);
+  if (!descriptors.ok()) return descriptors.status();
   absl::StatusOr<absl::Duration> patience = absl::ZeroDuration();
   if (!options.acquire.empty()) {
     patience = ParseTime("--acquire", options.acquire, kMaxPatience);
@@ -246,22 +220,30 @@ absl::Status RunCheck(const Globals& globals, const CheckOptions& options, int* 
   if (!client.ok()) return client.status();
 
   sluice_place_t place{};
-  const sluice_decision_t& decision = place.decision;
+  sluice_decision_t& decision = place.decision;
   int result = 0;
+  int corrected = 0;  // rules that spoke of the last outcome
   uint64_t allowed_count = 0;
   const uint64_t cost = options.cost.value_or(1);
   for (uint32_t i = 0; i < options.count; ++i) {
-    result = Ask(client->get(), descriptors, cost, options,
+    result = Ask(client->get(), *descriptors, cost, options,
                  options.acquire.empty() ? nullptr : &*patience, &place);
     if (result < 0) break;
     allowed_count += decision.allowed != 0 ? 1 : 0;
+    if (!options.outcome || decision.allowed == 0) continue;
+    corrected = sluice_report(client->get(), &decision, *options.outcome);
+    if (corrected < 0) return absl::InvalidArgumentError(sluice_strerror(corrected));
   }
   if (globals.is_json) {
-    std::cout << ToJson(client->get(), decision, result, allowed_count, options.count)
-                     .dump(2, ' ', false, nlohmann::json::error_handler_t::replace)
-              << "\n";
+    nlohmann::json json = ToJson(client->get(), decision, result, allowed_count, options.count);
+    if (options.outcome) json["rules_of_outcome"] = corrected;
+    std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
   } else if (result >= 0) {
     PrintText(client->get(), decision, options, allowed_count);
+    if (options.outcome && decision.allowed != 0) {
+      std::cout << "  ended with   " << *options.outcome << ": of " << corrected
+                << (corrected == 1 ? " rule's" : " rules'") << " outcomes\n";
+    }
   }
   if (result < 0) return absl::InvalidArgumentError(sluice_strerror(result));
   bool is_held = false;
@@ -292,6 +274,7 @@ void AddCheck(CLI::App* root, Globals* globals) {
       "  sluicectl check tenant=acme --hold 60      hold a place of requests in flight for a "
       "minute\n"
       "  sluicectl check tenant=acme --hold 60 --acquire 5s  wait for the place, so long at most\n"
+      "  sluicectl check tenant=acme --outcome 503  and tell how it ended\n"
       "  sluicectl check tenant=acme --json | jq .retry_after_ns\n\n"
       "Exit code: 0 allowed, 1 denied (of several: the last), 2 wrong arguments, 3 no daemon.");
   auto options = std::make_shared<CheckOptions>();
@@ -309,6 +292,10 @@ void AddCheck(CLI::App* root, Globals* globals) {
   verb->add_option("--hold", options->hold, "enter, and leave after so long: seconds, or as 5m")
       ->excludes(peek)
       ->excludes(count);
+  verb->add_option("--outcome", options->outcome,
+                   "tell how it ended, by a status such as 503: rules' outcomes correct the cost")
+      ->check(CLI::Range(0u, 999u))
+      ->excludes(peek);
   verb->callback([globals, options] {
     const absl::Status status = RunCheck(*globals, *options, &globals->exit_code);
     if (!status.ok()) globals->exit_code = Fail(status);

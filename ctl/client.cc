@@ -24,4 +24,25 @@ absl::StatusOr<Client> Client::Attach(const Globals& globals, const std::string&
                    info.message[0] != '\0' ? info.message : "no daemon answered in time"));
 }
 
+absl::StatusOr<std::vector<sluice_descriptor_t>> ParseDescriptors(
+    const std::vector<std::string>& texts) {
+  std::vector<sluice_descriptor_t> descriptors;
+  for (const std::string& text : texts) {
+    const size_t equals = text.find('=');
+    if (equals == 0 || equals == std::string::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("'", text, "': write a descriptor as NAME=VALUE, such as tenant=acme"));
+    }
+    descriptors.push_back(
+        {text.data(), equals, text.data() + equals + 1, text.size() - equals - 1});
+  }
+  return descriptors;
+}
+
+std::string DecidingRule(sluice_t* client, const sluice_decision_t& decision) {
+  char label[256];
+  const int bytes = sluice_decision_rule(client, &decision, label, sizeof(label));
+  return bytes > 0 ? std::string(label) : std::string();
+}
+
 }  // namespace sluice::ctl

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "ctl/command.h"
@@ -24,5 +25,12 @@ class Client {
   explicit Client(sluice_t* client) : client_(client, &sluice_close) {}
   std::unique_ptr<sluice_t, void (*)(sluice_t*)> client_;
 };
+
+// NAME=VALUE each; what they point to are `texts`.
+absl::StatusOr<std::vector<sluice_descriptor_t>> ParseDescriptors(
+    const std::vector<std::string>& texts);
+
+// The label of the rule that decided; empty: none did, or the rules have changed since.
+std::string DecidingRule(sluice_t* client, const sluice_decision_t& decision);
 
 }  // namespace sluice::ctl

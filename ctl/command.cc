@@ -3,6 +3,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace sluice::ctl {
@@ -36,6 +37,20 @@ CLI::App* AddVerb(CLI::App* root, Globals* globals, const std::string& name,
       ->type_name("DIR");
   verb->footer(examples);
   return verb;
+}
+
+absl::StatusOr<absl::Duration> ParseTime(const std::string& option, const std::string& text,
+                                         absl::Duration most) {
+  absl::Duration time;
+  double seconds = 0;
+  if (absl::SimpleAtod(text, &seconds)) {
+    time = absl::Seconds(seconds);
+  } else if (!absl::ParseDuration(text, &time)) {
+    time = -absl::InfiniteDuration();
+  }
+  if (time >= absl::ZeroDuration() && time <= most) return time;
+  return absl::InvalidArgumentError(absl::StrCat(
+      option, " ", text, ": write how long, such as 30s, at most ", absl::FormatDuration(most)));
 }
 
 }  // namespace sluice::ctl

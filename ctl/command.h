@@ -6,6 +6,8 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 namespace sluice::ctl {
 
@@ -36,6 +38,11 @@ void RunAdminVerb(Globals* globals, const std::function<absl::Status()>& verb);
 CLI::App* AddVerb(CLI::App* root, Globals* globals, const std::string& name,
                   const std::string& description, const std::string& examples);
 
+// A length of time as 30s or 1m30s, or in plain seconds, from 0 to `most`; else the error names the
+// option.
+absl::StatusOr<absl::Duration> ParseTime(const std::string& option, const std::string& text,
+                                         absl::Duration most);
+
 void AddStatus(CLI::App* root, Globals* globals);
 void AddRules(CLI::App* root, Globals* globals);
 void AddCheck(CLI::App* root, Globals* globals);
@@ -44,6 +51,8 @@ void AddTop(CLI::App* root, Globals* globals);
 void AddChaos(CLI::App* root, Globals* globals);
 void AddPromote(CLI::App* root, Globals* globals);
 void AddUnban(CLI::App* root, Globals* globals);
+void AddReserve(CLI::App* root, Globals* globals);
+void AddSettle(CLI::App* root, Globals* globals);
 void AddReplay(CLI::App* root, Globals* globals);
 void AddCompletion(CLI::App* root, Globals* globals);
 

@@ -25,6 +25,8 @@ int main(int argc, char** argv) {
   AddStatus(&app, &globals);
   AddRules(&app, &globals);
   AddCheck(&app, &globals);
+  AddReserve(&app, &globals);
+  AddSettle(&app, &globals);
   AddBuckets(&app, &globals);
   AddTop(&app, &globals);
   AddChaos(&app, &globals);

@@ -28,7 +28,7 @@ rules:
 
 LINE = '{} - - [17/May/2015:10:05:{:02d} +0000] "GET {} HTTP/1.1" 200 12 "-" "agent"\n'
 VERBS = ["status", "rules", "check a=b", "buckets", "top --once", "promote per-tenant",
-         "unban per-tenant:a", "replay --generate keys=1"]
+         "unban per-tenant:a", "reserve a=b", "replay --generate keys=1"]
 
 
 @pytest.fixture(name="daemon", scope="module")
@@ -53,7 +53,7 @@ def test_without_a_daemon_each_verb_names_the_socket_and_the_mend(verb, tmp_path
 
 
 @pytest.mark.parametrize("verb", ["status", "rules", "check", "buckets", "top", "replay",
-                                  "completion", "promote", "unban"])
+                                  "completion", "promote", "unban", "reserve", "settle"])
 def test_help_of_each_verb_teaches_by_example(verb):
     text = ctl(verb, "--help").stdout
     assert f"sluicectl {verb}" in text[text.index("Examples:"):]
@@ -252,7 +252,7 @@ def test_completion_knows_every_verb_and_option(shell, check, tmp_path):
 def test_bash_completes_verbs_and_options(tmp_path):
     path = tmp_path / "script"
     path.write_text(ctl("completion", "bash").stdout)
-    ask = (f". {path}; COMP_WORDS=(sluicectl re); COMP_CWORD=1; _sluicectl; echo ${{COMPREPLY[*]}}; "
+    ask = (f". {path}; COMP_WORDS=(sluicectl rep); COMP_CWORD=1; _sluicectl; echo ${{COMPREPLY[*]}}; "
            "COMP_WORDS=(sluicectl replay --ge); COMP_CWORD=2; _sluicectl; echo ${COMPREPLY[*]}")
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["replay", "--generate"]
