@@ -20,6 +20,7 @@ from children import Child, DemoError
 from clients import Client, Totals
 from cluster import SLOTS, Cluster, call
 from limits import HOSTS, SHARDS, Plan, is_plain, shard_of
+from products import Products
 from regions import Regions
 from scenarios import Algorithms, Strict
 from watcher import HEALTHY, Watcher
@@ -34,7 +35,8 @@ RECOVERY_S = 25.0
 CALM_S = 3.0  # normal running after the recovery
 MIN_SECONDS, DEFAULT_SECONDS, MAX_SECONDS = 10, 30, 3600
 SOCKET_PATH_MAX = 100
-SCENARIOS = {"algorithms": Algorithms, "strict": Strict, "regions": Regions}
+SCENARIOS = {"algorithms": Algorithms, "strict": Strict, "regions": Regions,
+             "products": Products}
 
 
 class Stopped(Exception):
@@ -57,7 +59,8 @@ def parse_arguments():
                         help="failover (default): as above. algorithms: one limit by each of them, "
                         "under the same arrivals. strict: one limit over two hosts by each consistency. "
                         "regions: three clusters far apart, a home that moves, a region that is "
-                        "cut off")
+                        "cut off. products: reservations, requests in flight, priority, "
+                        "bans, quotas, candidates and levels, by a few requests each")
     parser.add_argument("--log", metavar="FILE",
                         help="replay this Apache or nginx access log (default: generated traffic)")
     parser.add_argument("--seconds", type=int, metavar="N",

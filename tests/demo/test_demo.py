@@ -13,9 +13,9 @@ import pytest
 from harness.processes import Process, wait_until
 from harness.sluice import ROOT, build_dir
 
-# What scripts/test waits for this file: two whole runs with failovers, three scenarios, and two that
+# What scripts/test waits for this file: two whole runs with failovers, four scenarios, and two that
 # are stopped.
-SUITE_TIMEOUT_S = 700
+SUITE_TIMEOUT_S = 760
 
 DEMO = os.path.join(ROOT, "scripts", "demo")
 SAMPLE_LINE = '{ip} - - [17/May/2015:10:{minute:02d}:03 +0000] "GET {path} HTTP/1.1" 200 1 "-" "{agent}"\n'
@@ -140,6 +140,20 @@ def test_a_scenario_shows_its_limits_side_by_side(folder, scenario, rows):
             assert row in words
         assert run.left_processes() == []
         assert run.left_files() == [os.path.basename(path)]
+
+
+@pytest.mark.timeout_s(200)
+def test_what_products_ask_for_is_shown_act_by_act(folder):
+    with Run(folder, "--scenario", "products") as run:
+        run.process.wait(150)
+        text = run.output()
+        assert run.process.returncode == 0, text
+        for act in ("reserve, then settle", "in flight", "priority", "penalty",
+                    "quota by the calendar", "candidate", "levels"):
+            assert re.search(rf"^{act}\n  \S", text, re.MULTILINE), text
+        assert "every limit held" in text and "WRONG" not in text
+        assert run.left_processes() == []
+        assert run.left_files() == []
 
 
 def test_a_scenario_takes_no_traffic_of_its_own(folder):
