@@ -91,52 +91,53 @@ TEST(FoldTest, ABatchIsRefusedWhereEarlierOnesAreMissing) {
   EXPECT_EQ(redis.data[kKey].at("s:"), "3");
 }
 
-// Hosts that return one after the other: the use of the first since would make a debt of what the
-// others used while nobody was heard.
-TEST(FoldTest, RefillThatAnOutageLostPaysForWhatIsReportedLate) {
-  LuaRedis redis;
-  constexpr uint64_t kTauUs = 100 * kSecondUs;
-  uint64_t seq = 0;
-  const auto debt_ms = [&](uint64_t at_s, uint64_t cost_ms, uint64_t age_s) {
-    redis.time_us = at_s * kSecondUs;
-    const redis::Reply reply = redis.Eval(
-        lua::kFold, kKey,
-        Batch(++seq,
-              {{"a", std::to_string(cost_ms * 1000), "1", std::to_string(age_s * kSecondUs)}},
-              kTauUs));
+// Uses of one bucket, a batch each, at `at_s` of Redis' time and as old as they say.
+class LostRefillTest : public testing::Test {
+ protected:
+  // What is owed then, ms.
+  int64_t Fold(uint64_t at_s, uint64_t cost_ms, uint64_t age_s) {
+    redis_.time_us = at_s * kSecondUs;
+    const Use use{"a", std::to_string(cost_ms * 1000), "1", std::to_string(age_s * kSecondUs)};
+    const redis::Reply reply =
+        redis_.Eval(lua::kFold, kKey, Batch(++seq_, {use}, /*tau_us=*/100 * kSecondUs));
     EXPECT_FALSE(reply.is_error()) << reply.text;
     return reply.is_error() ? -1 : reply.elements[4].integer / 1000;
-  };
-  EXPECT_EQ(debt_ms(100, 1, 0), 1);
-  EXPECT_EQ(debt_ms(105, 1000, 0), 1000) << "heard first; 4,999 ms of refill were lost";
+  }
+  bool Remembers(const std::string& text) {
+    return redis_.data[kKey].at("a").find(text) != std::string::npos;
+  }
+
+ private:
+  LuaRedis redis_;
+  uint64_t seq_ = 0;
+};
+
+// Hosts that return one after the other: the use of the first since would make a debt of what the
+// others used while nobody was heard.
+TEST_F(LostRefillTest, PaysForWhatIsReportedLate) {
+  EXPECT_EQ(Fold(100, 1, 0), 1);
+  EXPECT_EQ(Fold(105, 1000, 0), 1000) << "heard first; 4,999 ms of refill were lost";
   // Evenly used in 6 s, of which 5 were the outage: five sixths of it happened then.
-  EXPECT_EQ(debt_ms(106, 3000, 6), 3000 - 2425);
-  EXPECT_EQ(debt_ms(106, 100, 0), 675) << "what is used now is not paid for";
-  EXPECT_EQ(debt_ms(106, 100, 1), 775) << "nor what was used since";
-  EXPECT_EQ(debt_ms(106, 3000, 6), 775 + 575);
-  EXPECT_EQ(debt_ms(106, 3000, 6), 1350 + 3000 - (4999 - 2 * 2425)) << "no more than was lost";
-  EXPECT_EQ(debt_ms(106, 3000, 6), 4201 + 3000);
+  EXPECT_EQ(Fold(106, 3000, 6), 3000 - 2425);
+  EXPECT_EQ(Fold(106, 100, 0), 675) << "what is used now is not paid for";
+  EXPECT_EQ(Fold(106, 100, 1), 775) << "nor what was used since";
+  EXPECT_EQ(Fold(106, 3000, 6), 775 + 575);
+  EXPECT_EQ(Fold(106, 3000, 6), 1350 + 3000 - (4999 - 2 * 2425)) << "no more than was lost";
+  EXPECT_EQ(Fold(106, 3000, 6), 4201 + 3000);
 }
 
 // No host takes longer to return; and a clock that went back makes an end that is not yet.
-TEST(FoldTest, LostRefillIsForgottenAndNoClockThatWentBackUsesIt) {
-  LuaRedis redis;
-  uint64_t seq = 0;
-  const auto fold = [&](uint64_t at_s, uint64_t cost_s, uint64_t age_s) {
-    redis.time_us = at_s * kSecondUs;
-    const redis::Reply reply = redis.Eval(
-        lua::kFold, kKey,
-        Batch(++seq,
-              {{"a", std::to_string(cost_s * kSecondUs), "1", std::to_string(age_s * kSecondUs)}},
-              100 * kSecondUs));
-    EXPECT_FALSE(reply.is_error()) << reply.text;
-    return redis.data[kKey].at("a");
-  };
-  (void)fold(100, 1, 0);
-  EXPECT_NE(fold(110, 30, 0).find(" g 9000000 110000000"), std::string::npos);
-  EXPECT_NE(fold(109, 1, 2).find(" g 9000000 110000000"), std::string::npos) << "it is not yet";
-  EXPECT_NE(fold(124, 1, 0).find(" g 9000000 110000000"), std::string::npos);
-  EXPECT_EQ(fold(126, 1, 0).find(" g "), std::string::npos);
+TEST_F(LostRefillTest, IsForgottenAndNoClockThatWentBackUsesIt) {
+  constexpr char kLost[] = " g 9000000 110000000";
+  (void)Fold(100, 1000, 0);
+  (void)Fold(110, 30'000, 0);
+  EXPECT_TRUE(Remembers(kLost));
+  (void)Fold(109, 1000, 2);
+  EXPECT_TRUE(Remembers(kLost)) << "it is not yet";
+  (void)Fold(124, 1000, 0);
+  EXPECT_TRUE(Remembers(kLost));
+  (void)Fold(126, 1000, 0);
+  EXPECT_FALSE(Remembers(" g "));
 }
 
 // Names that change with the keys of private values: one field a bucket, whichever name is first.
