@@ -90,8 +90,8 @@ CalendarTable::CalendarTable(const Calendar& calendar, int64_t offset_us, uint64
                              size_t ends)
     : offset_us_(offset_us) {
   const auto add = [&](const CalendarWindow& window) {
-    const int64_t end_us = std::max<int64_t>(window.end_us - offset_us, 0);
-    entries_.push_back({window, std::max<uint64_t>(static_cast<uint64_t>(end_us) * 1000, 1)});
+    const int64_t end_us = window.end_us - offset_us;
+    entries_.push_back({window, end_us > 0 ? static_cast<uint64_t>(end_us) * 1000 : kLongOverNs});
   };
   CalendarWindow window = calendar.At(static_cast<int64_t>(now_ns / 1000) + offset_us);
   add(calendar.At(window.begin_us - 1));
@@ -103,6 +103,7 @@ CalendarTable::CalendarTable(const Calendar& calendar, int64_t offset_us, uint64
 
 const CalendarTable::Entry* CalendarTable::Near(uint64_t end_ns) const {
   for (const Entry& entry : entries_) {
+    if (entry.end_ns == kLongOverNs) continue;
     if (shm::window::IsNear(entry.end_ns, end_ns, shm::window::kCalendarSlackNs)) return &entry;
   }
   return nullptr;

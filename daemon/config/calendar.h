@@ -41,9 +41,12 @@ class Calendar {
 // monotonic clock, as the wall clock stood then. Immutable.
 class CalendarTable {
  public:
+  // No word tells of a window that was over before this machine was started.
+  static constexpr uint64_t kLongOverNs = 1;
+
   struct Entry {
     CalendarWindow window;
-    uint64_t end_ns;  // CLOCK_MONOTONIC; at least 1
+    uint64_t end_ns;  // CLOCK_MONOTONIC; kLongOverNs: before that clock began
   };
 
   // From the window before that of now on, `ends` of them from now. `offset_us`: by how much Unix
