@@ -32,6 +32,16 @@ void Reconciler::Recall(Bucket& b, uint64_t now_ns) {
   FoldWindow(b, state, 0, *buckets_, EndsOf(*b.rule), now_ns);
 }
 
+// Until Redis has been told again what it lost, it answers with less: what it told before stands.
+void Reconciler::RaiseToRestored(const Bucket& b, uint64_t now_ns, BucketState* state) {
+  if (!b.is_dated()) return;
+  const config::CalendarTable::Entry* const entry = b.calendar->EndingAt(b.restore_end_us);
+  if (entry == nullptr || entry->end_ns <= now_ns) return;
+  const uint64_t left_us = (entry->end_ns - now_ns) / 1000;
+  if (state->debt_us != left_us) return;  // of another window, or of none
+  state->in_window = std::max(state->in_window, b.restore);
+}
+
 // What Redis told, but for what it told while it had lost it.
 void Reconciler::KeepQuota(const Bucket& b, const BucketState& told, uint64_t redis_us) {
   if (options_.quotas == nullptr || b.restore != 0 || told.debt_us == 0 || b.is_mirror) return;

@@ -351,11 +351,12 @@ void Reconciler::OnReply(uint32_t shard, uint64_t token, const redis::Reply& rep
     }
     Bucket& b = ledger_.bucket(item.bucket);
     const BucketState& told = fold->buckets[i];
-    const BucketState state =
+    BucketState state =
         item.is_window && b.is_dated() ? DatedState(b, told, fold->now_us, now_ns) : told;
     b.in_flight = false;
     ++b.journal_pins;
     if (item.restore != 0 && b.restore == item.restore) b.restore = 0;
+    if (b.restore != 0) RaiseToRestored(b, now_ns, &state);
     if (item.is_window && b.is_dated()) KeepQuota(b, told, fold->now_us);
     // A duplicate's reply does not tell in which generation our demand was counted.
     b.said_milli = item.said_milli;

@@ -264,6 +264,7 @@ class Reconciler : public harvest::Sink,
   void KeepQuota(const Bucket& b, const BucketState& told, uint64_t redis_us);
   void KeepOwnQuota(const Bucket& b);
   void RestoreQuotas(uint32_t shard, uint64_t now_ns);
+  void RaiseToRestored(const Bucket& b, uint64_t now_ns, BucketState* state);
 
   // strict.cc
   void OpenKeeper();

@@ -160,6 +160,21 @@ TEST_F(CalendarTest, ADayGoesOnWhereRedisHasLostItsData) {
   EXPECT_NEAR(static_cast<double>(admitted), kTokens, 3 * 80.0);
 }
 
+// Until Redis has been told again what it lost, it answers with what is sent again of the last two
+// seconds: hosts go on with what they knew. What was used until the loss showed may be missing.
+TEST_F(CalendarTest, AHostStandsByWhatItWasToldWhileRedisKnowsLess) {
+  fleet_.redis.time_us += static_cast<uint64_t>(12 * kHourUs);
+  for (size_t i = 0; i < 2; ++i) SetClock(i, 0);
+  ASSERT_TRUE(fleet_.host(0).Check("per-user", "u", 600));
+  fleet_.Run(3 * kSecond);
+  ASSERT_TRUE(fleet_.host(0).Check("per-user", "u", 390));
+  fleet_.Run(500 * kMs);
+  fleet_.redis.data.clear();
+  fleet_.network.one_way_ns = 200 * kMs;
+  fleet_.network.timeout_ns = kSecond;
+  EXPECT_LE(Run(3 * kSecond, 100, [](size_t i) { return i == 0; }), 2 * 10u);
+}
+
 // What is kept in a file outlasts the host's memory too.
 TEST_F(CalendarTest, ADayGoesOnWhereRedisAndTheHostHaveLostEverything) {
   fleet_.redis.time_us += static_cast<uint64_t>(12 * kHourUs);
