@@ -160,7 +160,8 @@ TEST(CalendarTest, AWindowFromBeforeTheMachineWasStartedIsNearToNoEnd) {
   for (int64_t hour = 15; hour < 24; ++hour) {
     const int64_t wall_us = UnixUs("2026-05-05 00:00") + hour * 3'600'000'000;
     const CalendarTable table(*calendar, wall_us - static_cast<int64_t>(now_ns / 1000), now_ns, 3);
-    const CalendarTable::Entry* const open = table.Near(now_ns + static_cast<uint64_t>(24 - hour) * kHourNs);
+    const CalendarTable::Entry* const open =
+        table.Near(now_ns + static_cast<uint64_t>(24 - hour) * kHourNs);
     ASSERT_NE(open, nullptr) << hour;
     EXPECT_EQ(Utc(open->window.end_us), "2026-05-06 00:00") << hour;
   }

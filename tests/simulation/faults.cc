@@ -277,6 +277,8 @@ std::vector<config::RuleConfig> FaultPlan::OtherRules(const Host& host) {
   for (config::RuleConfig& rule : rules) {
     // Hosts that know of different limits may let more in than the lowest.
     if (rule.kind == shm::Kind::kInFlight || rule.strict) continue;
+    // What is told of a quota is cut to what its limit lets a host believe.
+    if (rule.limit->calendar != 0) continue;
     const uint64_t tenths = random_.Between(1, 30);
     rule.limit->limit = std::max<uint64_t>(rule.limit->limit * tenths / 10, 1);
     rule.limit->burst = std::max<uint64_t>(rule.limit->burst * random_.Between(1, 30) / 10, 3);

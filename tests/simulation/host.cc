@@ -7,13 +7,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "tests/simulation/rules.h"
 
 namespace sluice::simulation {
 namespace {
 
-constexpr uint64_t kCapacity = 256;
-// The first nine, and both that changes bring: one that is gone stands until its use is told.
-constexpr size_t kRulesMost = 11;
+constexpr uint64_t kCapacity = 512;
 constexpr uint64_t kRetryRulesNs = 200 * kMs;
 constexpr size_t kTurnsMost = 5000;          // between two looks at the bounds
 constexpr uint64_t kTurnLateNs = 100 * kMs;  // a daemon that runs comes around so often
@@ -36,6 +35,11 @@ Host::Host(HostOptions options, Timeline* timeline, Network* network, Trace* tra
       network_(network),
       trace_(trace),
       random_(random),
+      calendars_(&control_,
+                 [this] {
+                   return static_cast<int64_t>(kEpochUs) + options_.clock_ahead_us -
+                          static_cast<int64_t>(options_.base_ns / kUs);
+                 }),
       first_rules_(options_.config.rules) {
   const uint32_t shards = options_.config.redis->shards;
   CheckOk(control_.Create({.capacity = kCapacity,
@@ -46,6 +50,7 @@ Host::Host(HostOptions options, Timeline* timeline, Network* network, Trace* tra
                            .seed = {random_.Next() | 1, random_.Next() | 1, random_.Next() | 1}},
                           NowNs()));
   CheckOk(buckets_.Create(kCapacity, kLogs));
+  if (!calendars_.Set(options_.config, NowNs()).ok()) abort();
   if (!PublishRules(options_.config.rules)) abort();
   control_.Publish();
   for (int client = 0; client < options_.clients; ++client) CheckLater(client);
@@ -68,7 +73,10 @@ bool Host::PublishRules(const std::vector<config::RuleConfig>& rules) {
   CheckOk(status);
   absl::StatusOr<config::CompiledRules> compiled = config::CompiledRules::Load(*bytes);
   if (!compiled.ok()) abort();
+  compiled->AddPrivacy(options_.config);
   compiled->AddPenalties(options_.config);
+  compiled->AddCalendars(calendars_.tables());
+  policy_ = *std::move(bytes);
   rules_ = std::make_shared<config::CompiledRules>(*std::move(compiled));
   return true;
 }
@@ -126,11 +134,13 @@ void Host::StartDaemon() {
       reconcile::Worker::Create({.control = &control_,
                                  .buckets = &buckets_.buckets(),
                                  .redis = options_.config.redis,
-                                 .former_rules = former},
+                                 .former_rules = former,
+                                 .quotas = &quotas_},
                                 std::move(environment));
   if (!worker.ok()) abort();
   worker_ = *std::move(worker);
   worker_->SetRules(rules_);
+  quotas_.Open();
   trace_->Note("daemon starts", static_cast<uint64_t>(options_.number), lives_.size());
   lives_.push_back(std::move(life));
   known_seq_.assign(options_.config.redis->shards, -1);
@@ -160,11 +170,11 @@ void Host::EndDaemon() {
       (tokens < 0 ? refunds_lost_by_kills_ : lost_by_kills_)[text] += std::abs(tokens);
     };
     for (const reconcile::BucketId id : shard.queue) {
-      lose_of(ledger.bucket(id).text, ledger.bucket(id).pending);
+      lose_of(ledger.bucket(id).outer_name(), ledger.bucket(id).pending);
     }
     const auto lose = [&](const std::vector<reconcile::BatchItem>& items) {
       for (const reconcile::BatchItem& item : items) {
-        lose_of(ledger.bucket(item.bucket).text, item.tokens);
+        lose_of(ledger.bucket(item.bucket).outer_name(), item.tokens);
       }
     };
     for (const reconcile::JournalEntry& entry : shard.again) lose(entry.items);
@@ -200,6 +210,7 @@ void Host::Turn() {
   ++turns_;
   ++all_turns_;
   control_.Beat(now_ns);
+  RenewCalendars();
   worker_->Wait(now_ns);
   if (stop_until_ns_ != 0) {
     const bool is_settled = worker_->Flush();
@@ -210,6 +221,7 @@ void Host::Turn() {
   const uint64_t until_ns = worker_->Tick();
   turned_ns_ = timeline_->now_ns();
   NoteAcks();
+  quotas_.Hear(worker_->reconciler().ledger());
   WakeAt(ring_->has_ready() ? timeline_->now_ns() : until_ns - options_.base_ns);
 }
 
@@ -279,6 +291,15 @@ std::vector<std::string> Host::BeyondBounds(size_t nodes) {
          reconcile::kJournalNs / reconcile::kTickNs + 2);
   }
   CheckModes(&beyond);
+  // Each bucket comes near its limit once in a period.
+  for (const config::CompiledRule& rule : rules_->rules()) {
+    const auto totals = worker_->reconciler().totals().find(rule.label);
+    const auto tenancies = tenancies_.find(rule.label);
+    hold("buckets near their limit",
+         totals == worker_->reconciler().totals().end() ? 0 : totals->second.near_limit,
+         (tenancies == tenancies_.end() ? 0 : tenancies->second) *
+             (age_ns / rule.limit.period_ns + 1));
+  }
   return beyond;
 }
 

@@ -11,10 +11,14 @@
 #include <string>
 #include <vector>
 
+#include "daemon/config/calendars.h"
 #include "daemon/reconcile/worker.h"
+#include "shm/bucket.h"
 #include "shm/log_row.h"
 #include "shm/segment.h"
+#include "tests/simulation/classes.h"
 #include "tests/simulation/network.h"
+#include "tests/simulation/quota_books.h"
 #include "tests/simulation/random.h"
 #include "tests/simulation/timeline.h"
 #include "tests/simulation/trace.h"
@@ -27,7 +31,8 @@ inline constexpr uint64_t kGraceNs = 2 * kSecond;
 struct HostOptions {
   int number = 0;
   config::Config config;
-  uint64_t base_ns = 0;  // what its monotonic clock shows at the beginning
+  uint64_t base_ns = 0;        // what its monotonic clock shows at the beginning
+  int64_t clock_ahead_us = 0;  // of Unix time
   int clients = 3;
   uint64_t check_gap_ns = 20 * kMs;  // between two checks of a client, in the mean
   int keys = 12;                     // of each rule
@@ -89,6 +94,11 @@ class Host {
   // The buckets that its daemon, which runs, holds to be banned, and for how long from now on.
   std::map<std::string, uint64_t> BannedForNs() const;
 
+  // Tokens that classes were admitted, and those of quotas, each of them judged.
+  uint64_t classes_judged() const { return classes_judged_; }
+  uint64_t quotas_judged() const { return quotas_.judged(); }
+  uint64_t tried() const { return tried_; }  // requests that a candidate was asked about
+
   // Requests in flight, by bucket; those of killed clients until they are given back.
   const std::map<std::string, uint32_t>& in_flight() const { return in_flight_; }
   uint64_t entered() const { return entered_; }
@@ -134,6 +144,19 @@ class Host {
 
  private:
   enum class Death : uint8_t { kNone, kBeforeText, kBeforeUse, kBeforeMark };
+  // What a request asks of a rule.
+  struct Asked {
+    const config::CompiledRule* rule = nullptr;
+    std::string label;  // of the bucket: with the limit that the request brought
+    std::string value;  // of the key
+    std::string text;   // the bucket's name for the outside
+    uint64_t hash = 0;  // of the kind
+    shm::Limit whole;   // of the bucket
+    shm::Limit limit;   // of that what the request's class may use
+    double part = 1;    // which is so much, as the rule is written
+    uint16_t floor_q16 = 0;
+    uint32_t tokens = 0;
+  };
   // What a client needs for a correction.
   struct Spent {
     shm::Kind kind = shm::Kind::kTokenBucket;
@@ -159,7 +182,19 @@ class Host {
   void CheckModes(std::vector<std::string>* beyond);
   void CheckLater(int client);
   void Check();
-  void Correct(const Spent& spent);
+  Asked Draw();
+  void Fill(const config::CompiledRule& rule, const std::string& brought, const std::string& name,
+            Asked* asked) const;
+  std::string TextOf(const config::CompiledRule& rule, const std::string& label,
+                     const std::string& value) const;
+  std::optional<Spent> Take(const Asked& asked, Death death);
+  std::optional<Spent> Try(const Asked& asked);
+  void JudgeTried(const Asked& asked, const shm::Seen& seen, bool is_allowed);
+  void JudgeClass(const Asked& asked, const classes::Found& found);
+  void JudgeQuota(const Asked& asked, const shm::Seen& seen);
+  classes::Found Look(const Asked& asked, uint32_t slot) const;
+  void RenewCalendars();
+  void Correct(const std::vector<Spent>& spends);
   void GiveBack(const Spent& spent, uint32_t tokens);
   void LookAfterRefund(const Spent& spent, uint32_t tokens, uint64_t at_ns);
   void ChargeMore(const Spent& spent, uint32_t tokens);
@@ -180,10 +215,12 @@ class Host {
   Trace* trace_;
   Random random_;
   shm::ControlWriter control_;
+  config::Calendars calendars_;
   shm::BucketsOwner buckets_;
   const std::vector<config::RuleConfig> first_rules_;
   std::optional<std::vector<config::RuleConfig>> wanted_rules_;
   uint64_t rule_changes_ = 0;
+  std::string policy_;  // as clients read it
   std::shared_ptr<const config::CompiledRules> rules_;
   std::unique_ptr<SimRing> ring_;
   std::unique_ptr<reconcile::Worker> worker_;
@@ -201,11 +238,15 @@ class Host {
   double kill_chance_ = 0;
   Tokens admitted_, given_back_, denied_;
   Tokens lost_by_kills_, refunds_lost_by_kills_, refunds_abandoned_;
+  std::map<std::string, uint64_t> tenancies_;  // by label
+  QuotaBooks quotas_;
   std::map<std::string, uint32_t> in_flight_;
   uint64_t nonce_ = 0;  // of the last place
   uint64_t entered_ = 0;
   uint64_t killed_clients_ = 0;
   uint64_t checks_ = 0;
+  uint64_t classes_judged_ = 0;
+  uint64_t tried_ = 0;
 };
 
 }  // namespace sluice::simulation

@@ -28,28 +28,31 @@ void Host::CheckLater(int client) {
   });
 }
 
-// As a client makes it, but for the modes of an emergency; it may be killed on the way.
 void Host::Check() {
   ++checks_;
-  const std::vector<config::CompiledRule>& rules = rules_->rules();
-  const config::CompiledRule& rule = options_.favoured > 0 && random_.Chance(options_.favoured)
-                                         ? rules.back()
-                                         : rules[random_.Below(rules.size())];
-  // Half of the checks meet at one key.
-  const uint64_t key =
-      random_.Chance(0.5) ? 0 : random_.Below(static_cast<uint64_t>(options_.keys));
-  const std::string value = absl::StrCat("k", key);
-  const std::string_view values[] = {value};
-  const auto tokens = static_cast<uint32_t>(random_.Between(1, 3));
+  const Asked asked = Draw();
   const Death death =
       random_.Chance(kill_chance_) ? static_cast<Death>(random_.Between(1, 3)) : Death::kNone;
   killed_clients_ += death != Death::kNone ? 1 : 0;
-  HostClock::now_ns = NowNs();
-  const uint64_t hash = shm::HashOfKind(
-      shm::ShortNameHash(control_.info().hash_key, rule.hash_seed, values, 1), rule.kind);
-  if (rule.kind == shm::Kind::kInFlight) {
-    return Enter(rule, value, hash, tokens, death != Death::kNone);
+  if (asked.rule->kind == shm::Kind::kInFlight) {
+    return Enter(*asked.rule, asked.value, asked.hash, asked.tokens, death != Death::kNone);
   }
+  std::vector<Spent> spends;
+  if (std::optional<Spent> spent = Take(asked, death)) spends.push_back(*std::move(spent));
+  if (asked.rule->candidate != shm::kNoRule && death == Death::kNone) {
+    if (std::optional<Spent> spent = Try(asked)) spends.push_back(*std::move(spent));
+  }
+  if (!spends.empty() && asked.rule->calendar == nullptr && random_.Chance(options_.corrected)) {
+    timeline_->After(random_.Below(kCorrectMostNs),
+                     [this, spends = std::move(spends)] { Correct(spends); });
+  }
+}
+
+// As a client makes it, but for the modes of an emergency; it may be killed on the way.
+std::optional<Host::Spent> Host::Take(const Asked& asked, Death death) {
+  const config::CompiledRule& rule = *asked.rule;
+  const uint32_t tokens = asked.tokens;
+  HostClock::now_ns = NowNs();
   const shm::MappedBuckets& b = buckets_.buckets();
   shm::SlotTable<std::atomic<uint64_t>> table(b.slots(), b.capacity(), b.counters());
   const bool is_lent = rule.kind == shm::Kind::kLease;
@@ -58,75 +61,80 @@ void Host::Check() {
     table = table.OfLogs(b.slots(), kLogs, b.counters(), b.log_entries(),
                          shm::logs::TermsOf(rule.limit));
   }
-  // Each fourth is of a class that leaves three eighths of the bucket.
-  const bool is_floored = checks_ % 4 == 0;
-  const shm::Limit floored = shm::Floored(rule.limit, is_floored ? 0x6000 : 0, rule.kind);
-  const shm::Charge charge{.cost_ns = shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit),
-                           .tau_ns = floored.tau_ns,
-                           .debt_max_ns = floored.debt_max_ns,
+  const shm::Charge charge{.cost_ns = shm::CostNs(tokens, asked.whole.period_ns, asked.whole.limit),
+                           .tau_ns = asked.limit.tau_ns,
+                           .debt_max_ns = asked.limit.debt_max_ns,
                            .tokens = tokens,
                            .dearer_q16 = 0,
                            .admit_always = false,
                            .commit = true,
                            .kind = rule.kind,
-                           .floor_q16 = is_floored ? uint16_t{0x6000} : uint16_t{0},
-                           .limit = &floored};
+                           .floor_q16 = asked.floor_q16,
+                           .limit = &asked.limit,
+                           .ends = rule.calendar_place == 0
+                                       ? nullptr
+                                       : control_.header().calendar_ends[rule.calendar_place - 1]};
   for (int restart = 0; restart < shm::kMaxRestarts; ++restart) {
     bool claimed = false;
     const uint32_t slot =
-        table.FindOrClaim(hash, rule.kind, 0, {NowNs(), kGraceNs, MaxDebtNs()}, &claimed);
-    if (slot == shm::kNoSlot) return;
-    if (claimed && death == Death::kBeforeText) return;
-    if (claimed) StoreName(slot, rule.label, value);
+        table.FindOrClaim(asked.hash, rule.kind, 0, {NowNs(), kGraceNs, MaxDebtNs()}, &claimed);
+    if (slot == shm::kNoSlot) return {};
+    if (claimed) ++tenancies_[rule.label];
+    if (claimed && death == Death::kBeforeText) return {};
+    if (claimed) StoreName(slot, asked.label, asked.value);
+    const classes::Found found = Look(asked, slot);
     shm::RequestTime<HostClock> time(false, 0);
     shm::Seen seen;
-    const uint64_t fp = shm::FingerprintOf(hash);
+    const uint64_t fp = shm::FingerprintOf(asked.hash);
     const shm::Outcome outcome =
         is_lent
             ? shm::credits::CheckLease(b.slots()[slot], b.second()[slot], fp, charge, time, &seen)
-        : is_log ? shm::logs::CheckLog(table, slot, hash, &b.second()[slot], charge,
+        : is_log ? shm::logs::CheckLog(table, slot, asked.hash, &b.second()[slot], charge,
                                        /*brief=*/true, time, &seen)
         : shm::IsWindow(rule.kind)
             ? shm::window::CheckWindow(b.slots()[slot], &b.second()[slot], fp, charge, time, table,
                                        &seen)
             : shm::CheckSlot(b.slots()[slot], fp, charge, time, table, &seen);
     if (outcome == shm::Outcome::kLost) continue;
-    std::string text = absl::StrCat(rule.label, ":", value);
-    if (outcome != shm::Outcome::kAllowed) {
+    const bool is_allowed = outcome == shm::Outcome::kAllowed;
+    if (rule.candidate != shm::kNoRule) JudgeTried(asked, seen, is_allowed);
+    if (!is_allowed) {
       if (is_lent) {
         shm::AddWanted(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, tokens);
-        return;
+        return {};
       }
-      ++denied_[text];
+      ++denied_[asked.text];
       shm::AddDenied(b.slots()[slot], b.denied()[slot], b.dirty(), slot, seen.gen, 1);
-      return;
+      return {};
     }
-    if (is_lent) options_.on_spent(text, tokens);
-    if (death == Death::kBeforeUse) return;
+    JudgeClass(asked, found);
+    if (is_lent) options_.on_spent(asked.text, tokens);
+    if (death == Death::kBeforeUse) return {};
     // What is lent is not counted by the books of the others.
-    if (!is_lent) admitted_[text] += tokens;
+    if (!is_lent) admitted_[asked.text] += tokens;
+    if (rule.calendar != nullptr) JudgeQuota(asked, seen);
     if (death == Death::kBeforeMark) {
       shm::CountUse(b.slots()[slot], tokens);
-      return;
+      return {};
     }
     const uint64_t aux = shm::AddUse(b.slots()[slot], b.dirty(), slot, tokens);
-    if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, rule.label, value);
-    if (!is_lent && random_.Chance(options_.corrected)) {
-      timeline_->After(
-          random_.Below(kCorrectMostNs),
-          [this, spent = Spent{rule.kind, rule.limit, slot, tokens, seen.gen, seen.verdict.new_ns,
-                               charge.cost_ns, std::move(text)}] { Correct(spent); });
-    }
-    return;
+    if ((aux & shm::aux::kTextWanted) != 0) StoreName(slot, asked.label, asked.value);
+    if (is_lent) return {};
+    return Spent{rule.kind, asked.whole,         slot,           tokens,
+                 seen.gen,  seen.verdict.new_ns, charge.cost_ns, asked.text};
   }
+  return {};
 }
 
-// The request turns out to cost less (nothing: a refund), as much, or more.
-void Host::Correct(const Spent& spent) {
+// The request turns out to cost less (nothing: a refund), as much, or more. What it spent in a
+// candidate is corrected with it.
+void Host::Correct(const std::vector<Spent>& spends) {
   if (!checking_ || is_paused()) return;
-  const auto actual = static_cast<uint32_t>(random_.Below(2 * spent.tokens + 1));
-  if (actual < spent.tokens) GiveBack(spent, spent.tokens - actual);
-  if (actual > spent.tokens) ChargeMore(spent, actual - spent.tokens);
+  const auto actual = static_cast<uint32_t>(random_.Below(2 * spends[0].tokens + 1));
+  for (const Spent& spent : spends) {
+    if (actual < spent.tokens) GiveBack(spent, spent.tokens - actual);
+    if (actual > spent.tokens) ChargeMore(spent, actual - spent.tokens);
+  }
 }
 
 // As sluice_settle does it: without asking, into debt; the word first, then the use.

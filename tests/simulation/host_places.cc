@@ -38,6 +38,7 @@ void Host::Enter(const config::CompiledRule& rule, const std::string& value, uin
     const uint32_t slot =
         table.FindOrClaim(hash, rule.kind, 0, {NowNs(), kGraceNs, MaxDebtNs()}, &claimed);
     if (slot == shm::kNoSlot) return;
+    if (claimed) ++tenancies_[rule.label];
     if (claimed) StoreName(slot, rule.label, value);
     shm::RequestTime<HostClock> time(false, 0);
     const shm::Charge charge{.cost_ns = 0,

@@ -33,6 +33,7 @@ struct Sum {
   uint64_t runs = 0, failed = 0;
   uint64_t checks = 0, batches = 0, failovers = 0, forgotten = 0, killed_clients = 0, events = 0;
   uint64_t rule_changes = 0, bans_seen = 0, entered = 0, seats_judged = 0, strict_judged = 0;
+  uint64_t classes_judged = 0, quotas_judged = 0, tried = 0;
   int64_t admitted = 0, given_back = 0, counted = 0, lost_by_kills = 0, lost_by_redis = 0;
   uint64_t settled_most_ns = 0, settled_ns = 0, hash = 0;
 };
@@ -58,6 +59,9 @@ void Add(Sum* all, const Sum& one) {
   all->entered += one.entered;
   all->seats_judged += one.seats_judged;
   all->strict_judged += one.strict_judged;
+  all->classes_judged += one.classes_judged;
+  all->quotas_judged += one.quotas_judged;
+  all->tried += one.tried;
   all->admitted += one.admitted;
   all->given_back += one.given_back;
   all->counted += one.counted;
@@ -90,6 +94,9 @@ void RunOne(uint64_t seed, bool trace, Sum* sum) {
             .entered = report.entered,
             .seats_judged = report.seats_judged,
             .strict_judged = report.strict_judged,
+            .classes_judged = report.classes_judged,
+            .quotas_judged = report.quotas_judged,
+            .tried = report.tried,
             .admitted = report.totals.admitted,
             .given_back = report.totals.given_back,
             .counted = report.totals.counted,
@@ -146,6 +153,9 @@ int RunAll(const Options& options) {
   printf("%" PRIu64 " places entered, %" PRIu64
          " times one where the limit had to hold, and %" PRIu64 " strict tokens\n",
          all.entered, all.seats_judged, all.strict_judged);
+  printf("%" PRIu64 " tokens of classes that may not use all, %" PRIu64 " of quotas, and %" PRIu64
+         " requests that a candidate was asked about\n",
+         all.classes_judged, all.quotas_judged, all.tried);
   printf("%" PRId64 " tokens admitted, %" PRId64 " given back, %" PRId64
          " counted, at most %" PRId64 " lost with killed daemons and %" PRId64 " in %" PRIu64
          " batches that Redis acknowledged and forgot\n",

@@ -42,6 +42,7 @@ bool Network::Send(WireId id, std::string bytes) {
   Wire& wire = wires_.at(id);
   const Link& link = this->link(wire.host, wire.node);
   trace_->Bytes("send", id, static_cast<uint64_t>(wire.host), bytes);
+  if (on_sent_) on_sent_(id, bytes);
   if (random_.Chance(link.swallow)) wire.silent = true;
   // A socket takes what it has room for; beyond that the sender waits.
   const bool leaves = !link.cut_out || random_.Chance(0.7);

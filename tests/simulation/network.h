@@ -60,6 +60,9 @@ class Network {
   int hosts() const { return hosts_; }
   int nodes() const { return nodes_; }
   void set_servers(Servers* servers) { servers_ = servers; }
+  // Hears of all that hosts send, in order.
+  using OnSent = std::function<void(WireId wire, std::string_view bytes)>;
+  void set_on_sent(OnSent on_sent) { on_sent_ = std::move(on_sent); }
   // After a change of cut_out or cut_back: what stood still goes on its way.
   void Heal(int host, int node);
 
@@ -126,6 +129,7 @@ class Network {
   int hosts_;
   int nodes_;
   Servers* servers_ = nullptr;
+  OnSent on_sent_;
   std::vector<Link> links_;
   std::map<WireId, Wire> wires_;
   WireId next_wire_ = 1;

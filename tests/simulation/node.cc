@@ -11,7 +11,6 @@
 namespace sluice::simulation {
 namespace {
 
-constexpr uint64_t kEpochUs = 1'700'000'000'000'000;
 constexpr uint64_t kCommandNs = 20 * kUs;
 
 std::string Bulk(std::string_view text) {
@@ -349,7 +348,8 @@ void Node::Record(uint32_t shard, const Words& argv, const redis::Reply& reply, 
                   .sum = copy.head != nullptr ? copy.head->sum : 0};
     const auto first = static_cast<size_t>(7 + 3 * number(6));
     for (size_t at = first; at + 8 <= argv.size(); at += 8) {
-      entry.tokens.emplace_back(argv[at], number(at + 3));
+      // Of several names the first is the bucket's.
+      entry.tokens.emplace_back(argv[at].c_str(), number(at + 3));
       entry.sum += number(at + 3);
     }
     parts_.lineage->applied.push_back(std::move(entry));

@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/simulation/faults.h"
+#include "tests/simulation/plain_values.h"
+#include "tests/simulation/rules.h"
 #include "tests/simulation/seats.h"
 #include "tests/simulation/strict_books.h"
 
@@ -17,48 +19,6 @@ constexpr uint64_t kTrafficNs = 2 * kSecond;  // after the last
 constexpr uint64_t kLookNs = 250 * kMs;       // between two looks at the bounds
 constexpr uint64_t kBooksNs = 5 * kSecond;    // between two looks at the books
 constexpr size_t kWrongMost = 8;              // kept of a run
-
-config::RuleConfig Rule(const std::string& name, uint64_t limit, uint64_t period_ns,
-                        uint64_t burst) {
-  config::RuleConfig rule;
-  rule.name = name;
-  rule.key = {{.descriptor = "user"}};
-  rule.limit = config::LimitConfig{.limit = limit, .period_ns = period_ns, .burst = burst};
-  return rule;
-}
-
-config::RuleConfig Window(const std::string& name, shm::Kind kind, uint64_t limit,
-                          uint64_t period_ns) {
-  config::RuleConfig rule = Rule(name, limit, period_ns, limit);
-  rule.kind = kind;
-  return rule;
-}
-
-constexpr uint32_t kSeats = 6;
-
-config::RuleConfig InFlight(const std::string& name, uint32_t places) {
-  config::RuleConfig rule = Rule(name, places, kSecond, places);
-  rule.kind = shm::Kind::kInFlight;
-  return rule;
-}
-
-constexpr uint64_t kStrict = 10;  // a second, and burst
-
-config::RuleConfig Strict(const std::string& name) {
-  config::RuleConfig rule = Rule(name, kStrict, kSecond, kStrict);
-  rule.strict = true;
-  rule.degraded.mode = shm::DegradedMode::kClosed;
-  rule.priority = config::PriorityConfig{.classes = {{.value = "low", .part = 0.625}}};
-  return rule;
-}
-
-constexpr uint64_t kBanAfter = 10;
-constexpr uint64_t kBanNs = 3 * kSecond;
-
-config::RuleConfig Guarded(config::RuleConfig rule) {
-  rule.penalty = {.after = kBanAfter, .within_ns = 10 * kSecond, .for_ns = kBanNs};
-  return rule;
-}
 
 // The parts of one run, in the order in which they are made.
 class Simulation {
@@ -75,8 +35,11 @@ class Simulation {
         books_(&cluster_, &hosts_),
         seats_(&timeline_, &hosts_, kSeats, [this](const std::string& what) { Violation(what); }),
         strict_(&timeline_, shm::MakeLimit(kStrict, kSecond, kStrict),
-                [this](const std::string& what) { Violation(what); }) {
+                [this](const std::string& what) { Violation(what); }),
+        plain_values_(kPrivateMark, [this](const std::string& what) { Violation(what); }) {
     report_.seed = seed;
+    network_.set_on_sent(
+        [this](WireId wire, std::string_view bytes) { plain_values_.OnSent(wire, bytes); });
     cluster_.set_on_loan([this](bool owns, const Loan& loan) {
       loan.is_strict ? strict_.OnCall(owns, loan) : seats_.OnCall(owns, loan);
     });
@@ -106,6 +69,9 @@ class Simulation {
       report_.killed_clients += host->killed_clients();
       report_.rule_changes += host->rule_changes();
       report_.entered += host->entered();
+      report_.classes_judged += host->classes_judged();
+      report_.quotas_judged += host->quotas_judged();
+      report_.tried += host->tried();
     }
     report_.seats_judged = seats_.judged();
     report_.strict_judged = strict_.judged();
@@ -136,25 +102,21 @@ class Simulation {
     redis.shards = cluster_options_.shards;
     redis.password = cluster_options_.password;
     redis.flush_interval_ns = random_.Between(1, 4) * 100 * kMs;
-    config.rules = {Rule("per-user", 200, kSecond, 100),
-                    Rule("per-org", 3000, 60 * kSecond, 300),
-                    Guarded(Rule("guarded", 1, kSecond, 4)),
-                    Rule("per-day", 100'000, 3600 * kSecond, 2000),
-                    Window("fixed", shm::Kind::kFixedWindow, 500, 2 * kSecond),
-                    Window("sliding", shm::Kind::kSlidingWindow, 2000, 10 * kSecond),
-                    Window("log", shm::Kind::kSlidingLog, 600, 4 * kSecond),
-                    InFlight("seats", kSeats),
-                    Strict("strict")};
+    DrawRules(&random_, &config);
     // Two machines made from one image: nothing may depend on the name.
     const bool same_names = random_.Chance(0.3);
     const bool is_corrected = random_.Chance(0.6);
     const double favoured = random_.Chance(0.3) ? random_.Unit() : 0;
     for (int i = 0; i < host_count_; ++i) {
       redis.host_name = absl::StrCat("host-", same_names ? 0 : i);
+      DrawPrivateKeys(&random_, &config);
       HostOptions options;
       options.number = i;
       options.config = config;
       options.base_ns = random_.Between(100, 100'000) * kSecond;
+      // Most clocks are right to a part of a second.
+      options.clock_ahead_us = static_cast<int64_t>(random_.Below(400'000)) - 200'000;
+      if (random_.Chance(0.2)) options.clock_ahead_us *= 20;
       options.clients = static_cast<int>(random_.Between(1, 4));
       options.check_gap_ns = random_.Between(5, 60) * kMs;
       options.favoured = favoured;
@@ -254,6 +216,7 @@ class Simulation {
   Books books_;
   Seats seats_;
   StrictBooks strict_;
+  PlainValues plain_values_;
 };
 
 }  // namespace

@@ -31,10 +31,13 @@ struct Report {
   uint64_t checks = 0;
   uint64_t killed_clients = 0;
   uint64_t rule_changes = 0;
-  uint64_t bans_seen = 0;      // buckets that hosts held to be banned, in all looks
-  uint64_t entered = 0;        // places of requests in flight
-  uint64_t strict_judged = 0;  // tokens spent while a strict limit had to hold
-  uint64_t seats_judged = 0;   // so often somebody entered while the limit had to hold
+  uint64_t bans_seen = 0;       // buckets that hosts held to be banned, in all looks
+  uint64_t entered = 0;         // places of requests in flight
+  uint64_t strict_judged = 0;   // tokens spent while a strict limit had to hold
+  uint64_t seats_judged = 0;    // so often somebody entered while the limit had to hold
+  uint64_t classes_judged = 0;  // tokens that classes took which may not use all
+  uint64_t quotas_judged = 0;   // tokens of quotas by the calendar
+  uint64_t tried = 0;           // requests that a candidate was asked about
   uint64_t events = 0;
   uint64_t settled_ns = 0;  // from the end of the last fault until all was well
 };

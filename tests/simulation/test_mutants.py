@@ -23,6 +23,8 @@ STRICT = "daemon/reconcile/strict.cc"
 PENALTIES = "daemon/reconcile/penalties.cc"
 PLACES = "daemon/lease/place_keeper.cc"
 LEASE = "daemon/lease/lease.cc"
+COMPILE = "daemon/config/compile.cc"
+QUOTAS = "daemon/reconcile/quotas.cc"
 
 # name: (what must be seen, file, the code as it stands, the bug, the sources to compile)
 MUTANTS = {
@@ -86,6 +88,37 @@ MUTANTS = {
     "strict_tokens_spent_for_longer_than_they_are_lent": (
         "strict: ", LEASE, "= first_sent_ns + kLifetimeNs;", "= first_sent_ns + 30 * kLifetimeNs;",
         [LEASE]),
+    "a_class_leaves_half_of_what_it_must": (
+        "class: ", COMPILE, "static_cast<uint16_t>((1 - part) * 65536)",
+        "static_cast<uint16_t>((1 - part) * 32768)", [COMPILE]),
+    "how_full_a_lent_bucket_is_told_as_twice": (
+        "class: ", "shm/credits.h", "return tokens - std::min(tokens, burst - PartAbove(burst, floor_q16));",
+        "return tokens - std::min(tokens, (burst - PartAbove(burst, floor_q16)) / 2);",
+        ["tests/simulation/host_clients.cc"]),
+    "a_candidate_in_the_place_of_its_rule": (
+        "candidate: ", COMPILE, "view.hash_seed = shm::HashValue(salt_key_, label, seed);",
+        "view.hash_seed = shm::HashValue(salt_key_, label.substr(0, label.find('?')), seed);",
+        [COMPILE]),
+    "quotas_not_told_again": (
+        "quota: ", QUOTAS, "b.told_all <= 0) continue;", "b.told_all <= 1'000'000) continue;",
+        [QUOTAS]),
+    "a_host_believes_a_redis_that_has_lost_its_data": (
+        "quota: ", QUOTAS, "  state->in_window = std::max(state->in_window, b.restore);\n", "",
+        [QUOTAS]),
+    "the_day_before_taken_for_the_open_one": (
+        "quota: ", "daemon/config/calendar.cc", "    if (entry.end_ns == kLongOverNs) continue;\n", "",
+        ["daemon/config/calendar.cc"]),
+    "a_limit_that_came_with_the_request_not_believed": (
+        "lost:", "daemon/harvest/harvester.cc", "const shm::Limit& limit = rule.most;",
+        "const shm::Limit limit = shm::MakeLimit(1, rule.limit.period_ns, 1);",
+        ["daemon/harvest/harvester.cc"]),
+    "private_values_told_as_they_are": (
+        "private: ", "daemon/harvest/harvester.cc", "if (rule->privacy != nullptr) named.wire",
+        "if (rule->privacy != nullptr && slot % 8 != 0) named.wire", ["daemon/harvest/harvester.cc"]),
+    "near_its_limit_told_each_time": (
+        "near their limit: ", "daemon/reconcile/near.cc", "if (until_ns > now_ns) return false;",
+        "if (until_ns > now_ns + bucket.limit.period_ns) return false;",
+        ["daemon/reconcile/near.cc"]),
     "breaker_never_closes": (
         "not settled", "daemon/reconcile/breaker.h",
         "      state_ = State::kClosed;\n      backoff_ns_ = 0;",

@@ -13,6 +13,8 @@ namespace sluice::simulation {
 inline constexpr uint64_t kUs = 1'000;
 inline constexpr uint64_t kMs = 1'000'000;
 inline constexpr uint64_t kSecond = 1'000'000'000;
+// Unix time at a run's beginning: a few seconds before a full minute.
+inline constexpr uint64_t kEpochUs = 1'700'000'030'000'000;
 
 class Timeline {
  public:
