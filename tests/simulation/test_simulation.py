@@ -31,6 +31,9 @@ def test_the_books_close_and_all_recover_over_200_seeds():
     assert int(re.search(r"(\d+) looks at bans", run.stdout)[1]) >= 100, run.stdout
     assert int(re.search(r"(\d+) times one where the limit", run.stdout)[1]) >= 5000, run.stdout
     assert int(re.search(r"(\d+) strict tokens", run.stdout)[1]) >= 20_000, run.stdout
+    assert int(re.search(r"(\d+) tokens of classes", run.stdout)[1]) >= 20_000, run.stdout
+    assert int(re.search(r"(\d+) of quotas", run.stdout)[1]) >= 10_000, run.stdout
+    assert int(re.search(r"(\d+) requests that a candidate", run.stdout)[1]) >= 8_000, run.stdout
 
 
 def test_a_seed_is_the_same_run_each_time():
