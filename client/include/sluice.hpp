@@ -265,12 +265,15 @@ class Client {
     return allow(std::span(descriptors.begin(), descriptors.size()), cost);
   }
 
-  std::optional<Handle> bind(std::initializer_list<Descriptor> descriptors) {
+  std::optional<Handle> bind(std::span<const Descriptor> descriptors) {
     sluice_handle_t* handle = nullptr;
-    if (sluice_handle_bind(client_.get(), descriptors.begin(), descriptors.size(), &handle) != 0) {
+    if (sluice_handle_bind(client_.get(), descriptors.data(), descriptors.size(), &handle) != 0) {
       return std::nullopt;
     }
     return Handle(handle);
+  }
+  std::optional<Handle> bind(std::initializer_list<Descriptor> descriptors) {
+    return bind(std::span(descriptors.begin(), descriptors.size()));
   }
   std::optional<Rule> bind_rule(const char* label) {
     sluice_rule_t* rule = nullptr;
