@@ -5,7 +5,6 @@
 
 import os
 import random
-import signal
 import struct
 import time
 
@@ -13,17 +12,14 @@ import pytest
 
 from harness.processes import Process, wait_until
 from harness.sluice import Daemon, build_dir
+from torture.torment import HANG_S, torment_daemon
 
 KILLS = int(os.environ.get("TORTURE_KILLS", "10000"))
 SEED = int(os.environ.get("TORTURE_SEED", "1"))
 KEYS = 260
 LIMIT, BURST = 200, 40
-# The worker is killed or replaced once in so many kills of clients, on the average; it is back
-# within seconds, and until then only those who are attached go on.
 DAEMON_ONE_OF = 500
-# Without a kill for so long, something hangs: the longest stop takes 2 s.
-HANG_S = 30.0
-# Then the kills are over, and the rules go on for long enough to be told from their candidates.
+# After the last kill the rules go on for long enough to be told from their candidates.
 CHECKS_AFTER = 1_000_000
 # Far below what any machine manages.
 KILLS_PER_S = 20
@@ -51,32 +47,6 @@ class Ledger:
         return {"admitted": words[:KEYS], **dict(zip(names, words[KEYS:]))}
 
 
-def torment_daemon(daemon, clients, ledger, rng):
-    """Kills and upgrades workers until the last client is killed: (kills, upgrades)."""
-    kills = upgrades = last = 0
-    due = rng.randrange(2 * DAEMON_ONE_OF)
-    moved = time.monotonic()
-    while True:
-        done = ledger.read()["kills"]
-        if done >= KILLS:
-            return kills, upgrades
-        assert clients.running(), "torture_clients ended: see its log"
-        if done != last:
-            last, moved = done, time.monotonic()
-        assert time.monotonic() < moved + HANG_S, f"no kill for {HANG_S} s after {done}"
-        time.sleep(0.02)
-        worker = daemon.worker_pid()
-        if done < due or worker == daemon.pid:  # without a worker the keeper is about to start one
-            continue
-        due = done + rng.randrange(2 * DAEMON_ONE_OF)
-        if rng.random() < 0.25:
-            os.kill(daemon.pid, signal.SIGUSR2)  # the keeper's upgrade
-            upgrades += 1
-        else:
-            os.kill(worker, signal.SIGKILL)
-            kills += 1
-
-
 # iceoryx#325, iceoryx#2193: robust mutexes did not save those who died or stood still in them.
 @pytest.mark.timeout_s(120 + KILLS // KILLS_PER_S)
 def test_kills_leave_no_key_over_its_bound_no_hang_and_no_lost_slot(tmp_path):
@@ -88,7 +58,8 @@ def test_kills_leave_no_key_over_its_bound_no_hang_and_no_lost_slot(tmp_path):
         with Process([program, daemon.runtime_dir, tmp_path / "ledger", KEYS, SEED, KILLS],
                      tmp_path / "log") as clients:
             wait_until(lambda: ledger.read()["kills"] > 0, HANG_S, "the first kill")
-            daemon_kills, upgrades = torment_daemon(daemon, clients, ledger, rng)
+            daemon_kills, upgrades = torment_daemon(
+                daemon, clients, lambda: ledger.read()["kills"], KILLS, DAEMON_ONE_OF, rng)
             daemon.wait_for(daemon.metrics, HANG_S, "the last worker")
             before = ledger.read()
             wait_until(lambda: ledger.read()["checks"] > before["checks"] + CHECKS_AFTER, HANG_S,
