@@ -18,6 +18,10 @@ namespace sluice::reconcile {
 namespace {
 
 constexpr uint64_t kRoundingNs = 1'000'000;  // Redis counts in microseconds
+// Near its end a ban only rises. Clients go by the time that it is, this by the one at which it
+// began to look: what they are admitted just after the end would else be taken back by a ban that
+// is put into the word once more. Longer than a daemon waits for a CPU, shorter than any ban.
+constexpr uint64_t kOnlyRisesNs = 250'000'000;
 
 uint64_t CostNs(const config::CompiledRule& rule, uint64_t tokens) {
   return std::min(shm::CostNs(tokens, rule.limit.period_ns, rule.limit.limit), shm::kMaxSpanNs);
@@ -40,6 +44,17 @@ void AddDebt(shm::Slot& slot, uint64_t k, uint64_t now_ns, uint64_t cost_ns, uin
     if (shm::word::IsDead(w) || !is_its || target <= w) return;
     if (slot.word.compare_exchange_strong(w, target, std::memory_order_acq_rel)) return;
   }  // contended: that denial costs nothing
+}
+
+// Raises the word of the tenant `k`; never lowers it. Word before key, in acquire: pairs with the
+// claimer's step 4.
+void RaiseTo(shm::Slot& slot, uint64_t k, uint64_t target) {
+  for (int attempt = 0; attempt < shm::kMaxRestarts; ++attempt) {
+    uint64_t w = slot.word.load(std::memory_order_acquire);
+    const bool is_its = slot.key.load(std::memory_order_acquire) == k;
+    if (shm::word::IsDead(w) || !is_its || w >= target) return;
+    if (slot.word.compare_exchange_strong(w, target, std::memory_order_acq_rel)) return;
+  }  // contended: the next look does it
 }
 
 }  // namespace
@@ -79,7 +94,10 @@ Penal& Reconciler::PenalOf(BucketId id, Bucket& b) {
   const uint64_t aux = buckets_->slots()[b.place.slot].aux.load(std::memory_order_relaxed);
   if (w == 0 || (aux & shm::aux::kBanned) == 0) return *b.penal;
   const uint64_t ahead_ns = WordOfBan(*b.rule, shm::aux::InvShare(aux), 0);
-  if (w <= now_ns_ + ahead_ns) return *b.penal;
+  if (w <= now_ns_ + ahead_ns) {  // it ended while nobody looked
+    ShowBan(b, false);
+    return *b.penal;
+  }
   b.penal->until_ns = std::min(w - ahead_ns, now_ns_ + b.rule->penalty.for_ns);
   b.penal->own_ns = w;
   b.penal->is_shown = true;
@@ -96,13 +114,24 @@ uint64_t Reconciler::WordNow(const Bucket& b) const {
   return is_its && !shm::word::IsDead(w) ? w : 0;
 }
 
+uint64_t Reconciler::BannedWordOf(const Bucket& b) const {
+  return std::max(WordOfBan(*b.rule, b.inv_share, b.penal->until_ns), b.penal->own_ns);
+}
+
 // Puts the ban into the word, whatever was used or given back since.
 void Reconciler::AssertBan(Bucket& b) {
   if (b.rule == nullptr || b.place.key == 0) return;
-  shm::FoldWord(buckets_->slots()[b.place.slot], b.place.key, now_ns_,
-                std::max(WordOfBan(*b.rule, b.inv_share, b.penal->until_ns), b.penal->own_ns),
+  shm::FoldWord(buckets_->slots()[b.place.slot], b.place.key, now_ns_, BannedWordOf(b),
                 /*unreported=*/0, b.limit.tau_ns + b.limit.debt_max_ns,
                 [](uint64_t) { return uint64_t{0}; });
+}
+
+// The same of a ban that stands as it did.
+void Reconciler::KeepBan(Bucket& b) {
+  if (b.penal->until_ns - now_ns_ > kOnlyRisesNs) return AssertBan(b);
+  if (b.rule == nullptr || b.place.key == 0) return;
+  const uint64_t most_ns = now_ns_ + b.limit.tau_ns + b.limit.debt_max_ns;
+  RaiseTo(buckets_->slots()[b.place.slot], b.place.key, std::min(BannedWordOf(b), most_ns));
 }
 
 // The flag is for answers, and orders nothing; the key's load pairs with step 3.
@@ -132,7 +161,7 @@ void Reconciler::Penalise(BucketId id, Bucket& b, uint64_t denied) {
   Penal& p = PenalOf(id, b);
   // Denials of a bucket that is banned are the ban's, and lengthen nothing; a refund shortens
   // nothing.
-  if (b.is_banned(now_ns_)) return AssertBan(b);
+  if (b.is_banned(now_ns_)) return KeepBan(b);
   if (denied == 0) return;
   if (p.denied == 0 || now_ns_ > p.since_ns + penalty.within_ns) {
     p.denied = 0;

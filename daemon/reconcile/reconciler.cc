@@ -400,7 +400,7 @@ void Reconciler::SendAgain(uint32_t index, uint64_t now_ns) {
 // Global state into the word: what Redis holds, and what this host used and has not reported.
 void Reconciler::FoldBack(Bucket& b, uint64_t now_ns) {
   if (!RenewShare(b, now_ns) || b.kind != shm::Kind::kTokenBucket) return;
-  if (b.is_banned(now_ns)) return AssertBan(b);
+  if (b.is_banned(now_ns)) return KeepBan(b);
   const uint64_t unit =
       b.limit.interval_ns * uint64_t{b.inv_share != 0 ? b.inv_share : shm::aux::kShareOne};
   // Without debt there the bucket has been full at least once since: what waits here is then added

@@ -245,7 +245,9 @@ class Reconciler : public harvest::Sink,
   bool DecidesAlone(const Bucket& b) const;
   uint64_t WordNow(const Bucket& b) const;
   harvest::Place PlaceOf(const config::CompiledRule& rule, const NameOfText& name) const;
+  uint64_t BannedWordOf(const Bucket& b) const;
   void AssertBan(Bucket& b);
+  void KeepBan(Bucket& b);
   void ShowBan(Bucket& b, bool is_banned);
   void NoteBan(const Bucket& b, uint64_t for_ns);
   void FollowBan(BucketId id, Bucket& b, const BatchItem& item, const BucketState& state);

@@ -124,6 +124,39 @@ TEST(PenaltyTest, ADaemonThatIsStartedAnewKeepsIt) {
   EXPECT_EQ(alone.host().SlotOf("api", "u")->aux.load() & shm::aux::kBanned, 0u);
 }
 
+TEST(PenaltyTest, OneThatEndedWhileNoDaemonRanIsNotShownAnyMore) {
+  Alone alone(kRules);
+  alone.Deny(20);
+  alone.Run(20 * kMs);
+  VirtualClock::now_ns += 61 * kSecond;
+  alone.host().StartReconciler(7, VirtualClock::now_ns);
+  EXPECT_TRUE(alone.host().Check("api", "u", 5)) << "it is over";
+  EXPECT_FALSE(alone.host().Check("api", "u", 9)) << "so the daemon looks at it";
+  alone.Run(20 * kMs);
+  EXPECT_EQ(alone.host().SlotOf("api", "u")->aux.load() & shm::aux::kBanned, 0u);
+  EXPECT_EQ(alone.bans(), 0u);
+}
+
+// A daemon that waits for a CPU goes on by a time at which the ban still stood.
+TEST(PenaltyTest, WhatIsAdmittedAfterItsEndIsNotForgottenByALateLook) {
+  for (const uint64_t late_ns : {1 * kMs, 100 * kMs, 200 * kMs}) {
+    Alone alone(kRules);
+    alone.Deny(20);
+    alone.Run(20 * kMs);
+    shm::Slot* const slot = alone.host().SlotOf("api", "u");
+    // Of ten tokens one is there at the end.
+    const uint64_t end_ns = slot->word.load() - 900 * kMs;
+    const uint64_t looks_ns = end_ns - late_ns;
+    alone.Run(looks_ns - VirtualClock::now_ns - kMs);
+    VirtualClock::now_ns = end_ns + kMs;
+    EXPECT_TRUE(alone.host().Check("api", "u"));
+    EXPECT_FALSE(alone.host().Check("api", "u"));
+    const uint64_t word_ns = slot->word.load();
+    alone.host().reconciler().Tick(looks_ns);
+    EXPECT_EQ(slot->word.load(), word_ns) << late_ns;
+  }
+}
+
 TEST(PenaltyTest, AChangedLimitMovesNoEndAndComingBackNeither) {
   for (const char* limit : {"limit: 1000/s", "limit: 1/s", "limit: 1 per 100s"}) {
     Alone alone(kRules);
