@@ -94,6 +94,14 @@ class Audit {
       request.Add(kLogin, key);
       const uint64_t ns = Await([&] { return bool{client_.check(request.descriptors)}; });
       longest_ns = std::max(longest_ns, ns);
+      // What is denied then is so by the limit, and says so once the daemon has looked.
+      Await([&] {
+        Decision d = client_.check(request.descriptors);
+        while (d) d = client_.check(request.descriptors);
+        return !d.is_banned();
+      });
+      const Decision d = client_.check(request.descriptors);
+      if (d.is_banned()) board_.in_ban.Note("key %d: told of a ban that is over", key);
     }
     std::printf("\"bans_end_ms\": %lu, ", longest_ns / 1'000'000);
   }
@@ -141,11 +149,11 @@ class Audit {
       const auto rule = static_cast<Rule>(b / kKeys);
       const int key = b % kKeys;
       const int64_t least = sum + book.least - board_.unsure[b].load();
-      const bool is_kept = rule == kDay || rule == kClassDay || rule == kPriced;
+      const bool is_kept = rule == kDay || rule == kClassDay || rule == kPriced || rule == kStock;
       const Decision d = is_kept ? Peek(rule, key) : Decision{};
-      const uint64_t used = is_kept ? d.limit() - d.remaining() : 0;
+      const uint64_t used = is_kept ? d.raw().burst - d.remaining() : 0;
       std::printf("%s[\"%s\", %d, %ld, %ld, %lu, %lu]", comma, NameOfBook(b), key, least,
-                  sum + book.most, used, is_kept && rule != kPriced ? Drain(rule, key) : 0);
+                  sum + book.most, used, rule == kDay || rule == kClassDay ? Drain(rule, key) : 0);
       comma = ", ";
     }
     std::printf("], ");

@@ -14,7 +14,7 @@
 namespace sluice::torture {
 
 inline constexpr int kClients = 8;
-inline constexpr int kMostInRequest = 16;
+inline constexpr int kMostInRequest = 32;  // books of one request
 
 // What a bucket was charged in tokens. `sum` is of operations that are over, by one atomic addition
 // each; `least` and `most` of those that a kill came into, written by the parent alone.

@@ -21,6 +21,11 @@ constexpr uint64_t kRollNs = 500'000'000;
 // For so long only classes from one on ask, so that each comes to its bound.
 constexpr uint64_t kRankNs = 150'000'000;
 constexpr milliseconds kHold(20);
+// All race at once, for a part of the time: else hardly two do.
+constexpr uint64_t kRacesEachNs = 100'000'000;
+constexpr uint64_t kRacesForNs = 10'000'000;
+constexpr int kTakes = 4;
+constexpr uint64_t kMostReturnNs = 300'000;
 // Who was not on a CPU between its look at the clock and at a bucket may see what came later.
 constexpr uint64_t kPromptNs = 1'000'000;
 // Not attached: the daemon is away.
@@ -37,7 +42,7 @@ void SleepUntil(uint64_t until_ns) {
   for (uint64_t now_ns = NowNs(); now_ns < until_ns; now_ns = NowNs()) SleepNs(until_ns - now_ns);
 }
 
-bool IsQuota(Rule rule) { return rule == kDay || rule == kClassDay; }
+bool IsQuota(Rule rule) { return rule == kDay || rule == kClassDay || rule == kStock; }
 // Whether what is given back is all of what was charged, whenever.
 bool IsKept(Rule rule) { return IsQuota(rule) || rule == kPriced; }
 
@@ -126,6 +131,7 @@ Request Worker::Loose() {
     if (Any(one_of) == 0) request.Add(rule, kLoose);
   }
   if (Any(2) == 0) request.Add(kDay, RollingKey());
+  if (Any(2) == 0) request.Add(kStock, RollingKey());
   return request;
 }
 
@@ -137,6 +143,7 @@ void Worker::Begin(const Request& request, uint64_t cost) {
       under_way_.Add(LowestBookOf(b.key), 0, most);
   }
   under_way_.Begin();
+  began_ns_ = NowNs();
 }
 
 // True where it was admitted; then its cost is in the books.
@@ -149,11 +156,11 @@ bool Worker::End(const Request& request, uint64_t cost, const Decision& d) {
       if (b.rule == kClassDay && request.rank == kLowest) {
         board_.books[LowestBookOf(b.key)].sum.fetch_add(static_cast<int64_t>(cost));
       }
+      if (b.trace < 0) continue;
+      const uint64_t vague_ns = kTraceNames[b.trace].token_ns / kVaguePart;
+      if (!request.is_alone() && d.raw().now_ns > began_ns_ + vague_ns) continue;
       const uint64_t turn_ns = d.raw().now_ns + d.raw().delay_ns;
-      if (b.trace >= 0) {
-        board_.traces[b.trace].Add(turn_ns - std::min(turn_ns, board_.begin_ns), cost,
-                                   request.rank);
-      }
+      board_.traces[b.trace].Add(turn_ns - std::min(turn_ns, board_.begin_ns), cost, request.rank);
     }
   }
   under_way_.End();
@@ -181,6 +188,7 @@ void Worker::GiveBack(const Request& request, uint64_t tokens) {
 }
 
 void Worker::Once() {
+  if ((NowNs() - board_.begin_ns) % kRacesEachNs < kRacesForNs) return Race();
   const uint64_t kind = Any(256);
   if (kind < 110) return Ask(Alone());
   if (kind < 160) return Ask(Together());
@@ -190,6 +198,7 @@ void Worker::Once() {
   if (kind < 232) return AskInVain();
   if (kind < 245) return Look();
   if (kind < 253) return LookForKept();
+  if (kind < 254) return ReturnLate();
   if (kind < 255) return AcquireTurn();
   ComeBackAlone();
 }
@@ -279,6 +288,44 @@ void Worker::ReserveLoosely(Request request, uint64_t estimate) {
   if (is_settled) GiveBack(request, estimate - actual);
   under_way_.End();
   ++(is_settled ? board_.settled : board_.late);
+}
+
+// Of two buckets that are nearly always empty, one is often found so when the other and what does
+// not come back have been charged already: then all is to be as before.
+void Worker::Race() {
+  Request request;
+  if (Any(4) != 0) request.Add(kBrink, kExact);
+  if (request.buckets.empty() || Any(4) != 0) request.Add(kVerge, kExact);
+  if (request.buckets.size() == 2) {
+    request.Add(kStock, RollingKey());
+    if (Any(2) == 0) request.Add(kPriced, kExact);
+    if (Any(4) == 0) request.Add(kDay, RollingKey());
+  }
+  Begin(request, 1);
+  const Decision d = client_.check(request.descriptors);
+  if (End(request, 1, d) && request.buckets.size() > 2) ++board_.raced;
+  judge_.Any(request, d);
+}
+
+// Time that has passed is not given back: what is taken meanwhile, and what then is, are no more
+// than the bucket holds.
+void Worker::ReturnLate() {
+  Request request;
+  request.Add(kBrink, kReturned);
+  const auto take = [&] {
+    for (int n = 0; n < kTakes; ++n) {
+      Begin(request, 1);
+      End(request, 1, client_.check(request.descriptors));
+    }
+  };
+  // As if it had never been, so it stands in no trace.
+  Decision d = client_.check(request.descriptors, 1 + Any(2));
+  if (!d || d.is_default()) return take();
+  SleepNs(Any(kMostReturnNs));
+  take();
+  client_.refund(d);
+  take();
+  ++board_.returned;
 }
 
 void Worker::AcquireTurn() {

@@ -43,6 +43,8 @@ class Worker {
   void AskHandle();
   void AskLoosely();
   void ReserveLoosely(Request request, uint64_t estimate);
+  void Race();
+  void ReturnLate();
   void AcquireTurn();
   void EnterTogether();
   void LeaveOne();
@@ -62,6 +64,7 @@ class Worker {
   Cell& stage_;
   UnderWay& under_way_;
   std::mt19937_64 random_;
+  uint64_t began_ns_ = 0;  // the operation under way
   std::vector<Bound> handles_;
   std::optional<sluice::Rule> critical_;
   std::vector<Held> held_;

@@ -25,11 +25,14 @@ KILLS_PER_S = 10
 
 # Limits per second and bursts, in tokens.
 RATES = {"classes": (1000, 200), "login": (500, 50), "levels": (10_000, 1000),
-         "spread": (2000, 50), "turns": (2000, 50), "private": (10, 1000), "given": (500, 100)}
+         "spread": (2000, 50), "turns": (2000, 50), "private": (10, 1000), "brink": (20_000, 2), "verge": (20_000, 2), "given": (500, 100)}
 PARTS = {"critical": 1.0, "normal": 0.8, "sheddable": 0.5}
 # As requests give them; the last is above the rule's maximum, and counts as that.
 PLANS = {"0": (500, 100), "1": (250, 50), "2": (1000, 200), "3": (1500, 300)}
 LOG_LIMIT = 500
+# In tokens: when a request of several rules was charged is known to a part of one.
+VAGUE = 0.5
+STOCK_TOKEN_S = 365 * 86_400 / 300_000
 QUOTAS = {"day": 4000, "classday": 2000}
 BAN_S = 1
 # Who waits in features_worker.cc is charged for so much later at most.
@@ -74,6 +77,9 @@ rules:
     calendar: {{anchor_time: "{anchor}"}}
     outcomes: {{401: 5, 4xx: 2, 5xx: refund}}
   - {{name: private, key: [{{private: {{private: true}}}}], limit: 10/s, burst: 1000}}
+  - {{name: stock, key: [stock], limit: 300000 per 365d, burst: 300000}}
+  - {{name: brink, key: [brink], limit: 20000/s, burst: 2}}
+  - {{name: verge, key: [verge], limit: 20000/s, burst: 2}}
   - {{name: shut, key: [shut], limit: 1 per 1d}}
 """
 
@@ -110,7 +116,7 @@ def expect_traces(traces):
         # Keys that only the lowest class uses are a class's too.
         part = PARTS["sheddable" if key == "4" else rank or "critical"]
         burst = LOG_LIMIT if rule == "log" else PLANS[key][1] if rule == "given" else RATES[rule][1]
-        assert most <= burst * part + 0.001, f"{name}: {most} at once of {burst} * {part}"
+        assert most <= burst * part + VAGUE, f"{name}: {most} at once of {burst} * {part}"
 
 
 def expect_books(books, elapsed_s):
@@ -127,6 +133,10 @@ def expect_books(books, elapsed_s):
             assert least <= QUOTAS["classday"] * PARTS["sheddable"], name
         elif rule == "priced":
             assert least <= used <= most, f"{name}: {used} used, {least} to {most} written down"
+        elif rule == "stock":
+            # A token bucket of which next to nothing comes back.
+            back = 1 + elapsed_s / STOCK_TOKEN_S
+            assert least - back <= used <= most, f"{name}: {used} used, {least} to {most} written down"
         elif rule in RATES:
             plan = str(key - 24) if rule == "given" and key >= 24 else None
             rate, burst = PLANS[plan] if plan else RATES[rule]
@@ -163,7 +173,7 @@ def test_every_feature_keeps_its_word_whoever_is_killed_and_with_whom_it_is_aske
         expect_traces(end["traces"])
         expect_books(end["books"], end["elapsed_s"])
         # All of it has happened.
-        for what in ("admitted", "together", "denied", "banned", "entered", "waited", "served", "settled",
-                     "refunded", "reported", "alone", "near", "soft", "kept", "killed_within"):
+        for what in ("admitted", "together", "denied", "banned", "entered", "waited", "served", "raced", "settled",
+                     "refunded", "returned", "reported", "alone", "near", "soft", "kept", "killed_within"):
             assert end[what] > 0, what
         assert KILLS < 500 or worker_kills + upgrades > 0
