@@ -102,16 +102,9 @@ MUTANTS = {
     "quotas_not_told_again": (
         "quota: ", QUOTAS, "b.told_all <= 0) continue;", "b.told_all <= 1'000'000) continue;",
         [QUOTAS]),
-    "a_host_believes_a_redis_that_has_lost_its_data": (
-        "quota: ", QUOTAS, "  state->in_window = std::max(state->in_window, b.restore);\n", "",
-        [QUOTAS]),
     "the_day_before_taken_for_the_open_one": (
         "quota: ", "daemon/config/calendar.cc", "    if (entry.end_ns == kLongOverNs) continue;\n", "",
         ["daemon/config/calendar.cc"]),
-    "a_limit_that_came_with_the_request_not_believed": (
-        "lost:", "daemon/harvest/harvester.cc", "const shm::Limit& limit = rule.most;",
-        "const shm::Limit limit = shm::MakeLimit(1, rule.limit.period_ns, 1);",
-        ["daemon/harvest/harvester.cc"]),
     "private_values_told_as_they_are": (
         "private: ", "daemon/harvest/harvester.cc", "if (rule->privacy != nullptr) named.wire",
         "if (rule->privacy != nullptr && slot % 8 != 0) named.wire", ["daemon/harvest/harvester.cc"]),
