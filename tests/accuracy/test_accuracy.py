@@ -95,10 +95,22 @@ def test_a_clock_set_forward_admits_as_much_more_and_no_more():
 
 
 @pytest.mark.timeout_s(RUN_TIMEOUT_S)
-def test_the_scheme_that_ships_runs_in_the_same_lab():
-    run = subprocess.run([ACCURACY, "--scheme", "both", "--scenario", "uni-10-x2"], check=True,
+def test_all_schemes_run_in_the_same_lab():
+    run = subprocess.run([ACCURACY, "--scheme", "all", "--scenario", "uni-10-x2"], check=True,
                          capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
-    strict, approximate = (json.loads(line) for line in run.stdout.splitlines())
-    assert (strict["scheme"], approximate["scheme"]) == ("strict", "approximate")
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [r["scheme"] for r in results] == ["strict", "overdraft", "approximate"]
+    strict, overdraft, approximate = results
     assert strict["over_tokens"] == 0
+    assert overdraft["over_10s_percent"] == 0 and overdraft["used_percent"] > 99, overdraft
     assert approximate["over_1s_percent"] < 20 and approximate["used_percent"] > 90, approximate
+
+
+@pytest.mark.timeout_s(RUN_TIMEOUT_S)
+@pytest.mark.parametrize("scenario, used", [("hop-100-x2", 97), ("uni-100-x2-pause", 97)])
+def test_what_ships_by_default_follows_demand_and_outages(scenario, used):
+    """Demand that hops used two thirds before hosts said farewell, a Redis that pauses 87 %."""
+    run = subprocess.run([ACCURACY, "--scheme", "approximate", "--scenario", scenario], check=True,
+                         capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    result = json.loads(run.stdout)
+    assert result["used_percent"] > used and result["over_10s_percent"] < 0.5, result
