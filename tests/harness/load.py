@@ -46,7 +46,7 @@ def connected_hosts(configs):
 
 def kill_workers_while(clients, daemons, pause_s):
     """Kills a worker of each daemon in turn, `pause_s()` after the last is back, until the process
-    `clients` ends; returns how many were killed."""
+    `clients` ends; returns how many were killed, once all daemons answer."""
     kills = 0
     while clients.running():
         time.sleep(pause_s())
@@ -59,6 +59,8 @@ def kill_workers_while(clients, daemons, pause_s):
         wait_until(lambda old=worker, daemon=daemon:
                    daemon.worker_pid() not in (old, daemon.pid) or not clients.running(),
                    START_DEADLINE_S, "another worker")
+    for daemon in daemons:  # the last one killed may be on its way
+        daemon.wait_for(daemon.metrics, START_DEADLINE_S, "the last worker answers")
     return kills
 
 
