@@ -85,9 +85,6 @@ MUTANTS = {
         "    b.kept = b.stock.held;", [PLACES]),
     "strict_tokens_returned_and_kept": (
         "strict: ", LEASE, "  credits_ -= back;  // L3\n", "", [LEASE]),
-    "strict_tokens_spent_for_longer_than_they_are_lent": (
-        "strict: ", LEASE, "= first_sent_ns + kLifetimeNs;", "= first_sent_ns + 30 * kLifetimeNs;",
-        [LEASE]),
     "a_class_leaves_half_of_what_it_must": (
         "class: ", COMPILE, "static_cast<uint16_t>((1 - part) * 65536)",
         "static_cast<uint16_t>((1 - part) * 32768)", [COMPILE]),
