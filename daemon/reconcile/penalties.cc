@@ -34,27 +34,23 @@ uint64_t WordOfBan(const config::CompiledRule& rule, uint32_t inv_share, uint64_
   return until_ns + tau_ns - std::min(tau_ns, unit_ns);
 }
 
-// Adds to the debt of the tenant `k`, up to now + ceiling; never lowers the word. Word before key,
-// in acquire: pairs with the claimer's step 4.
-void AddDebt(shm::Slot& slot, uint64_t k, uint64_t now_ns, uint64_t cost_ns, uint64_t ceiling_ns) {
+// Raises the word of the tenant `k` to what `target_of` makes of it; never lowers it. Word before
+// key, in acquire: pairs with the claimer's step 4.
+template <class TargetOf>
+void Raise(shm::Slot& slot, uint64_t k, const TargetOf& target_of) {
   for (int attempt = 0; attempt < shm::kMaxRestarts; ++attempt) {
     uint64_t w = slot.word.load(std::memory_order_acquire);
     const bool is_its = slot.key.load(std::memory_order_acquire) == k;
-    const uint64_t target = std::min(std::max(w, now_ns) + cost_ns, now_ns + ceiling_ns);
+    const uint64_t target = target_of(w);
     if (shm::word::IsDead(w) || !is_its || target <= w) return;
     if (slot.word.compare_exchange_strong(w, target, std::memory_order_acq_rel)) return;
-  }  // contended: that denial costs nothing
+  }  // contended: that denial costs nothing, and a ban is put back at the next look
 }
 
-// Raises the word of the tenant `k`; never lowers it. Word before key, in acquire: pairs with the
-// claimer's step 4.
-void RaiseTo(shm::Slot& slot, uint64_t k, uint64_t target) {
-  for (int attempt = 0; attempt < shm::kMaxRestarts; ++attempt) {
-    uint64_t w = slot.word.load(std::memory_order_acquire);
-    const bool is_its = slot.key.load(std::memory_order_acquire) == k;
-    if (shm::word::IsDead(w) || !is_its || w >= target) return;
-    if (slot.word.compare_exchange_strong(w, target, std::memory_order_acq_rel)) return;
-  }  // contended: the next look does it
+// Adds to the debt of the tenant `k`, up to now + ceiling.
+void AddDebt(shm::Slot& slot, uint64_t k, uint64_t now_ns, uint64_t cost_ns, uint64_t ceiling_ns) {
+  Raise(slot, k,
+        [=](uint64_t w) { return std::min(std::max(w, now_ns) + cost_ns, now_ns + ceiling_ns); });
 }
 
 }  // namespace
@@ -130,8 +126,8 @@ void Reconciler::AssertBan(Bucket& b) {
 void Reconciler::KeepBan(Bucket& b) {
   if (b.penal->until_ns - now_ns_ > kOnlyRisesNs) return AssertBan(b);
   if (b.rule == nullptr || b.place.key == 0) return;
-  const uint64_t most_ns = now_ns_ + b.limit.tau_ns + b.limit.debt_max_ns;
-  RaiseTo(buckets_->slots()[b.place.slot], b.place.key, std::min(BannedWordOf(b), most_ns));
+  const uint64_t target = std::min(BannedWordOf(b), now_ns_ + b.limit.tau_ns + b.limit.debt_max_ns);
+  Raise(buckets_->slots()[b.place.slot], b.place.key, [target](uint64_t) { return target; });
 }
 
 // The flag is for answers, and orders nothing; the key's load pairs with step 3.
