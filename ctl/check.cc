@@ -10,8 +10,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "ctl/client.h"
@@ -108,9 +106,7 @@ nlohmann::json ToJson(sluice_t* client, const sluice_decision_t& d, int result,
     json["period_ns"] = d.period_ns;
     json["burst"] = d.burst;
     json["remaining"] = d.remaining;
-    // null: this cost can never fit.
-    json["retry_after_ns"] =
-        d.retry_after_ns == SLUICE_NEVER ? nlohmann::json() : nlohmann::json(d.retry_after_ns);
+    json["retry_after_ns"] = RetryAfterJson(d);
     json["reset_after_ns"] = d.reset_after_ns;
     json["delay_ns"] = d.delay_ns;
     json["shadow"] = d.shadow != 0;
@@ -296,10 +292,8 @@ void AddCheck(CLI::App* root, Globals* globals) {
                    "tell how it ended, by a status such as 503: rules' outcomes correct the cost")
       ->check(CLI::Range(0u, 999u))
       ->excludes(peek);
-  verb->callback([globals, options] {
-    const absl::Status status = RunCheck(*globals, *options, &globals->exit_code);
-    if (!status.ok()) globals->exit_code = Fail(status);
-  });
+  verb->callback(
+      [globals, options] { Conclude(globals, RunCheck(*globals, *options, &globals->exit_code)); });
 }
 
 }  // namespace sluice::ctl

@@ -39,6 +39,11 @@ absl::StatusOr<std::vector<sluice_descriptor_t>> ParseDescriptors(
   return descriptors;
 }
 
+nlohmann::json RetryAfterJson(const sluice_decision_t& decision) {
+  if (decision.retry_after_ns == SLUICE_NEVER) return nullptr;
+  return decision.retry_after_ns;
+}
+
 std::string DecidingRule(sluice_t* client, const sluice_decision_t& decision) {
   char label[256];
   const int bytes = sluice_decision_rule(client, &decision, label, sizeof(label));

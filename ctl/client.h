@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -32,5 +33,8 @@ absl::StatusOr<std::vector<sluice_descriptor_t>> ParseDescriptors(
 
 // The label of the rule that decided; empty: none did, or the rules have changed since.
 std::string DecidingRule(sluice_t* client, const sluice_decision_t& decision);
+
+// ns; null: the cost can never fit.
+nlohmann::json RetryAfterJson(const sluice_decision_t& decision);
 
 }  // namespace sluice::ctl

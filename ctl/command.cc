@@ -14,6 +14,10 @@ int Fail(const absl::Status& status) {
                                                                          : kExitUsage;
 }
 
+void Conclude(Globals* globals, const absl::Status& status) {
+  if (!status.ok()) globals->exit_code = Fail(status);
+}
+
 void RunAdminVerb(Globals* globals, const std::function<absl::Status()>& verb) {
   absl::Status status;
   try {
@@ -23,7 +27,7 @@ void RunAdminVerb(Globals* globals, const std::function<absl::Status()>& verb) {
         absl::StrCat("what answers at ", globals->AdminSocketPath(),
                      " is not a sluice daemon of this version: ", error.what()));
   }
-  if (!status.ok()) globals->exit_code = Fail(status);
+  Conclude(globals, status);
 }
 
 CLI::App* AddVerb(CLI::App* root, Globals* globals, const std::string& name,

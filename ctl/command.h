@@ -30,6 +30,9 @@ struct Globals {
 // Prints "sluicectl: message" to standard error; returns the exit code for the status.
 int Fail(const absl::Status& status);
 
+// How a verb ends: what went wrong is printed, and decides the exit code.
+void Conclude(Globals* globals, const absl::Status& status);
+
 // Runs a verb that reads the daemon's JSON and sets globals->exit_code: what does not have the
 // expected shape is a daemon of another version.
 void RunAdminVerb(Globals* globals, const std::function<absl::Status()>& verb);

@@ -251,10 +251,7 @@ void AddReplay(CLI::App* root, Globals* globals) {
   verb->add_option("--top", a->top, "how many values of a descriptor --dry-run shows")
       ->check(CLI::Range(size_t{1}, size_t{100'000}))
       ->capture_default_str();
-  verb->callback([globals, a] {
-    const absl::Status status = RunReplay(*globals, *a);
-    if (!status.ok()) globals->exit_code = Fail(status);
-  });
+  verb->callback([globals, a] { Conclude(globals, RunReplay(*globals, *a)); });
 }
 
 }  // namespace sluice::ctl

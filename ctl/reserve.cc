@@ -83,8 +83,7 @@ absl::Status RunReserve(const Globals& globals, const ReserveOptions& options, i
       json["expires_in_ns"] = r.expires_ns - std::min(r.expires_ns, d.now_ns);
       json["reservation"] = r.expires_ns == 0 ? nlohmann::json() : nlohmann::json(TokenOf(r));
     } else {
-      json["retry_after_ns"] =
-          d.retry_after_ns == SLUICE_NEVER ? nlohmann::json() : nlohmann::json(d.retry_after_ns);
+      json["retry_after_ns"] = RetryAfterJson(d);
     }
     std::cout << json.dump(2) << "\n";
   } else if (result != 1) {
@@ -136,8 +135,7 @@ void AddReserve(CLI::App* root, Globals* globals) {
   verb->add_option("--hold", options->hold, "how long it may be settled, an hour at most")
       ->capture_default_str();
   verb->callback([globals, options] {
-    const absl::Status status = RunReserve(*globals, *options, &globals->exit_code);
-    if (!status.ok()) globals->exit_code = Fail(status);
+    Conclude(globals, RunReserve(*globals, *options, &globals->exit_code));
   });
 }
 
@@ -157,8 +155,7 @@ void AddSettle(CLI::App* root, Globals* globals) {
       ->required()
       ->check(CLI::Range(uint64_t{0}, uint64_t{SLUICE_MAX_COST}));
   verb->callback([globals, options] {
-    const absl::Status status = RunSettle(*globals, *options, &globals->exit_code);
-    if (!status.ok()) globals->exit_code = Fail(status);
+    Conclude(globals, RunSettle(*globals, *options, &globals->exit_code));
   });
 }
 
