@@ -48,11 +48,7 @@ class Products(Scenario):
     )
 
     def run(self):
-        self.start_redis()
-        report.say(f"starting {self.hosts} daemons")
-        for host in range(self.hosts):
-            self.daemons.append(self._start(host))
-        self._wait_ready(True)
+        self.start()
         report.say(self.title)
         wrong = []
         for name, act in (("reserve, then settle", self.reserve), ("in flight", self.in_flight),
@@ -65,11 +61,7 @@ class Products(Scenario):
                 if not is_right:
                     wrong.append(f"{name}: {told}")
         print(flush=True)
-        for problem in wrong:
-            report.note(f"demo: {problem}")
-        if not wrong:
-            print("every limit held", flush=True)
-        return 1 if wrong else 0
+        return self.conclude(wrong)
 
     def argv(self, host, *words):
         ctl = os.path.join(self.arguments.build, "ctl", "sluicectl")
@@ -125,8 +117,12 @@ class Products(Scenario):
 
     def penalty(self):
         self.ctl(0, "check", "user=eve", "--count", 20)
-        denied, took_s = until(lambda: (lambda told: told if told["banned"] else None)(
-            self.ctl(1, "check", "user=eve")), "host 2 knows of the ban")
+
+        def ban():
+            told = self.ctl(1, "check", "user=eve")
+            return told if told["banned"] else None
+
+        denied, took_s = until(ban, "host 2 knows of the ban")
         minutes = denied["retry_after_ns"] / 6e10
         yield (f"15 denials on host 1 are a ban, on host 2 too after {took_s:.1f} s: come back in "
                f"{minutes:.0f} minutes", 0.98 * HOUR_NS < denied["retry_after_ns"] <= 1.02 * HOUR_NS)

@@ -69,24 +69,33 @@ class Scenario:
         """Prints the table; returns (problems, panels of the plot)."""
         raise NotImplementedError
 
-    def run(self):
+    def start(self):
+        """Redis where there are several hosts, and a daemon on each, which serves."""
         if self.hosts > 1:
             self.start_redis()
         report.say(f"starting {self.hosts} daemon{'s' if self.hosts > 1 else ''}")
         for host in range(self.hosts):
             self.daemons.append(self._start(host))
         self._wait_ready(self.hosts > 1)
+
+    @staticmethod
+    def conclude(problems):
+        """The exit code."""
+        for problem in problems:
+            report.note(f"demo: {problem}")
+        if not problems:
+            print("every limit held", flush=True)
+        return 1 if problems else 0
+
+    def run(self):
+        self.start()
         report.say(f"{self.title}; {self.seconds:.0f} s")
         for _, lines in self.rules:
             print("\n".join(f"    {line}" for line in lines), flush=True)
         told = self._ask()
         problems, panels = self.judge(told)
         self._write_plot(panels)
-        for problem in problems:
-            report.note(f"demo: {problem}")
-        if not problems:
-            print("every limit held", flush=True)
-        return 1 if problems else 0
+        return self.conclude(problems)
 
     def start_redis(self):
         report.say("starting a Redis Cluster: 3 primaries, 3 replicas")
