@@ -3,10 +3,9 @@
 // limit.
 #pragma once
 
-#include <compare>
 #include <cstdint>
-#include <functional>
 #include <queue>
+#include <tuple>
 #include <vector>
 
 #include "daemon/reconcile/ledger.h"
@@ -27,9 +26,13 @@ class Farewells {
     uint64_t due_ns;
     uint64_t reported_ns;  // as the bucket's then
     BucketId id;
-    auto operator<=>(const Told&) const = default;
   };
-  std::priority_queue<Told, std::vector<Told>, std::greater<>> told_;
+  struct Later {
+    bool operator()(const Told& a, const Told& b) const {
+      return std::tie(a.due_ns, a.reported_ns, a.id) > std::tie(b.due_ns, b.reported_ns, b.id);
+    }
+  };
+  std::priority_queue<Told, std::vector<Told>, Later> told_;
 };
 
 }  // namespace sluice::reconcile
