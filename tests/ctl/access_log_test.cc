@@ -251,7 +251,8 @@ TEST_F(AccessLogTest, SurvivesRandomDamage) {
   const std::string good =
       "192.0.2.1 - bob [17/May/2015:10:05:03 +0000] \"GET /a\\\"b HTTP/1.1\" 200 1 \"-\" \"x\\\\\"";
   std::mt19937 random(7);
-  const std::string spice = "\"\\[]: -/\0\n\r\t%x9";
+  using std::string_literals::operator""s;
+  const std::string spice = "\"\\[]: -/\0\n\r\t%x9"s;
   uint64_t entries = 0;
   for (int round = 0; round < 50'000; ++round) {
     std::string line = good;

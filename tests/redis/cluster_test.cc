@@ -9,8 +9,8 @@ using test::RedisCluster;
 
 class ClusterClientTest : public ClientFixture {
  protected:
-  void StartCluster(std::vector<std::string> arguments = {}) {
-    cluster_ = std::make_unique<RedisCluster>(std::move(arguments));
+  void StartCluster(const std::vector<std::string>& arguments = {}) {
+    cluster_ = std::make_unique<RedisCluster>(arguments);
     ASSERT_TRUE(cluster_->healthy()) << cluster_->node(0).log();
   }
   void CreateReady(ClientOptions options) {

@@ -106,7 +106,7 @@ class HostileServerTest : public ClientFixture {
  protected:
   // A call to that server alone fails as `kind`, and (unless it is kTimeout or kUnavailable) the
   // garbage alarm is raised once, however often it is tried.
-  void ExpectGarbage(RogueServer::Manners manners) {
+  void ExpectGarbage(const RogueServer::Manners& manners) {
     for (Mode mode : {Mode::kSingle, Mode::kCluster}) {
       recorder_.alarms.clear();
       RogueServer rogue(manners);

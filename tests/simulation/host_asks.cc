@@ -1,7 +1,6 @@
 // What a host's clients ask for: a rule, a key, and what a request may bring beside it, by the
 // policy as clients read it.
 #include <algorithm>
-#include <cstring>
 #include <string_view>
 #include <utility>
 
@@ -61,7 +60,7 @@ void Host::Fill(const config::CompiledRule& rule, const std::string& brought,
   if (const uint64_t given = shm::ReadGiven(brought, group.given_max); given != 0) {
     numbers = shm::Given(numbers, given);
     char label[shm::kMaxLabelBytes];
-    std::memcpy(label, rule.label.data(), rule.label.size());
+    rule.label.copy(label, rule.label.size());
     asked->label = {label, shm::AppendGiven(label, rule.label.size(), numbers.limit.limit)};
     seed = shm::HashValue(control_.info().hash_key, asked->label, 0);
   }

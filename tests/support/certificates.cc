@@ -42,7 +42,7 @@ std::vector<std::string> With(std::vector<std::string> words,
 
 }  // namespace
 
-Authority::Authority(std::string name) {
+Authority::Authority(const std::string& name) {
   ok_ = OpenSsl(With(With({"req", "-x509"}, kNewKey), {"-keyout", path("ca.key"), "-out", ca_file(),
                                                        "-days", "2", "-subj", "/CN=" + name}));
 }

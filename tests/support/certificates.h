@@ -12,7 +12,7 @@ namespace sluice::test {
 class Authority {
  public:
   // `name` tells one authority from another in messages.
-  explicit Authority(std::string name = "sluice test authority");
+  explicit Authority(const std::string& name = "sluice test authority");
 
   bool ok() const { return ok_; }
   std::string ca_file() const { return path("ca.pem"); }

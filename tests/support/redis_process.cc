@@ -254,7 +254,8 @@ bool RedisProcess::Restart() {
   return Spawn();
 }
 
-RedisCluster::RedisCluster(std::vector<std::string> arguments, bool tls, bool ipv6) : ipv6_(ipv6) {
+RedisCluster::RedisCluster(const std::vector<std::string>& arguments, bool tls, bool ipv6)
+    : ipv6_(ipv6) {
   for (std::unique_ptr<RedisProcess>& node : nodes_) {
     node = std::make_unique<RedisProcess>(
         RedisProcess::Options{.cluster = true, .arguments = arguments, .tls = tls, .ipv6 = ipv6});

@@ -106,7 +106,7 @@ class RedisCluster {
 
   // Under TLS the nodes talk to each other and to clients so; tests still reach their plain ports.
   // With `ipv6` they know each other as ::1.
-  explicit RedisCluster(std::vector<std::string> arguments = {}, bool tls = false,
+  explicit RedisCluster(const std::vector<std::string>& arguments = {}, bool tls = false,
                         bool ipv6 = false);
 
   bool healthy() const { return healthy_; }
