@@ -327,10 +327,10 @@ void FillDecision(const Time& time, const Rule& rule, const Attempt& attempt,
                             ? shm::Remaining(tat, now_ns + lag_ns, per_token, rule.limit.tau_ns)
                             : shm::Remaining(rule.limit, tat, now_ns + lag_ns, dearer_q16);
   // Patience lets a share's cost grow beyond the whole bucket; it fits for all that.
-  const uint64_t fitting_ns = attempt.charge.cost_ns > rule.limit.tau_ns
-                                  ? seen.cost_ns
-                                  : std::min(seen.cost_ns, rule.limit.tau_ns);
-  decision->retry_after_ns = shm::RetryAfterNs(seen.verdict, now_ns, fitting_ns, rule.limit.tau_ns);
+  const uint64_t within_ns = FitsWithinNs(rule, attempt.charge);
+  const uint64_t fitting_ns =
+      attempt.charge.cost_ns > within_ns ? seen.cost_ns : std::min(seen.cost_ns, within_ns);
+  decision->retry_after_ns = shm::RetryAfterNs(seen.verdict, now_ns, fitting_ns, within_ns);
   if (allowed) decision->retry_after_ns = 0;
   decision->reset_after_ns = shm::ResetAfterNs(tat, now_ns);
   decision->delay_ns = allowed ? DelayOf(rule, attempt, now_ns) : 0;

@@ -7,6 +7,7 @@
 #include "client/client.h"
 #include "client/denials.h"
 #include "client/plan.h"
+#include "client/turns.h"
 #include "shm/alone.h"
 #include "shm/bucket.h"
 #include "shm/clock.h"
@@ -67,7 +68,8 @@ struct Context {
   Time time;
   // Not null: the check only looks. What it looks for and does not find is one of these.
   Absent* absent;
-  uint64_t patience_ns = 0;  // how long the caller would wait for its turn
+  bool has_deadline = false;  // the caller goes on by then or not at all
+  uint64_t patience_ns = 0;   // until then; 0: it waits for nothing
   // Not 0: the request enters, and takes places under this name (see places.h), or looks whether it
   // could. Others only look whether there is one.
   uint64_t place_name = 0;
@@ -259,30 +261,6 @@ inline shm::Outcome CheckAnyKind(Context& ctx, const Rule& rule, Attempt* attemp
                                   attempt->fp, attempt->charge, ctx.time, &attempt->seen);
 }
 
-// What passes at once under a rule: nobody waits while a bucket's word is no further ahead.
-inline uint64_t AtOnceNs(const Rule& rule) {
-  return rule.limit.tau_ns - std::min<uint64_t>(rule.limit.tau_ns, rule.max_delay_ns);
-}
-
-// How long a caller with so much patience may wait for its turn in a token bucket. What stands
-// ahead of the present is debt, so that it ends where debt does; a cost that never fits waits in
-// vain.
-inline uint64_t PatienceOf(const Rule& rule, uint64_t cost_ns, uint64_t patience_ns) {
-  const bool waits =
-      rule.kind == shm::Kind::kTokenBucket && rule.shadow == 0 && cost_ns <= rule.limit.tau_ns;
-  return waits ? std::min(patience_ns, rule.limit.debt_max_ns) : 0;
-}
-
-// Lets a request come before its time by what its caller would wait: a bucket with a place to wait,
-// for this request alone. The order of the words is the order of the turns. In an emergency that
-// admits everything nobody waits.
-inline void ApplyPatience(const Rule& rule, uint64_t patience_ns, shm::Charge* charge) {
-  if (charge->admit_always) return;
-  const uint64_t waits_ns = PatienceOf(rule, charge->cost_ns, patience_ns);
-  charge->tau_ns = rule.limit.tau_ns + waits_ns;
-  charge->debt_max_ns = rule.limit.debt_max_ns - waits_ns;
-}
-
 // Makes the request one that enters. False: the client has no number (yet) to hold places by.
 bool NameEntry(Context& ctx);
 
@@ -310,7 +288,7 @@ inline void Run(Context& ctx, const Item& item, uint64_t policy, uint64_t cost, 
     if (degraded.is) [[unlikely]] {
       if (!ApplyDegraded(*ctx.attachment, item, degraded, ctx.time.now_ns(), attempt)) return;
     }
-    if (ctx.patience_ns != 0) [[unlikely]] {
+    if (ctx.has_deadline) [[unlikely]] {
       ApplyPatience(*item.rule, ctx.patience_ns, &attempt->charge);
     }
     attempt->outcome = CheckAnyKind(ctx, *item.rule, attempt);

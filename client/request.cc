@@ -58,7 +58,7 @@ uint64_t HeadroomNs(const Item& item, const Attempt& attempt, uint64_t now_ns) {
 uint64_t RetryNs(const Item& item, const Attempt& attempt, uint64_t now_ns) {
   if (item.rule->kind != shm::Kind::kTokenBucket) return attempt.seen.retry_after_ns;
   return shm::RetryAfterNs(attempt.seen.verdict, now_ns, attempt.seen.cost_ns,
-                           item.rule->limit.tau_ns);
+                           FitsWithinNs(*item.rule, attempt.charge));
 }
 
 // One request over several rules.

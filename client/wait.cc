@@ -156,9 +156,15 @@ struct Waiting {
   bool is_first = false;
 };
 
-// Asks once. `*beyond_ns`: what a denied request came too early by beyond all patience; it is tried
-// again then. `*name`: what it entered by, where it did. `looking`: null, or it only looks.
-int Ask(Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyond_ns, uint64_t* name) {
+// Of a denied request that may be tried again.
+struct Later {
+  uint64_t turn_ns = 0;    // from now, as far as is known
+  uint64_t beyond_ns = 0;  // from now, until its turn is near enough to be told
+};
+
+// Asks once. `*later`: where it is denied. `*name`: what it entered by, where it did. `looking`:
+// null, or it only looks.
+int Ask(Waiting& w, Absent* looking, sluice_decision_t* d, Later* later, uint64_t* name) {
   sluice_t* const client = w.client;
   *name = 0;
   const Attachment* const a = AttachmentOf(client);
@@ -171,6 +177,7 @@ int Ask(Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyond_ns, 
   Context ctx(client, a, /*coarse_serves=*/false, looking);
   if (w.enters && !NameEntry(ctx)) return AnswerDefault(client, 0, d);
   const uint64_t now_ns = ctx.time.now_ns();
+  ctx.has_deadline = true;
   ctx.patience_ns = w.deadline_ns > now_ns ? w.deadline_ns - now_ns : 0;
   if (w.came_ns == 0) w.came_ns = now_ns;
   ctx.came_ns = w.came_ns;
@@ -179,13 +186,15 @@ int Ask(Waiting& w, Absent* looking, sluice_decision_t* d, uint64_t* beyond_ns, 
   w.has_found_full = ctx.has_found_full;
   w.is_first = ctx.is_first;
   if (answer > 0) *name = ctx.place_name;
-  *beyond_ns = d->retry_after_ns;
+  *later = {.turn_ns = d->retry_after_ns, .beyond_ns = d->retry_after_ns};
   if (d->source == SLUICE_SOURCE_EMERGENCY) return answer;  // no turn is to be had
   for (size_t i = 0; i < plan.count; ++i) {
     const Rule& rule = *plan.items[i].rule;
-    if (rule.id != d->rule) continue;
-    const uint64_t waits_ns = PatienceOf(rule, CostNs(rule, w.cost), ctx.patience_ns);
-    *beyond_ns -= std::min(*beyond_ns, waits_ns);
+    if (rule.id != d->rule || !HasTurns(rule, CostNs(rule, w.cost))) continue;
+    const uint64_t told_ns = TurnsNs(rule, ctx.patience_ns);
+    // It is told when it fits, and fits before its turn by what the rule itself lets it wait.
+    later->turn_ns += std::min(told_ns, rule.limit.tau_ns - AtOnceNs(rule));
+    later->beyond_ns = later->turn_ns - std::min(later->turn_ns, told_ns);
   }
   return answer;
 }
@@ -197,21 +206,21 @@ Seen AwaitPlace(Waiting& w) {
   return AwaitSight(w.client, pace, w.came_ns, w.deadline_ns, w.cancel_fd, [&w, &pace](uint64_t) {
     Absent absent;
     sluice_decision_t d;
-    uint64_t beyond_ns = 0;
+    Later later;
     uint64_t name = 0;
-    const int answer = Ask(w, &absent, &d, &beyond_ns, &name);
+    const int answer = Ask(w, &absent, &d, &later, &name);
     pace.longest_ns = w.is_first ? kLongestFirstNs : kPlacePace.longest_ns;
     return answer != 0 || !IsForWantOfPlace(d);
   });
 }
 
-// When to try again what was denied with `beyond_ns` to go. Those whose turns lie beyond what may
-// be told in advance do not come back together: the turns that are told reach far enough for them
-// to come later, so that no time is lost.
-uint64_t AgainNs(const sluice_decision_t& d, uint64_t beyond_ns, uint64_t deadline_ns) {
-  uint64_t spare_ns = (deadline_ns - d.now_ns - d.retry_after_ns) / 2;
-  spare_ns = std::min(spare_ns, (d.retry_after_ns - beyond_ns) / 2);
-  return d.now_ns + std::max(beyond_ns, kShortestPauseNs) + AnyUpTo(spare_ns);
+// When to try again what was denied. Those whose turns lie beyond what may be told in advance do
+// not come back together: the turns that are told reach far enough for them to come later, so that
+// no time is lost.
+uint64_t AgainNs(const sluice_decision_t& d, const Later& later, uint64_t deadline_ns) {
+  uint64_t spare_ns = (deadline_ns - d.now_ns - later.turn_ns) / 2;
+  spare_ns = std::min(spare_ns, (later.turn_ns - later.beyond_ns) / 2);
+  return d.now_ns + std::max(later.beyond_ns, kShortestPauseNs) + AnyUpTo(spare_ns);
 }
 
 int Cancelled(sluice_t* client, sluice_decision_t* d) {
@@ -226,13 +235,15 @@ int Cancelled(sluice_t* client, sluice_decision_t* d) {
 // The answer, when it is final. `*name` as of Ask: what the caller holds then.
 int AnswerInTime(Waiting& w, sluice_decision_t* d, uint64_t* name) {
   for (;;) {
-    uint64_t beyond_ns = 0;
-    const int answer = Ask(w, /*looking=*/nullptr, d, &beyond_ns, name);
+    Later later;
+    const int answer = Ask(w, /*looking=*/nullptr, d, &later, name);
     if (answer < 0 || d->source == SLUICE_SOURCE_DEFAULT) return answer;
     if (answer > 0) {
       if (d->delay_ns == 0) return answer;
       if (IsTallying()) FlushTally(*w.client);  // not after a long sleep
-      if (SleepUntil(d->now_ns + d->delay_ns, w.cancel_fd)) return answer;
+      // An emergency that admits everything may tell a delay beyond the deadline.
+      const uint64_t until_ns = std::min(d->now_ns + d->delay_ns, w.deadline_ns);
+      if (SleepUntil(until_ns, w.cancel_fd)) return answer;
       *name = 0;
       return Cancelled(w.client, d);
     }
@@ -244,9 +255,9 @@ int AnswerInTime(Waiting& w, sluice_decision_t* d, uint64_t* name) {
       if (seen == Seen::kCancelled) return Cancelled(w.client, d);
       continue;
     }
-    if (w.deadline_ns <= d->now_ns || d->retry_after_ns > w.deadline_ns - d->now_ns) return answer;
+    if (w.deadline_ns <= d->now_ns || later.turn_ns > w.deadline_ns - d->now_ns) return answer;
     if (IsTallying()) FlushTally(*w.client);
-    if (!SleepUntil(AgainNs(*d, beyond_ns, w.deadline_ns), w.cancel_fd)) {
+    if (!SleepUntil(AgainNs(*d, later, w.deadline_ns), w.cancel_fd)) {
       return Cancelled(w.client, d);
     }
   }

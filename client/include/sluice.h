@@ -178,7 +178,7 @@ SLUICE_API int sluice_check_wait(sluice_t* client, const sluice_descriptor_t* de
  * can be told, without an order among those. Windows, logs, strict rules and emergencies: sleeps
  * until tokens come, and tries again; in no order. Several rules: admitted by all or by none, and
  * the longest of the delays is slept for. Where the deadline cannot be kept it is denied at once
- * and nothing is spent; under a leaky bucket its `max_delay` comes on top of the deadline.
+ * and nothing is spent; a leaky bucket's `max_delay` gives way to the deadline.
  * `cancel_fd`: a file such as an eventfd whose readability ends the wait (it is not read), or -1. A
  * signal that the thread handles ends it too; then the answer is SLUICE_E_CANCELLED,
  * decision->allowed is 0, and the turn is given back unless somebody stands behind it, whose turn

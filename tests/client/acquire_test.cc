@@ -252,6 +252,22 @@ TEST_F(AcquireTest, AQueueOfTheRuleIsMadeLongerByThePatienceOfTheCaller) {
   EXPECT_EQ(waiter.Cancel().error(), SLUICE_E_CANCELLED);
 }
 
+TEST_F(AcquireTest, ADeadlineBeforeTheEndOfTheRulesQueueIsKept) {
+  ASSERT_TRUE(client_.check({{"route", "/queue"}, {"user", "u"}}));
+  const Decision late = Acquire("/queue", 9min);
+  EXPECT_FALSE(late) << "its turn is in ten minutes";
+  EXPECT_LE(late.raw().retry_after_ns, kMinute);
+  EXPECT_GT(late.raw().retry_after_ns, kMinute / 2) << "when nine minutes are enough";
+  EXPECT_FALSE(Acquire("/queue", 0ns));
+  EXPECT_EQ(served_.TotalUse(), 1);
+  Waiter waiter(client_, "/queue", 11min);
+  AwaitAhead("/queue", 15 * kMinute);
+  EXPECT_EQ(waiter.Cancel().error(), SLUICE_E_CANCELLED);
+  const Decision told = client_.check({{"route", "/queue"}, {"user", "u"}});
+  EXPECT_TRUE(told) << "who waits as the rule says may be told that turn";
+  EXPECT_GT(told.raw().delay_ns, 9 * kMinute);
+}
+
 TEST_F(AcquireTest, AClassThatMayUseLessWaitsLonger) {
   const auto acquire = [&](const char* name, std::chrono::nanoseconds max_wait) {
     return client_.acquire({{"route", "/classed"}, {"user", "u"}, {"class", name}}, max_wait, 1);
