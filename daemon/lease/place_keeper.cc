@@ -60,6 +60,7 @@ void PlaceKeeper::Put(Book& b, uint32_t counted, uint64_t now_ns) {
 }
 
 void PlaceKeeper::Look(Book& b, uint64_t now_ns) {
+  b.looked_ns = now_ns;
   b.demand.Update(std::exchange(b.uses, 0), now_ns, kPlacesBeatNs);
   if (now_ns >= b.need_ns) b.need = 0;
   Put(b, b.lent, now_ns);
@@ -115,12 +116,16 @@ void PlaceKeeper::SetRules(const config::CompiledRules& rules, uint64_t now_ns) 
   }
 }
 
+// Others are short, and it has had what it was lent for long enough to use it.
+bool PlaceKeeper::GivesWay(const Book& b, uint64_t now_ns) {
+  return b.is_short && now_ns >= b.lent_ns + kPlacesShortNs;
+}
+
 // What it would like to have: what is held, what was asked for in vain, and some ahead.
 uint32_t PlaceKeeper::WantOf(const Book& b, uint64_t now_ns) const {
   if (b.limit == 0) return 0;
   uint64_t ahead = 0;
-  const bool gives_way = b.is_short && now_ns >= b.lent_ns + kPlacesShortNs;
-  if (now_ns < b.used_ns + kPlacesIdleNs && !gives_way) {
+  if (now_ns < b.used_ns + kPlacesIdleNs && !GivesWay(b, now_ns)) {
     ahead = std::max<uint64_t>(
         b.cost, static_cast<uint64_t>(std::ceil(std::min(b.demand.rate(), 1e6) * kAheadS)));
   }
@@ -129,7 +134,11 @@ uint32_t PlaceKeeper::WantOf(const Book& b, uint64_t now_ns) const {
 
 bool PlaceKeeper::IsDue(const Book& b, uint64_t now_ns) const {
   if (b.asked_ns == 0) return true;  // also where nothing is: it takes over from a former daemon
-  if (b.need > 0 && now_ns >= b.asked_ns + kPlacesAskNs) return true;
+  // Where requests still come, the next one uses what is free; elsewhere it does not lie for a
+  // beat.
+  const bool is_for_others = GivesWay(b, now_ns) && now_ns >= b.used_ns + kPlacesBeatNs &&
+                             b.stock.counted() > WantOf(b, now_ns);
+  if ((b.need > 0 || is_for_others) && now_ns >= b.asked_ns + kPlacesAskNs) return true;
   const bool is_any_free = b.stock.counted() > b.stock.held || WantOf(b, now_ns) > b.stock.held;
   if (!is_any_free && b.told == 0 && b.stock.held == 0) return false;
   return now_ns >= b.asked_ns + (is_any_free ? kPlacesBeatNs : kPlacesHeldBeatNs);
@@ -147,6 +156,8 @@ void PlaceKeeper::Forget(uint32_t id) {
 void PlaceKeeper::Visit(uint32_t id, uint64_t now_ns) {
   Book& b = books_[id];
   if (b.text.empty() || b.is_asked) return;
+  // Nobody says that a request has left.
+  if (b.stock.held != 0 && now_ns >= b.looked_ns + kPlacesLookNs) Look(b, now_ns);
   const bool ends = b.good_ns != 0 && now_ns >= b.good_ns;
   const bool is_idle = b.told == 0 && b.stock.held == 0 && now_ns >= b.used_ns + kPlacesIdleNs;
   if (!ends && !is_idle && !IsDue(b, now_ns)) return;

@@ -39,7 +39,10 @@ inline constexpr uint64_t kPlacesGoodNs = 2'000'000'000;
 // How often a host says what it has: where some of it is free, and where all is held.
 inline constexpr uint64_t kPlacesBeatNs = 500'000'000;
 inline constexpr uint64_t kPlacesHeldBeatNs = 1'000'000'000;
-// So often it asks for what its requests were denied for want of, and for so long after one.
+// And looks whether some of it has become free.
+inline constexpr uint64_t kPlacesLookNs = 100'000'000;
+// So often it asks for what its requests were denied for want of, and for so long after one; and
+// gives back what others are short of.
 inline constexpr uint64_t kPlacesAskNs = 30'000'000;
 inline constexpr uint64_t kPlacesNeedNs = 1'500'000'000;
 // What is lent and not used stays here for so long: where others are short, and where none is.
@@ -109,7 +112,8 @@ class PlaceKeeper {
     uint64_t need = 0;  // what was denied and not lent yet
     uint64_t need_ns = 0;
     uint64_t used_ns = 0;
-    uint64_t lent_ns = 0;   // when more came last
+    uint64_t lent_ns = 0;  // when more came last
+    uint64_t looked_ns = 0;
     uint64_t asked_ns = 0;  // the last call began; 0: never
     uint64_t told = 0;      // what Redis counts for it at least
     uint32_t kept = 0;      // as the call says that is on its way
@@ -129,6 +133,7 @@ class PlaceKeeper {
 
   void Put(Book& b, uint32_t counted, uint64_t now_ns);
   void Look(Book& b, uint64_t now_ns);
+  static bool GivesWay(const Book& b, uint64_t now_ns);
   uint32_t WantOf(const Book& b, uint64_t now_ns) const;
   bool IsDue(const Book& b, uint64_t now_ns) const;
   void Visit(uint32_t id, uint64_t now_ns);

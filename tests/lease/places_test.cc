@@ -277,6 +277,27 @@ TEST(PlaceFleetTest, OneHostMayHaveThemAllAndThenAnother) {
   EXPECT_EQ(fleet.host(1).in(), 20u) << "what one host does not use comes to another";
 }
 
+// Whenever the other began to ask: for long, or just then. Who was denied himself of late keeps it.
+TEST(PlaceFleetTest, WhatIsLeftOnOneHostIsHadOnAnotherThatAsksWithinASecond) {
+  uint64_t worst_ns = 0;
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    PlaceFleet fleet(3, 20, seed);
+    fleet.Run(4 * kSecond, 50, UINT64_MAX, [] { return 0; });
+    ASSERT_EQ(fleet.host(0).in(), 20u);
+    fleet.Run(kPlacesNeedNs, 0, 0);
+    fleet.Run(fleet.world.Below(3 * kSecond), 20, UINT64_MAX, [] { return 1; });
+    ASSERT_EQ(fleet.host(1).in(), 0u);
+    fleet.host(0).Leave(0);
+    const uint64_t left_ns = fleet.world.events.now_ns;
+    while (fleet.host(1).in() == 0 && fleet.world.events.now_ns < left_ns + 5 * kSecond) {
+      fleet.Run(10 * kMilli, 20, UINT64_MAX, [] { return 1; });
+    }
+    worst_ns = std::max(worst_ns, fleet.world.events.now_ns - left_ns);
+  }
+  std::printf("had after %.2f s at most\n", static_cast<double>(worst_ns) / 1e9);
+  EXPECT_LT(worst_ns, kSecond);
+}
+
 TEST(PlaceFleetTest, AKeyThatHasBeenIdleIsLentWithinMilliseconds) {
   PlaceFleet fleet(3, 5, 2);
   fleet.Run(20 * kSecond, 0, 0);
