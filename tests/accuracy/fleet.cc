@@ -118,16 +118,26 @@ Result Fleet::Run() {
   }
   for (Arrival next = arrivals.Next(); next.at_ns < scenario_.duration_ns && result_.fault.empty();
        next = arrivals.Next()) {
-    while (!events_.empty() && events_.top().at_ns <= next.at_ns) {
-      Event event = std::move(const_cast<Event&>(events_.top()));
-      events_.pop();
-      now_ns_ = event.at_ns;
-      Happen(event);
-    }
+    HappenUntil(next.at_ns);
     now_ns_ = next.at_ns;
     Arrive(next);
   }
+  // Who still waits is answered.
+  const uint64_t answered_ns = scenario_.duration_ns + scenario_.wait_ns + kSecondNs;
+  while (!waiting_.empty() && !events_.empty() && events_.top().at_ns <= answered_ns &&
+         result_.fault.empty()) {
+    HappenUntil(events_.top().at_ns);
+  }
   return Sum();
+}
+
+void Fleet::HappenUntil(uint64_t at_ns) {
+  while (!events_.empty() && events_.top().at_ns <= at_ns) {
+    Event event = std::move(const_cast<Event&>(events_.top()));
+    events_.pop();
+    now_ns_ = event.at_ns;
+    Happen(event);
+  }
 }
 
 Result Fleet::Sum() {

@@ -3,6 +3,7 @@
 // still, is slow, or is another.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <queue>
@@ -89,6 +90,7 @@ class Fleet : private Wire {
   uint64_t TrueNs(const Host& host, uint64_t local_ns) const;
   void Push(uint64_t at_ns, Kind kind, uint32_t host, std::unique_ptr<Message> message = nullptr);
   void Happen(Event& event);
+  void HappenUntil(uint64_t at_ns);
   void Boot(uint32_t index);
   void Arrive(const Arrival& arrival);
   void Admit(uint32_t key, uint64_t cost);
@@ -103,7 +105,10 @@ class Fleet : private Wire {
   void Crash();
   void JumpClock();
   redis::Reply Eval(std::vector<std::string>* args);
-  Bin& BinNow() { return result_.bins[now_ns_ / kBinNs]; }
+  // The last one for callers that still wait when the run is over.
+  Bin& BinNow() {
+    return result_.bins[std::min<uint64_t>(now_ns_ / kBinNs, result_.bins.size() - 1)];
+  }
   Result Sum();
 
   const Scenario scenario_;
