@@ -44,6 +44,14 @@ std::string LentText(const json& bucket, bool is_global) {
                : head + "holds nothing";
 }
 
+// How many places hosts have, held or free.
+std::string PlacesText(const json& bucket) {
+  const auto missing = bucket.at("missing_places").get<uint64_t>();
+  return absl::StrCat(bucket.at("lent_places").get<uint64_t>(), " at ",
+                      bucket.at("hosts").get<uint64_t>(), " hosts",
+                      missing == 0 ? "" : absl::StrCat(", ", missing, " asked for in vain"));
+}
+
 // How many places are held, and by whom.
 std::string HoldersText(const json& bucket) {
   std::string text = absl::StrCat(bucket.at("held").get<uint64_t>(), " held");
@@ -72,6 +80,9 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
     std::string notes = bucket.at("denying").get<bool>() ? "denying" : "";
     if (bucket.contains("consistency")) {
       absl::StrAppend(&notes, notes.empty() ? "" : ", ", LentText(bucket, options.is_global));
+    }
+    if (bucket.contains("lent_places")) {
+      absl::StrAppend(&notes, notes.empty() ? "" : ", ", PlacesText(bucket));
     }
     if (bucket.contains("held")) {
       absl::StrAppend(&notes, notes.empty() ? "" : ", ", HoldersText(bucket));

@@ -72,22 +72,43 @@ class Lister {
     if (home_.empty()) {
       return absl::UnavailableError(absl::StrCat("no primary of Redis answers: ", problem_));
     }
-    const auto& all = rules_.rules();
-    const bool has_strict = std::any_of(
-        all.begin(), all.end(), [](const auto& rule) { return rule.kind == shm::Kind::kLease; });
+    const std::vector<Family> families = Families();
     for (uint32_t shard = 0; shard < redis_.shards && !out_->truncated; ++shard) {
       if (IsLate()) {
         out_->truncated = true;
-      } else if (!ScanShard(shard, keys[shard], /*is_lent=*/false) ||
-                 (has_strict && !out_->truncated &&
-                  !ScanShard(shard, redis::FamilyKey(keys[shard], "strict"), /*is_lent=*/true))) {
-        ++out_->unreachable;
+        break;
       }
+      const bool is_whole = std::all_of(families.begin(), families.end(), [&](const Family& f) {
+        return out_->truncated || ScanShard(shard, keys[shard], f);
+      });
+      if (!is_whole) ++out_->unreachable;
     }
     return absl::OkStatus();
   }
 
  private:
+  // The hashes of one script.
+  struct Family {
+    std::string_view name;  // empty: lua/fold.lua's
+    // Null: of lua/fold.lua.
+    bool (*add)(const config::CompiledRule&, std::string_view field, int64_t now_us,
+                ordered_json* out);
+  };
+
+  std::vector<Family> Families() const {
+    std::vector<Family> families = {{"", nullptr}};
+    const auto add_if = [&](const Family& family, bool (*is_of)(const config::CompiledRule&)) {
+      const auto& all = rules_.rules();
+      if (std::any_of(all.begin(), all.end(), is_of)) families.push_back(family);
+    };
+    add_if({"strict", AddLentState},
+           [](const config::CompiledRule& rule) { return rule.kind == shm::Kind::kLease; });
+    add_if({"places", AddLentPlaces}, [](const config::CompiledRule& rule) {
+      return rule.kind == shm::Kind::kInFlight && rule.strict;
+    });
+    return families;
+  }
+
   bool IsLate() const { return Clock::now() > end_; }
 
   Node* NodeAt(const std::string& address) {
@@ -100,8 +121,9 @@ class Lister {
         .first->second.get();
   }
 
-  // `is_lent`: the hash is lua/lease.lua's, else lua/fold.lua's.
-  bool ScanShard(uint32_t shard, const std::string& key, bool is_lent) {
+  bool ScanShard(uint32_t shard, const std::string& shard_key, const Family& family) {
+    const std::string key =
+        family.name.empty() ? shard_key : redis::FamilyKey(shard_key, family.name);
     std::string cursor = "0";
     int redirects = 0;
     for (size_t round = 0; round < kMaxScanRounds; ++round) {
@@ -128,7 +150,7 @@ class Lister {
       cursor = std::string(TextOf(reply->element[0]));
       const redisReply* pairs = reply->element[1];
       for (size_t i = 0; i + 1 < pairs->elements && !out_->truncated; i += 2) {
-        Add(shard, is_lent, TextOf(pairs->element[i]), TextOf(pairs->element[i + 1]),
+        Add(shard, family, TextOf(pairs->element[i]), TextOf(pairs->element[i + 1]),
             node->now_us());
       }
       if (cursor == "0" || out_->truncated) return true;
@@ -136,7 +158,7 @@ class Lister {
     return false;
   }
 
-  void Add(uint32_t shard, bool is_lent, std::string_view name, std::string_view value,
+  void Add(uint32_t shard, const Family& family, std::string_view name, std::string_view value,
            int64_t now_us) {
     // The hash's own books: no rule's name is that short.
     if (name.size() > 1 && name[1] == ':') return;
@@ -147,9 +169,9 @@ class Lister {
     const std::string label(shm::LabelOf(name));
     ordered_json bucket = {{"name", std::string(name)}, {"rule", label}, {"shard", shard}};
     if (!redis_.region.empty()) bucket["region"] = redis_.region;
-    if (is_lent) {
+    if (family.add != nullptr) {
       const config::CompiledRule* const rule = rules_.Find(label);
-      if (rule != nullptr) AddLentState(*rule, value, now_us, &bucket);
+      if (rule != nullptr) family.add(*rule, value, now_us, &bucket);
       out_->buckets.push_back(std::move(bucket));
       return;
     }

@@ -22,10 +22,10 @@ inline constexpr int kGlobalRedirects = 3;
 
 // {"scope": "global", "truncated": bool, "unreachable_shards": n, "buckets": [{name, rule, shard,
 // algorithm, remaining, limit, period_ns, burst, reset_after_s, denying, tokens}]}; a strict bucket
-// has what AddLentState says instead of tokens. Where there are regions all are asked, the own one
-// first, and each bucket tells its `region`; those of a region that does not answer are
-// unreachable. `primaries`: addresses to begin at; the configured ones serve too. Unavailable when
-// none answers.
+// has what AddLentState says instead of tokens, one of places what AddLentPlaces says. Where there
+// are regions all are asked, the own one first, and each bucket tells its `region`; those of a
+// region that does not answer are unreachable. `primaries`: addresses to begin at; the configured
+// ones serve too. Unavailable when none answers.
 absl::StatusOr<nlohmann::ordered_json> GlobalBuckets(const BucketQuery& query,
                                                      const config::RedisConfig& redis,
                                                      const std::vector<NodeAddress>& primaries,

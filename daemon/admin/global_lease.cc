@@ -8,12 +8,13 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "shm/layout.h"
 
 namespace sluice::admin {
 namespace {
 
 constexpr int64_t kGenerationUs = 1'000'000;  // as in lua/lease.lua
-constexpr double kMost = 1ull << 60;          // beyond all that the script counts
+constexpr double kMost = 1ull << 60;          // beyond all that the scripts count
 // Its fields, in their order.
 enum Field : uint8_t {
   kLevel,
@@ -71,6 +72,46 @@ bool AddLentState(const config::CompiledRule& rule, std::string_view field, int6
   (*out)["out_tokens"] = static_cast<uint64_t>(std::max(lent, 0.0));
   (*out)["hosts"] = static_cast<uint64_t>(std::max(counted(kHosts0, kHosts1), 0.0));
   (*out)["demand_per_s"] = counted(kDemand0, kDemand1) * 1e-3;
+  return true;
+}
+
+bool AddLentPlaces(const config::CompiledRule& rule, std::string_view field, int64_t now_us,
+                   nlohmann::ordered_json* out) {
+  constexpr int64_t kSilentUs = 30'000'000;  // as in lua/places.lua
+  constexpr int64_t kWaitsUs = 1'000'000;
+  constexpr size_t kPerHost = 5;  // instance lent seen_us missing since_us, behind one word
+  const std::vector<std::string> words = absl::StrSplit(std::string(field), ' ');
+  int64_t called_us = 0;
+  if (words.size() % kPerHost != 1 || !absl::SimpleAtoi(words[0], &called_us)) return false;
+  uint64_t lent = 0;
+  uint64_t missing = 0;
+  uint64_t hosts = 0;
+  for (size_t i = 1; i < words.size(); i += kPerHost) {
+    uint64_t has = 0;
+    int64_t seen_us = 0;
+    uint64_t lacks = 0;
+    if (!absl::SimpleAtoi(words[i + 1], &has) || !absl::SimpleAtoi(words[i + 2], &seen_us) ||
+        !absl::SimpleAtoi(words[i + 3], &lacks)) {
+      return false;
+    }
+    if (has > shm::kMaxLogEntries || lacks > shm::kMaxLogEntries) return false;
+    if (now_us - seen_us > kSilentUs) continue;
+    lent += has;
+    hosts += has == 0 ? 0 : 1;
+    if (now_us - seen_us <= kWaitsUs) missing += lacks;
+  }
+  const uint64_t limit = rule.limit.limit;
+  const uint64_t remaining = limit - std::min(limit, lent);
+  (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
+  (*out)["remaining"] = remaining;
+  (*out)["limit"] = limit;
+  (*out)["period_ns"] = 0;
+  (*out)["burst"] = rule.limit.burst;
+  (*out)["reset_after_s"] = 0.0;
+  (*out)["denying"] = remaining < rule.cost;
+  (*out)["lent_places"] = lent;
+  (*out)["hosts"] = hosts;
+  (*out)["missing_places"] = missing;
   return true;
 }
 

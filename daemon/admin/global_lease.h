@@ -1,4 +1,4 @@
-// A bucket that is lent out as lua/lease.lua keeps it, for people.
+// Buckets that are lent out as lua/lease.lua and lua/places.lua keep them, for people.
 #pragma once
 
 #include <cstdint>
@@ -16,5 +16,12 @@ namespace sluice::admin {
 // added, where it is not of the script's form. Pure.
 bool AddLentState(const config::CompiledRule& rule, std::string_view field, int64_t now_us,
                   nlohmann::ordered_json* out);
+
+// Of requests in flight, the same: {algorithm, remaining, limit, period_ns: 0, burst,
+// reset_after_s: 0, denying, lent_places, hosts, missing_places}: places that no host has, those
+// that hosts have (held, or free for what comes there next), the hosts that have any, and what was
+// asked for in vain in the last second.
+bool AddLentPlaces(const config::CompiledRule& rule, std::string_view field, int64_t now_us,
+                   nlohmann::ordered_json* out);
 
 }  // namespace sluice::admin

@@ -174,6 +174,34 @@ TEST(GlobalLeaseTest, CountsWhatIsOutInThisGenerationAndTheLast) {
   EXPECT_EQ(at(99'000'000)["remaining"], 20);
 }
 
+// Its field: called_us, then of each host instance lent seen_us missing since_us.
+TEST(GlobalPlacesTest, CountsWhatHostsThatAreNotSilentHaveAndLack) {
+  config::CompiledRule rule;
+  rule.kind = shm::Kind::kInFlight;
+  rule.strict = true;
+  rule.limit.limit = rule.limit.burst = 8;
+  const std::string field = "60000000 aa 5 60000000 0 0 bb 1 59500000 2 59000000 cc 0 59900000 3 1";
+  const auto at = [&](int64_t now_us) {
+    nlohmann::ordered_json out;
+    EXPECT_TRUE(AddLentPlaces(rule, field, now_us, &out));
+    return out;
+  };
+  const nlohmann::ordered_json now = at(60'000'000);
+  EXPECT_EQ(now["remaining"], 2);
+  EXPECT_EQ(now["lent_places"], 6);
+  EXPECT_EQ(now["hosts"], 2);
+  EXPECT_EQ(now["missing_places"], 5);
+  EXPECT_FALSE(now["denying"]);
+  EXPECT_EQ(at(61'000'000)["missing_places"], 0) << "asked for too long ago";
+  EXPECT_EQ(at(89'600'000)["lent_places"], 5) << "one is silent";
+  EXPECT_EQ(at(99'000'000)["lent_places"], 0);
+  nlohmann::ordered_json none;
+  for (const char* bad : {"", "1 aa 2", "1 aa x 1 0 0", "1 aa 1 1 -1 0", "1 aa 99999999 1 0 0"}) {
+    EXPECT_FALSE(AddLentPlaces(rule, bad, 60'000'000, &none)) << bad;
+  }
+  EXPECT_TRUE(none.is_null());
+}
+
 TEST(GlobalLeaseTest, ShowsNothingBelowZeroAndRefusesWhatIsNoBucket) {
   nlohmann::ordered_json out;
   ASSERT_TRUE(AddLentState(StrictRule(), "-1000000 50500000 1 50 0 0 0 0 0 1 100000 0 0 0 60000000",

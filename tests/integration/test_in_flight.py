@@ -155,6 +155,10 @@ def test_two_hosts_share_one_limit_and_what_one_leaves_the_other_may_have(tmp_pa
             with held_on(other, tmp_path, "other", 1):
                 time.sleep(1)  # long enough for whatever might come
                 assert not may_enter(one) and not may_enter(other)
+                shown = ctl_json("buckets", "--global", daemon=one)
+                assert [(b["lent_places"], b["hosts"], b["remaining"], b["denying"])
+                        for b in shown["buckets"]] == [(3, 2, 0, True)]
+                assert "3 at 2 hosts" in ctl("buckets", "--global", daemon=other).stdout
                 os.kill(one.worker_pid(), signal.SIGKILL)
                 one.wait_for(lambda: one.status()["adopted"], START_DEADLINE_S, "adopted")
                 assert not may_enter(one) and not may_enter(other)
