@@ -48,7 +48,7 @@ def compile_mutated(source, folder, mutant=None):
     if mutant:
         argv[argv.index(as_named)] = mutant
     argv.insert(next(i for i, word in enumerate(argv) if word.startswith("-I")), f"-I{folder}")
-    done = run([word for word in argv if word != "-Werror"], COMPILE_TIMEOUT_S)
+    done = run([word for word in argv if word not in ("-Werror", "-g")], COMPILE_TIMEOUT_S)
     assert done.returncode == 0, f"{source}: {done.stderr[-2000:]}"
     return original, compiled
 
