@@ -157,11 +157,12 @@ void PlaceKeeper::Visit(uint32_t id, uint64_t now_ns) {
   Book& b = books_[id];
   if (b.text.empty() || b.is_asked) return;
   // Nobody says that a request has left.
-  if (b.stock.held != 0 && now_ns >= b.looked_ns + kPlacesLookNs) Look(b, now_ns);
+  const bool is_looked_at = b.stock.held != 0 && now_ns >= b.looked_ns + kPlacesLookNs;
+  if (is_looked_at) Look(b, now_ns);
   const bool ends = b.good_ns != 0 && now_ns >= b.good_ns;
   const bool is_idle = b.told == 0 && b.stock.held == 0 && now_ns >= b.used_ns + kPlacesIdleNs;
   if (!ends && !is_idle && !IsDue(b, now_ns)) return;
-  Look(b, now_ns);
+  if (!is_looked_at) Look(b, now_ns);
   if (ends) b.good_ns = 0;
   if (IsDue(b, now_ns)) {
     shards_[b.shard].due.push_back(id);
