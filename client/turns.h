@@ -11,10 +11,13 @@
 
 namespace sluice::client {
 
-// What passes at once under a rule: nobody waits while a bucket's word is no further ahead.
-inline uint64_t AtOnceNs(const Rule& rule) {
-  return rule.limit.tau_ns - std::min<uint64_t>(rule.limit.tau_ns, rule.max_delay_ns);
+// How long a rule itself lets any caller wait; 0 but for leaky buckets.
+inline uint64_t OwnDelayNs(const Rule& rule) {
+  return std::min<uint64_t>(rule.limit.tau_ns, rule.max_delay_ns);
 }
+
+// What passes at once under a rule: nobody waits while a bucket's word is no further ahead.
+inline uint64_t AtOnceNs(const Rule& rule) { return rule.limit.tau_ns - OwnDelayNs(rule); }
 
 // Whether a caller with a deadline may be told its turn under a rule; a cost that never fits would
 // wait in vain.
@@ -25,8 +28,7 @@ inline bool HasTurns(const Rule& rule, uint64_t cost_ns) {
 // How far ahead of the present the turn of such a caller may lie. What stands ahead is debt, so
 // that it ends where debt does.
 inline uint64_t TurnsNs(const Rule& rule, uint64_t patience_ns) {
-  const uint64_t own_ns = rule.limit.tau_ns - AtOnceNs(rule);
-  return std::min(patience_ns, own_ns + rule.limit.debt_max_ns);
+  return std::min(patience_ns, OwnDelayNs(rule) + rule.limit.debt_max_ns);
 }
 
 // Lets a request come before its time by what its caller would wait: a bucket with a place to wait,

@@ -193,7 +193,7 @@ int Ask(Waiting& w, Absent* looking, sluice_decision_t* d, Later* later, uint64_
     if (rule.id != d->rule || !HasTurns(rule, CostNs(rule, w.cost))) continue;
     const uint64_t told_ns = TurnsNs(rule, ctx.patience_ns);
     // It is told when it fits, and fits before its turn by what the rule itself lets it wait.
-    later->turn_ns += std::min(told_ns, rule.limit.tau_ns - AtOnceNs(rule));
+    later->turn_ns += std::min(told_ns, OwnDelayNs(rule));
     later->beyond_ns = later->turn_ns - std::min(later->turn_ns, told_ns);
   }
   return answer;

@@ -4,8 +4,10 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "ctl/admin_client.h"
 #include "ctl/command.h"
 #include "ctl/text.h"
@@ -77,19 +79,13 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
       table.Row({name, "-", "-", "-", "-", shard, "-", "its rule is gone"});
       continue;
     }
-    std::string notes = bucket.at("denying").get<bool>() ? "denying" : "";
-    if (bucket.contains("consistency")) {
-      absl::StrAppend(&notes, notes.empty() ? "" : ", ", LentText(bucket, options.is_global));
-    }
-    if (bucket.contains("lent_places")) {
-      absl::StrAppend(&notes, notes.empty() ? "" : ", ", PlacesText(bucket));
-    }
-    if (bucket.contains("held")) {
-      absl::StrAppend(&notes, notes.empty() ? "" : ", ", HoldersText(bucket));
-    }
+    std::vector<std::string> notes;
+    if (bucket.at("denying").get<bool>()) notes.emplace_back("denying");
+    if (bucket.contains("consistency")) notes.push_back(LentText(bucket, options.is_global));
+    if (bucket.contains("lent_places")) notes.push_back(PlacesText(bucket));
+    if (bucket.contains("held")) notes.push_back(HoldersText(bucket));
     if (bucket.value("banned_for_s", 0.0) > 0) {
-      absl::StrAppend(&notes, notes.empty() ? "" : ", ", "banned for another ",
-                      Seconds(bucket.at("banned_for_s")));
+      notes.push_back("banned for another " + Seconds(bucket.at("banned_for_s")));
     }
     const double reset_s = bucket.at("reset_after_s").get<double>();
     const char* const tokens = options.is_global ? "tokens" : "unreconciled_tokens";
@@ -99,7 +95,8 @@ void PrintBuckets(const json& answer, const BucketsOptions& options) {
          absl::StrCat(bucket.at("burst").get<uint64_t>()),
          absl::StrCat(bucket.at("remaining").get<uint64_t>()),
          FormatDuration(static_cast<uint64_t>(reset_s * 1e9)), shard,
-         bucket.contains(tokens) ? absl::StrCat(bucket.at(tokens).get<int64_t>()) : "-", notes});
+         bucket.contains(tokens) ? absl::StrCat(bucket.at(tokens).get<int64_t>()) : "-",
+         absl::StrJoin(notes, ", ")});
   }
   if (table.is_empty()) {
     std::cout << "no bucket"

@@ -165,18 +165,23 @@ void AddState(const shm::MappedBuckets& buckets, uint64_t slot, const Seen& seen
   if (rule.penalty.is_any()) {
     (*out)["banned_for_s"] = BanLeftS(buckets.slots()[slot], seen.word, rule, now_ns);
   }
-  (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
-  (*out)["remaining"] = remaining;
-  (*out)["limit"] = limit.limit;
-  (*out)["period_ns"] = rule.kind == shm::Kind::kInFlight ? 0 : limit.period_ns;
-  (*out)["burst"] = limit.burst;
+  AddTerms(rule, limit, remaining, out);
   (*out)["reset_after_s"] = static_cast<double>(reset_ns) * 1e-9;
-  (*out)["denying"] = remaining < rule.cost;
   (*out)["unreconciled_tokens"] = shm::used::Gen(used) == gen ? shm::used::Count(used) : 0;
   (*out)["denied_pending"] = pending;
 }
 
 }  // namespace
+
+void AddTerms(const config::CompiledRule& rule, const shm::Limit& limit, uint64_t remaining,
+              ordered_json* out) {
+  (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
+  (*out)["remaining"] = remaining;
+  (*out)["limit"] = limit.limit;
+  (*out)["period_ns"] = rule.kind == shm::Kind::kInFlight ? 0 : limit.period_ns;
+  (*out)["burst"] = limit.burst;
+  (*out)["denying"] = remaining < rule.cost;
+}
 
 ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedBuckets& buckets,
                           const shm::SegmentInfo& info, const shm::HolderCell* holders,

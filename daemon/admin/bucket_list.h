@@ -30,4 +30,9 @@ nlohmann::ordered_json LocalBuckets(const BucketQuery& query, const shm::MappedB
                                     const shm::SegmentInfo& info, const shm::HolderCell* holders,
                                     const config::CompiledRules& rules, uint64_t now_ns);
 
+// Adds what all lists tell of a bucket under a rule: {algorithm, remaining, limit, period_ns (0: of
+// requests in flight), burst, denying}. `limit`: the rule's, or the one that the bucket was given.
+void AddTerms(const config::CompiledRule& rule, const shm::Limit& limit, uint64_t remaining,
+              nlohmann::ordered_json* out);
+
 }  // namespace sluice::admin

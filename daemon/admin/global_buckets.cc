@@ -122,8 +122,7 @@ class Lister {
   }
 
   bool ScanShard(uint32_t shard, const std::string& shard_key, const Family& family) {
-    const std::string key =
-        family.name.empty() ? shard_key : redis::FamilyKey(shard_key, family.name);
+    const std::string key = redis::FamilyKey(shard_key, family.name);
     std::string cursor = "0";
     int redirects = 0;
     for (size_t round = 0; round < kMaxScanRounds; ++round) {
@@ -230,12 +229,7 @@ class Lister {
                            absl::SimpleAtoi(parts[10], &until_us) && until_us > now_us;
       (*out)["banned_for_s"] = has_ban ? static_cast<double>(until_us - now_us) * 1e-6 : 0.0;
     }
-    (*out)["algorithm"] = config::AlgorithmName(rule->kind, rule->max_delay_ns);
-    (*out)["remaining"] = remaining;
-    (*out)["limit"] = limit.limit;
-    (*out)["period_ns"] = limit.period_ns;
-    (*out)["burst"] = limit.burst;
-    (*out)["denying"] = remaining < rule->cost;
+    AddTerms(*rule, limit, remaining, out);
   }
 
   const BucketQuery& query_;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "daemon/admin/bucket_list.h"
 #include "shm/layout.h"
 
 namespace sluice::admin {
@@ -62,13 +63,8 @@ bool AddLentState(const config::CompiledRule& rule, std::string_view field, int6
   const double level = std::max(f[kLevel], std::min(f[kLevel] + refill, (burst - lent) * f[kUnit]));
   const auto remaining = static_cast<uint64_t>(std::clamp(level / f[kUnit], 0.0, burst));
   (*out)["reset_after_s"] = std::max(0.0, (f[kFull] - static_cast<double>(now_us)) * 1e-6);
-  (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
+  AddTerms(rule, limit, remaining, out);
   (*out)["consistency"] = rule.strict ? "strict" : "overdraft";
-  (*out)["remaining"] = remaining;
-  (*out)["limit"] = limit.limit;
-  (*out)["period_ns"] = limit.period_ns;
-  (*out)["burst"] = limit.burst;
-  (*out)["denying"] = remaining < rule.cost;
   (*out)["out_tokens"] = static_cast<uint64_t>(std::max(lent, 0.0));
   (*out)["hosts"] = static_cast<uint64_t>(std::max(counted(kHosts0, kHosts1), 0.0));
   (*out)["demand_per_s"] = counted(kDemand0, kDemand1) * 1e-3;
@@ -100,15 +96,8 @@ bool AddLentPlaces(const config::CompiledRule& rule, std::string_view field, int
     hosts += has == 0 ? 0 : 1;
     if (now_us - seen_us <= kWaitsUs) missing += lacks;
   }
-  const uint64_t limit = rule.limit.limit;
-  const uint64_t remaining = limit - std::min(limit, lent);
-  (*out)["algorithm"] = config::AlgorithmName(rule.kind, rule.max_delay_ns);
-  (*out)["remaining"] = remaining;
-  (*out)["limit"] = limit;
-  (*out)["period_ns"] = 0;
-  (*out)["burst"] = rule.limit.burst;
+  AddTerms(rule, rule.limit, rule.limit.limit - std::min(rule.limit.limit, lent), out);
   (*out)["reset_after_s"] = 0.0;
-  (*out)["denying"] = remaining < rule.cost;
   (*out)["lent_places"] = lent;
   (*out)["hosts"] = hosts;
   (*out)["missing_places"] = missing;

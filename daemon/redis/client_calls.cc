@@ -166,9 +166,7 @@ bool ClusterClient::Impl::NeedsRunId(const Request& request) const {
 }
 
 std::string ClusterClient::Impl::KeyOf(const Request& request) const {
-  const std::string& key = shard_keys_[request.shard];
-  const std::string& family = options_.scripts[request.script].family;
-  return family.empty() ? key : FamilyKey(key, family);
+  return FamilyKey(shard_keys_[request.shard], options_.scripts[request.script].family);
 }
 
 void ClusterClient::Impl::FailRequest(uint64_t id, Failure failure) {

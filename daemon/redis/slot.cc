@@ -68,6 +68,7 @@ std::vector<std::string> ShardKeys(std::string_view prefix, uint32_t shards) {
 }
 
 std::string FamilyKey(std::string_view shard_key, std::string_view family) {
+  if (family.empty()) return std::string(shard_key);
   const size_t tag = std::min(shard_key.find('{'), shard_key.size());
   const std::string head(shard_key.substr(0, tag));
   return absl::StrCat(head, std::string(family), ":", std::string(shard_key.substr(tag)));

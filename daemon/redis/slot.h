@@ -23,6 +23,7 @@ uint32_t KeySlot(std::string_view key);
 // A prefix with a '{' would take the hash tag's place; the caller refuses it.
 std::vector<std::string> ShardKeys(std::string_view prefix, uint32_t shards);
 // The key of another script's hash of that shard, in the same slot: `family` stands before its tag.
+// Empty: the shard's own.
 std::string FamilyKey(std::string_view shard_key, std::string_view family);
 
 }  // namespace sluice::redis
